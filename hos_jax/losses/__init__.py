@@ -1,0 +1,25 @@
+"""Losses that learn scores by denoising: pure functions of network outputs, one value each."""
+
+from hos_jax.losses.first_order import dsm, dsm_vr, residual
+from hos_jax.losses.second_order import (
+    ResidualTerms,
+    control_coefficient,
+    d2sm,
+    d2sm_residual,
+    d2sm_residual_terms,
+    d2sm_vr,
+    residual_nll,
+)
+
+__all__ = [
+    "ResidualTerms",
+    "control_coefficient",
+    "d2sm",
+    "d2sm_residual",
+    "d2sm_residual_terms",
+    "d2sm_vr",
+    "dsm",
+    "dsm_vr",
+    "residual",
+    "residual_nll",
+]

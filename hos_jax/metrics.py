@@ -1,0 +1,58 @@
+"""How good a posterior mean and covariance are, from the error that was really made."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from hos_jax.linops import SymmetricMatrix
+from hos_jax.types import Array, check_vectors
+
+
+class CovarianceScores(NamedTuple):
+    """Scores of a predicted covariance at one example, scalars, per dimension.
+
+    Attributes:
+      nll_per_dim: (e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant.
+      calibration: e^T C^-1 e / D; 1 on average when the covariance is right.
+      coverage_90: share of the values whose error lies in the central 90% interval.
+    """
+
+    nll_per_dim: Array
+    calibration: Array
+    coverage_90: Array
+
+
+def marginal_coverage(error: Array, covariance: SymmetricMatrix, level: float) -> Array:
+    """Share of values with |e_i| at most the central interval of N(0, C_ii) at `level`, a scalar.
+
+    Raises:
+      ValueError: if the shapes differ, or unless 0 < level < 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    check_vectors(error=error, covariance_diagonal=covariance.diagonal())
+    half_width = ndtri(0.5 + level / 2) * jnp.sqrt(covariance.diagonal())
+    return jnp.mean((jnp.abs(error) <= half_width).astype(error.dtype))
+
+
+def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceScores:
+    """Scores of a predicted covariance against the error of the mean, at one example.
+
+    Args:
+      error: e = x - posterior mean, (D,), in any unit.
+      covariance: C, positive definite, structured, in that unit squared.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    check_vectors(error=error, covariance_diagonal=covariance.diagonal())
+    form, logdet = covariance.inverse_quadratic_form_and_logdet(error)
+    dim = error.shape[0]
+    return CovarianceScores(
+        nll_per_dim=0.5 * (form + logdet) / dim,
+        calibration=form / dim,
+        coverage_90=marginal_coverage(error, covariance, 0.9),
+    )

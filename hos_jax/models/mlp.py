@@ -1,0 +1,32 @@
+"""A multilayer perceptron for vectors and very small images."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hos_jax.types import Array
+
+
+class MLP(nn.Module):
+    """Fully connected network on the flattened input: (B, H, W, C) -> (B, H, W, out_channels).
+
+    Attributes:
+      out_channels: outputs per position (H, W).
+      features: width of the hidden layers.
+      depth: number of hidden layers.
+    """
+
+    out_channels: int
+    features: int = 256
+    depth: int = 3
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        batch, height, width, _ = images.shape
+        h = images.reshape(batch, -1)
+        for index in range(self.depth):
+            h = nn.swish(nn.Dense(self.features, name=f"hidden{index}")(h))
+        small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
+        h = nn.Dense(height * width * self.out_channels, kernel_init=small, name="out")(h)
+        return jnp.reshape(h, (batch, height, width, self.out_channels))

@@ -1,0 +1,476 @@
+r"""The published image network: a dilated RefineNet with InstanceNorm++ and one noise level.
+
+The architecture is that of Song & Ermon 2019 (arXiv 1907.05600), built on RefineNet (Lin et al.
+2017, arXiv 1611.06612); Meng et al. 2021 (arXiv 2111.04726) learn second-order scores with it.
+`hos_jax.models.refinenet_weights` converts weights of that implementation.
+
+Images are NHWC, (B, H, W, C). Three operations are computed in another, equal form than the one
+in which the architecture is usually described; the tests compare each with the plain form:
+
+* a 3x3 convolution followed by 2x2 mean pooling is one 4x4 convolution of stride 2;
+* a 1x1 convolution followed by 2x2 mean pooling is done in the other order;
+* the 5x5 average pooling is a product with one banded matrix along each image axis.
+
+The activations between a normalisation and its convolution are never kept for the backward
+pass: recomputing them is cheap, and they are two thirds of the memory. (On CPU, JAX 0.10.2
+merges the recomputation with the forward pass again, so the memory is saved only by 0.12.)
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+EPSILON = 1e-5
+SMALLEST_SIZE = 8
+
+
+def fan_in_uniform(fan_in: int) -> Callable[..., jax.Array]:
+    """Returns the initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's for convolutions."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def normal_around_one(key, shape, dtype=jnp.float32) -> jax.Array:
+    """The initializer N(1, 0.02^2) of the scales of InstanceNorm++."""
+    return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+def aligned_corner_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """The matrix of linear interpolation along one axis, the end points kept in place.
+
+    Output i is read at position i (size_in - 1) / (size_out - 1) of the input, so that the first
+    and last points of both grids coincide ("aligned corners").
+
+    Returns:
+        Array (size_out, size_in), float64; every row sums to one.
+    """
+    position = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
+    distance = np.abs(position[:, None] - np.arange(size_in))
+    return np.clip(1 - distance, 0, None)
+
+
+def box_matrix(size: int, width: int = 5) -> np.ndarray:
+    """The matrix of the running mean of odd `width` along one axis, zeros outside counted.
+
+    Returns:
+        Array (size, size), float64, symmetric and banded.
+    """
+    index = np.arange(size)
+    return (np.abs(index[:, None] - index) <= width // 2) / width
+
+
+def apply_along_axes(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Applies one matrix along the image's rows and one along its columns.
+
+    Args:
+        x: images, (B, H, W, C).
+        rows: matrix (H', H).
+        columns: matrix (W', W).
+
+    Returns:
+        Array (B, H', W', C) of x's dtype.
+    """
+    x = jnp.einsum("oh,bhwc->bowc", jnp.asarray(rows, x.dtype), x)
+    return jnp.einsum("pw,bowc->bopc", jnp.asarray(columns, x.dtype), x)
+
+
+def resize_aligned_corners(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Bilinear resize, (B, H, W, C) -> (B, height, width, C), with aligned corners.
+
+    An image that already has the size is returned as it is.
+    """
+    if x.shape[1:3] == (height, width):
+        return x
+    return apply_along_axes(
+        x, aligned_corner_matrix(x.shape[1], height), aligned_corner_matrix(x.shape[2], width)
+    )
+
+
+def average_pool_5x5(x: jax.Array) -> jax.Array:
+    """Average of 5x5 neighbourhoods, stride 1, the zero padding of 2 counted; shape unchanged."""
+    # On CPU a windowed reduction takes up to twice the time, forward and backward.
+    return apply_along_axes(x, box_matrix(x.shape[1]), box_matrix(x.shape[2]))
+
+
+def mean_pool_2x2(x: jax.Array) -> jax.Array:
+    """Means of disjoint 2x2 squares, (B, H, W, C) -> (B, H/2, W/2, C), for even H and W."""
+    batch, height, width, channels = x.shape
+    # The gradient of a reshape and a mean is a broadcast; that of a windowed mean is slow on CPU.
+    squares = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return squares.mean((2, 4))
+
+
+def convolve(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+    """Convolution that keeps the image size, for odd kernels.
+
+    Args:
+        x: images, (B, H, W, I).
+        kernel: (k, k, I, O), k odd.
+        dilation: distance between the taps of the kernel.
+
+    Returns:
+        Array (B, H, W, O).
+    """
+    reach = dilation * (kernel.shape[0] // 2)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((reach, reach), (reach, reach)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def convolve_and_halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`mean_pool_2x2(convolve(x, kernel))` for a 3x3 kernel, in one convolution.
+
+    The mean of four neighbouring outputs is linear in a 4x4 neighbourhood of the input: 16
+    products where the two steps take 36, and the full-size result never exists.
+
+    Args:
+        x: images, (B, H, W, I), H and W even.
+        kernel: (3, 3, I, O).
+
+    Returns:
+        Array (B, H/2, W/2, O).
+    """
+    shifted = [
+        jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in (0, 1) for j in (0, 1)
+    ]
+    return lax.conv_general_dilated(
+        x,
+        sum(shifted[1:], shifted[0]) / 4,
+        window_strides=(2, 2),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class Convolution(nn.Module):
+    """A square convolution with zero padding, initialized as PyTorch does.
+
+    Attributes:
+        features: number of output channels.
+        size: side of the kernel, odd.
+        dilation: distance between the taps.
+        use_bias: whether a bias is added.
+        halve: whether 2x2 mean pooling follows; needs size 3 and dilation 1.
+        dtype: dtype of the computation; parameters are float32.
+    """
+
+    features: int
+    size: int = 3
+    dilation: int = 1
+    use_bias: bool = True
+    halve: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, I) to (B, H, W, features), or half of H and W where `halve` is set."""
+        if self.halve and (self.size, self.dilation) != (3, 1):
+            raise ValueError("a convolution that halves the image has size 3 and dilation 1")
+        x = x.astype(self.dtype)
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        init = fan_in_uniform(self.size**2 * x.shape[-1])
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        y = convolve_and_halve(x, kernel) if self.halve else convolve(x, kernel, self.dilation)
+        if self.use_bias:
+            bias = self.param("bias", init, (self.features,)).astype(self.dtype)
+            y = y + bias.reshape(1, 1, 1, -1)
+        return y
+
+
+class InstanceNormPlus(nn.Module):
+    r"""InstanceNorm++ (Song & Ermon 2019, appendix A).
+
+    With mu_c, v_c the mean and biased variance of channel c over one image's pixels, and m_c the
+    means mu_c normalised across channels (unbiased variance),
+
+    .. math:: y_c = \gamma_c \Big(\frac{x_c - \mu_c}{\sqrt{v_c + \epsilon}} + \alpha_c m_c\Big)
+              + \beta_c, \qquad \epsilon = 10^{-5}.
+
+    Needs at least two channels. Statistics are at least float32 whatever the dtype of x.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to the same shape and dtype."""
+        channels = x.shape[-1]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+
+        def parameter(name, init):
+            return self.param(name, init, (channels,)).astype(wide).reshape(1, 1, 1, channels)
+
+        gamma = parameter("gamma", normal_around_one)
+        alpha = parameter("alpha", normal_around_one)
+        beta = parameter("beta", nn.initializers.zeros)
+
+        values = x.astype(wide)
+        mean = values.mean((1, 2), keepdims=True)
+        centred = values - mean
+        variance = jnp.square(centred).mean((1, 2), keepdims=True)
+        level = mean - mean.mean(-1, keepdims=True)
+        spread = jnp.square(level).sum(-1, keepdims=True) / (channels - 1)
+        level = level * lax.rsqrt(spread + EPSILON)
+        # Everything per channel is folded into one scale and one shift per image, so that a
+        # single pass over the pixels remains.
+        scale = gamma * lax.rsqrt(variance + EPSILON)
+        return (centred * scale + (gamma * alpha * level + beta)).astype(x.dtype)
+
+
+class NormConvolution(nn.Module):
+    """InstanceNorm++, a function of the image, then a convolution.
+
+    Attributes:
+        features: number of output channels.
+        between: the function between the two, or None for none.
+        dilation, use_bias, halve, dtype: as in `Convolution`.
+    """
+
+    features: int
+    between: Callable[[jax.Array], jax.Array] | None = nn.elu
+    dilation: int = 1
+    use_bias: bool = True
+    halve: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, I) to (B, H, W, features), or half of H and W where `halve` is set."""
+        x = InstanceNormPlus(name="norm")(x)
+        if self.between is not None:
+            x = self.between(x)
+        return Convolution(
+            self.features,
+            dilation=self.dilation,
+            use_bias=self.use_bias,
+            halve=self.halve,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+
+
+# The backward pass of this unit needs the convolution's input, not its output: the recomputation
+# is the normalisation and the function after it, 5 percent of the time of the convolution.
+LeanNormConvolution = nn.remat(NormConvolution)
+
+# ELU keeps its input alone, in place of its input, its exponential and the choice between them.
+lean_elu = jax.checkpoint(nn.elu)
+
+
+class ResidualBlock(nn.Module):
+    """Two ELU convolutions beside a shortcut.
+
+    A block with `down` and dilation 1 halves the image; with `down` and a dilation it only
+    dilates, and its shortcut is a dilated 3x3 convolution, as published.
+
+    Attributes:
+        features: number of output channels; equal to the input's unless `down`.
+        down: whether the block halves the image or starts a dilated stage.
+        dilation: dilation of all its 3x3 convolutions.
+        dtype: dtype of the computation.
+    """
+
+    features: int
+    down: bool = False
+    dilation: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, I) to (B, H, W, features), or half of H and W where it halves."""
+        halve = self.down and self.dilation == 1
+        common = {"dilation": self.dilation, "dtype": self.dtype}
+        h = LeanNormConvolution(x.shape[-1], **common, name="stage_1")(x)
+        h = LeanNormConvolution(self.features, halve=halve, **common, name="stage_2")(h)
+        if halve:
+            # Pooling first is the same linear map with a quarter of the products.
+            x = mean_pool_2x2(x)
+            x = Convolution(self.features, size=1, dtype=self.dtype, name="shortcut")(x)
+        elif self.down:
+            x = Convolution(self.features, **common, name="shortcut")(x)
+        return x + h
+
+
+class ResidualConvUnit(nn.Module):
+    """Residual blocks of two ELU convolutions without bias.
+
+    Attributes:
+        blocks: number of blocks.
+        dtype: dtype of the computation.
+    """
+
+    blocks: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to the same shape."""
+        for block in range(1, self.blocks + 1):
+            h = x
+            for stage in (1, 2):
+                h = LeanNormConvolution(
+                    x.shape[-1],
+                    use_bias=False,
+                    dtype=self.dtype,
+                    name=f"block_{block}_stage_{stage}",
+                )(h)
+            x = x + h
+        return x
+
+
+class MultiResolutionFusion(nn.Module):
+    """Sum of normalised, convolved inputs at the size of the first.
+
+    Attributes:
+        features: number of output channels.
+        dtype: dtype of the computation.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Sequence[jax.Array]) -> jax.Array:
+        """Maps arrays (B, H_i, W_i, C_i) to one (B, H_0, W_0, features)."""
+        height, width = inputs[0].shape[1:3]
+        parts = [
+            LeanNormConvolution(self.features, between=None, dtype=self.dtype, name=f"input_{i}")(x)
+            for i, x in enumerate(inputs)
+        ]
+        parts = [resize_aligned_corners(x, height, width) for x in parts]
+        return sum(parts[1:], parts[0])
+
+
+class ChainedResidualPooling(nn.Module):
+    """ELU, then two chained stages of average pooling and convolution, each added to the sum.
+
+    Attributes:
+        dtype: dtype of the computation.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, C) to the same shape."""
+        total = path = lean_elu(x)
+        for stage in (1, 2):
+            path = LeanNormConvolution(
+                x.shape[-1],
+                between=average_pool_5x5,
+                use_bias=False,
+                dtype=self.dtype,
+                name=f"stage_{stage}",
+            )(path)
+            total = total + path
+        return total
+
+
+class RefineBlock(nn.Module):
+    """One refinement: adapt every input, fuse them, pool, convolve.
+
+    Attributes:
+        features: number of output channels; with one input, equal to the input's.
+        output_blocks: number of blocks of the output unit.
+        dtype: dtype of the computation.
+    """
+
+    features: int
+    output_blocks: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Sequence[jax.Array]) -> jax.Array:
+        """Maps arrays (B, H_i, W_i, C_i) to one (B, H_0, W_0, features)."""
+        adapted = [
+            ResidualConvUnit(2, dtype=self.dtype, name=f"adapt_{i}")(x)
+            for i, x in enumerate(inputs)
+        ]
+        if len(adapted) > 1:
+            x = MultiResolutionFusion(self.features, dtype=self.dtype, name="fusion")(adapted)
+        else:
+            x = adapted[0]
+        x = ChainedResidualPooling(dtype=self.dtype, name="pooling")(x)
+        return ResidualConvUnit(self.output_blocks, dtype=self.dtype, name="output")(x)
+
+
+class RefineNet(nn.Module):
+    """The published image network.
+
+    Works for images whose height and width are even and at least 8 (the first downsampling
+    halves them once; everything after it keeps the size). There is no noise-level input.
+
+    Call `init` on one image, outside `jit` or with XLA's back-end optimization off: its two hundred
+    random arrays take minutes to optimize as one program on CPU.
+
+    Example::
+
+        net = RefineNet(features=64, out_channels=1)
+        params = net.init(key, images[:1])      # {"params": ...}
+        scores = net.apply(params, images)      # (B, 28, 28, 1) for MNIST
+
+    Attributes:
+        features: channels of the first stage; 64 for MNIST and 128 for CIFAR-10 as published.
+        out_channels: channels of the output.
+        dtype: dtype of the computation and of the output; parameters are float32.
+        remat: whether the backward pass recomputes every block from its inputs, which lowers
+            memory further (by 45 percent on CPU) and costs one more forward pass.
+    """
+
+    features: int
+    out_channels: int
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps images (B, H, W, C) to (B, H, W, out_channels).
+
+        Raises:
+            ValueError: where the images are not (B, H, W, C) with H and W even and at least 8.
+        """
+        if images.ndim != 4 or any(n < SMALLEST_SIZE or n % 2 for n in images.shape[1:3]):
+            raise ValueError(
+                f"RefineNet takes images (B, H, W, C) with H and W even and at least "
+                f"{SMALLEST_SIZE}, not {images.shape}"
+            )
+        narrow, broad = self.features, 2 * self.features
+        residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        refine_block = nn.remat(RefineBlock) if self.remat else RefineBlock
+
+        x = Convolution(narrow, dtype=self.dtype, name="begin_conv")(images)
+        skips = []
+        stages = ((narrow, False, 1), (broad, True, 1), (broad, True, 2), (broad, True, 4))
+        for i, (features, down, dilation) in enumerate(stages, start=1):
+            for block in range(2):
+                x = residual_block(
+                    features,
+                    down=down and block == 0,
+                    dilation=dilation,
+                    dtype=self.dtype,
+                    name=f"res{i}_{block}",
+                )(x)
+            skips.append(x)
+
+        def refine(i, features, inputs, output_blocks=1):
+            return refine_block(
+                features, output_blocks=output_blocks, dtype=self.dtype, name=f"refine{i}"
+            )(inputs)
+
+        x = refine(1, broad, [skips[3]])
+        x = refine(2, broad, [skips[2], x])
+        x = refine(3, narrow, [skips[1], x])
+        x = refine(4, narrow, [skips[0], x], output_blocks=3)
+        return LeanNormConvolution(self.out_channels, dtype=self.dtype, name="end")(x)

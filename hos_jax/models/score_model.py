@@ -1,0 +1,154 @@
+r"""First- and second-order scores from one, two or three networks, converted in one place.
+
+Networks speak in dimensionless quantities: a prediction of the noise z and the posterior covariance
+C in units of sigma^2. `ModelOutputs` is the only place where they become scores:
+
+.. math:: s_1 = -\hat z / \sigma, \qquad s_2 = (C - I) / \sigma^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from hos_jax.linops import SymmetricMatrix
+from hos_jax.models.heads import SecondOrderHead
+from hos_jax.types import Array
+
+Networks = Literal["shared", "per_order", "per_output"]
+
+
+@flax.struct.dataclass
+class ModelOutputs:
+    """What a model says at a batch of N points; flattened in (H, W, C) order to D values.
+
+    Attributes:
+      noise_prediction: prediction of z = (y - x) / sigma, (N, D).
+      raw_second_order: input of the head, (N, k, D), or None for a first-order model.
+      sigma: noise level at each point, (N,), data units.
+      head: the second-order head, or None.
+      output_units: "score" if the raw values are s1 and s2 themselves.
+    """
+
+    noise_prediction: Array
+    raw_second_order: Array | None = None
+    sigma: Array | None = None
+    head: SecondOrderHead | None = flax.struct.field(pytree_node=False, default=None)
+    output_units: str = flax.struct.field(pytree_node=False, default="dimensionless")
+
+    @property
+    def score1(self) -> Array:
+        """s1, (N, D), in 1 / data units."""
+        return -self.noise_prediction / self.sigma[:, None]
+
+    @property
+    def scaled_hessian(self) -> SymmetricMatrix:
+        """S = sigma^2 s2, dimensionless, a batch of structured matrices."""
+        hessian = jax.vmap(self.head.scaled_hessian)(self.raw_second_order)
+        if self.output_units == "score":
+            return jax.vmap(lambda matrix, sigma: matrix.scale(sigma**2))(hessian, self.sigma)
+        return hessian
+
+    @property
+    def score2(self) -> SymmetricMatrix:
+        """s2, in 1 / data units^2, a batch of structured matrices.
+
+        The scaling of a structured matrix is never negative, so its form is kept.
+        """
+        rescale = jax.vmap(lambda matrix, sigma: matrix.scale(1.0 / sigma**2))
+        return rescale(self.scaled_hessian, self.sigma)
+
+    @property
+    def covariance(self) -> SymmetricMatrix:
+        """C, the posterior covariance in units of sigma^2, a batch of structured matrices."""
+        if self.output_units == "score":
+            return jax.vmap(lambda matrix: matrix.add_identity(1.0))(self.scaled_hessian)
+        return jax.vmap(self.head.covariance)(self.raw_second_order)
+
+    def at(self, start: int, stop: int) -> ModelOutputs:
+        """The outputs at points start ... stop - 1."""
+        return jax.tree.map(lambda leaf: leaf[start:stop], self)
+
+
+class ScoreModel(nn.Module):
+    r"""s1, and s2 if there is a head, from networks that map images to images.
+
+    The noise prediction has a skip connection with the weights of the best linear denoiser of data
+    with standard deviation `data_std` (Karras et al. 2022, table 1): with v = sigma^2 + data_std^2,
+
+    .. math:: \hat z = y \sigma / v + f(y / \sqrt{v}) \, \mathrm{data\_std} / \sqrt{v}
+
+    so that a network with output 0 is already a denoiser. `data_std=None` leaves the skip out.
+
+    Attributes:
+      network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
+        (N, H, W, out_channels).
+      head: the second-order head, or None for s1 alone.
+      networks: "shared" (one trunk for everything), "per_order" (one network for s1, one for s2) or
+        "per_output" (s1, diagonal and factor apart, as published).
+      data_std: see above, in data units.
+      output_units: "dimensionless", or "score" for imported networks whose outputs are s1 and s2
+        themselves; the latter needs an unconstrained head and `data_std=None`.
+    """
+
+    network: Callable[..., nn.Module]
+    head: SecondOrderHead | None = None
+    networks: Networks = "per_order"
+    data_std: float | None = 0.5
+    output_units: Literal["dimensionless", "score"] = "dimensionless"
+
+    @nn.compact
+    def __call__(self, noisy: Array, sigma: Array | float) -> ModelOutputs:
+        """Evaluate at noisy points.
+
+        Args:
+          noisy: y, (N, H, W, C) images or (N, D) vectors, data units.
+          sigma: standard deviation of the noise, scalar or (N,), data units.
+        """
+        images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
+        sigma = jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
+        variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)
+        scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
+        raw1, raw2 = self._evaluate(images * scale[:, None, None, None])
+
+        flat = images.reshape(images.shape[0], -1)
+        raw1 = raw1.reshape(flat.shape)
+        if self.output_units == "score":
+            prediction = -raw1 * sigma[:, None]
+        elif self.data_std is None:
+            prediction = raw1
+        else:
+            prediction = (sigma / variance)[:, None] * flat + (self.data_std * scale)[
+                :, None
+            ] * raw1
+        return ModelOutputs(prediction, raw2, sigma, self.head, self.output_units)
+
+    def _evaluate(self, images: Array) -> tuple[Array, Array | None]:
+        count, height, width, channels = images.shape
+        if self.head is None:
+            return self.network(out_channels=channels, name="score1")(images), None
+        dim = height * width * channels
+        blocks = self.head.blocks(dim)
+        if self.networks == "shared":
+            raw = self.network(out_channels=channels * (1 + blocks), name="trunk")(images)
+            raw1, raw2 = raw[..., :channels], raw[..., channels:]
+        elif self.networks == "per_order":
+            raw1 = self.network(out_channels=channels, name="score1")(images)
+            raw2 = self.network(out_channels=channels * blocks, name="score2")(images)
+        elif self.networks == "per_output":
+            raw1 = self.network(out_channels=channels, name="score1")(images)
+            raw2 = self.network(out_channels=channels, name="diagonal")(images)
+            if blocks > 1:
+                factor = self.network(out_channels=channels * (blocks - 1), name="factor")(images)
+                raw2 = jnp.concatenate([raw2, factor], axis=-1)
+        else:
+            raise ValueError(
+                f"unknown networks {self.networks!r}; choose shared, per_order or per_output"
+            )
+        raw2 = raw2.reshape(count, height, width, blocks, channels)
+        return raw1, jnp.moveaxis(raw2, 3, 1).reshape(count, blocks, dim)

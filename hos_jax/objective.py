@@ -1,0 +1,126 @@
+r"""The training objective: which points a loss needs, and its value from the outputs there.
+
+The points y+ = x + sigma z, y- = x - sigma z and x that the chosen losses need go through the
+network as one batch. Everything is reported per dimension and dimensionless (sigma^2 times a
+first-order loss, sigma^4 times a published second-order one), so that noise levels and image sizes
+compare, and so that Adam's epsilon does not freeze a head at small sigma.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from hos_jax import losses
+from hos_jax.noise import perturb
+from hos_jax.types import Array
+
+FIRST_ORDER = {"dsm": ("plus",), "dsm_vr": ("plus", "clean")}
+SECOND_ORDER = {
+    "none": (),
+    "d2sm": ("plus",),
+    "d2sm_vr": ("plus", "minus", "clean"),
+    "d2sm_residual": ("plus", "minus", "clean"),
+    "d2sm_residual_plain": ("plus", "minus"),
+    "residual_nll": ("plus",),
+}
+_POINTS = ("plus", "minus", "clean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Which losses are trained together, L = L_2 + first_order_weight L_1 (dimensionless).
+
+    Attributes:
+      first_order: "dsm" or "dsm_vr".
+      second_order: "none", "d2sm", "d2sm_vr", "d2sm_residual" (adaptive control variate),
+        "d2sm_residual_plain" or "residual_nll".
+      first_order_weight: gamma sigma^2; published: 1 (diagonal model), 10 (low-rank model).
+      stop_gradient_score1: whether s1 is a constant in the published second-order losses. The
+        residual losses always treat it as one.
+
+    Raises:
+      ValueError: for an unknown loss.
+    """
+
+    first_order: str = "dsm"
+    second_order: str = "none"
+    first_order_weight: float = 1.0
+    stop_gradient_score1: bool = True
+
+    def __post_init__(self):
+        for name, known in ((self.first_order, FIRST_ORDER), (self.second_order, SECOND_ORDER)):
+            if name not in known:
+                raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(known)}")
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The evaluation points needed, a subset of plus, minus, clean in this order."""
+        needed = FIRST_ORDER[self.first_order] + SECOND_ORDER[self.second_order]
+        return tuple(point for point in _POINTS if point in needed)
+
+    def per_example(
+        self,
+        model: Callable,
+        clean: Array,
+        noise: Array,
+        sigma: Array | float,
+        *,
+        mean: Callable[[Array], Array] = jnp.mean,
+    ) -> dict[str, Array]:
+        """The losses of a batch, each (N,): "loss" (their weighted sum), "score1", "score2".
+
+        Args:
+          model: `model(points, sigma)` gives `ModelOutputs` at a batch of points.
+          clean: x, (N, H, W, C) or (N, D), data units.
+          noise: z, of the shape of `clean`.
+          sigma: scalar, data units.
+          mean: the batch mean that the control variate's coefficient uses.
+        """
+        count = clean.shape[0]
+        flat_clean, flat_noise = clean.reshape(count, -1), noise.reshape(count, -1)
+        pair = jax.vmap(perturb, (0, 0, None))(flat_clean, flat_noise, sigma)
+        locations = {"plus": pair.plus, "minus": pair.minus, "clean": flat_clean}
+        batch = jnp.concatenate([locations[point] for point in self.points])
+        outputs = model(batch.reshape(-1, *clean.shape[1:]), sigma)
+        at = {
+            point: outputs.at(index * count, (index + 1) * count)
+            for index, point in enumerate(self.points)
+        }
+        dim = flat_clean.shape[1]
+        first = self._first_order(at, flat_noise, sigma) * (sigma**2 / dim)
+        if self.second_order == "none":
+            return {"loss": first, "score1": first}
+        second = self._second_order(at, flat_noise, sigma, mean) / dim
+        total = second + self.first_order_weight * first
+        return {"loss": total, "score1": first, "score2": second}
+
+    def _first_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
+        if self.first_order == "dsm":
+            return jax.vmap(losses.dsm, (0, 0, None))(at["plus"].score1, noise, sigma)
+        scores = at["plus"].score1, at["clean"].score1
+        return jax.vmap(losses.dsm_vr, (0, 0, 0, None))(*scores, noise, sigma)
+
+    def _second_order(self, at: dict, noise: Array, sigma, mean: Callable) -> Array:
+        name = self.second_order
+        if name in ("d2sm", "d2sm_vr"):
+            detach = jax.lax.stop_gradient if self.stop_gradient_score1 else lambda s1: s1
+            points = [at[point] for point in SECOND_ORDER[name]]
+            scores = [item for point in points for item in (detach(point.score1), point.score2)]
+            axes = (0,) * (len(scores) + 1) + (None,)
+            published = losses.d2sm if name == "d2sm" else losses.d2sm_vr
+            return jax.vmap(published, axes)(*scores, noise, sigma) * sigma**4
+        residual = jax.vmap(losses.residual, (0, 0, None))
+        plus = residual(at["plus"].score1, noise, sigma)
+        if name == "residual_nll":
+            return jax.vmap(losses.residual_nll)(plus, at["plus"].covariance)
+        minus = residual(at["minus"].score1, -noise, sigma)
+        arguments = [plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian, noise]
+        if name == "d2sm_residual_plain":
+            return losses.d2sm_residual(jax.vmap(losses.d2sm_residual_terms)(*arguments))
+        terms = jax.vmap(losses.d2sm_residual_terms)(*arguments, at["clean"].scaled_hessian)
+        coefficient = losses.control_coefficient(terms.correlation, terms.control, mean=mean)
+        return losses.d2sm_residual(terms, coefficient)

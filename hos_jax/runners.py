@@ -1,0 +1,41 @@
+"""The published runner names, and what each of them trains."""
+
+from __future__ import annotations
+
+import difflib
+from typing import NamedTuple
+
+from hos_jax.errors import UserError
+
+
+class Runner(NamedTuple):
+    """What a runner trains: the head it needs, and the published weight gamma sigma^2 of L_1."""
+
+    head: str
+    first_order_weight: float
+    description: str
+
+
+RUNNERS = {
+    "UnetDSMRunner": Runner("none", 1.0, "the score s1 alone"),
+    "LowRankHybridRunner": Runner("low_rank", 10.0, "s1 and a diagonal + low-rank s2"),
+    "DoubleDiagonalHybridRunner": Runner("diagonal", 1.0, "s1 and a diagonal s2"),
+}
+
+
+def apply_runner(config, name: str) -> None:
+    """Set what the runner decides in a config: the head, and the losses that go with it.
+
+    Raises:
+      UserError: for a name that is no runner.
+    """
+    if name not in RUNNERS:
+        near = difflib.get_close_matches(name, RUNNERS, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"unknown runner {name!r}: choose one of {', '.join(RUNNERS)}{hint}")
+    runner = RUNNERS[name]
+    config.runner = name
+    config.model.head = runner.head
+    config.loss.first_order_weight = runner.first_order_weight
+    if runner.head == "none":
+        config.loss.second_order = "none"

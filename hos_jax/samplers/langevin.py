@@ -1,0 +1,62 @@
+r"""Unadjusted Langevin dynamics.
+
+.. math:: x' = x + \epsilon s_1(x) + \sqrt{2 \epsilon} \, w, \qquad w \sim N(0, I)
+
+The Euler-Maruyama step of dx = s1 dt + sqrt(2) dW, whose stationary law is the density with score
+s1 up to a bias of order epsilon. The kernel follows blackjax's contract:
+`kernel(rng_key, state, score_fn, step_size) -> (state, info)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hos_jax.types import Array, PRNGKey, ScoreFn
+
+
+class LangevinState(NamedTuple):
+    """State of one chain.
+
+    Attributes:
+      position: x, (D,), data units.
+      score: s1(x), (D,).
+    """
+
+    position: Array
+    score: Array
+
+
+class LangevinInfo(NamedTuple):
+    """What happened in one step.
+
+    Attributes:
+      squared_jump: n2(x' - x), a scalar.
+      is_finite: whether position and score are numbers.
+    """
+
+    squared_jump: Array
+    is_finite: Array
+
+
+def init(position: Array, score_fn: ScoreFn) -> LangevinState:
+    """The state of a chain at `position`, (D,)."""
+    return LangevinState(position, score_fn(position))
+
+
+def build_kernel() -> Callable:
+    """The kernel of one chain: `(rng_key, state, score_fn, step_size) -> (state, info)`."""
+
+    def kernel(
+        rng_key: PRNGKey, state: LangevinState, score_fn: ScoreFn, step_size: Array | float
+    ) -> tuple[LangevinState, LangevinInfo]:
+        noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
+        jump = step_size * state.score + jnp.sqrt(2.0 * step_size) * noise
+        new_state = init(state.position + jump, score_fn)
+        is_finite = jnp.all(jnp.isfinite(new_state.position) & jnp.isfinite(new_state.score))
+        return new_state, LangevinInfo(jnp.sum(jnp.square(jump)), is_finite)
+
+    return kernel

@@ -1,0 +1,392 @@
+"""Training: the compiled step, the held-out evaluation, and the loop around them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from hos_jax import config as run_config
+from hos_jax import parallel
+from hos_jax.checkpoint import Checkpoints
+from hos_jax.data import ImageData, batch_at, load, to_float
+from hos_jax.errors import UserError
+from hos_jax.models.registry import make_model
+from hos_jax.models.score_model import ScoreModel
+from hos_jax.noise import example_keys, step_key
+from hos_jax.objective import Objective
+from hos_jax.train_state import TrainState, apply_gradients, init_state, make_optimizer
+
+logger = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.jsonl"
+# Held-out noise is the same at every evaluation, and never that of a training step.
+EVALUATION_STEP = 2**31 - 1
+
+
+class NonFiniteError(UserError):
+    """The loss or its gradient stopped being a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a config describes, built once: the data, the model, the losses, the optimizer."""
+
+    config: ml_collections.ConfigDict
+    data: ImageData
+    model: ScoreModel
+    objective: Objective
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> Problem:
+        """Load the data and build the rest.
+
+        Raises:
+          UserError: for a config that cannot work.
+        """
+        run_config.validate(config)
+        model = make_model(config.model)
+        data = load(
+            config.data.name,
+            root=config.data.root,
+            image_size=config.data.image_size,
+            crop=config.data.crop,
+        )
+        dim = int(np.prod(data.image_shape))
+        if (
+            model.head is not None
+            and model.head.structure == "low_rank"
+            and config.model.rank > dim
+        ):
+            raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
+        _check_batch(config.training.batch_size, len(data.train))
+        objective = Objective(**config.loss.to_dict())
+        optimizer = make_optimizer(config.optim, config.training.steps)
+        return cls(config, data, model, objective, optimizer)
+
+    def init(self) -> TrainState:
+        """The state before the first step, a function of the config's seed.
+
+        Raises:
+          UserError: if the network does not fit the image size.
+        """
+        try:
+            params = self._compiled_init()(self._init_key())
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return init_state(params, self.optimizer, self.config.optim.ema)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of the state: what a checkpoint must have."""
+        return jax.eval_shape(
+            lambda key: init_state(self._init_params(key), self.optimizer, self.config.optim.ema),
+            self._init_key(),
+        )
+
+    def losses(self, params: Any, clean: jax.Array, noise: jax.Array, mean: Callable) -> dict:
+        """The losses of a batch, each (N,); see `Objective.per_example`."""
+        return self.objective.per_example(
+            lambda points, sigma: self.model.apply(params, points, sigma),
+            clean,
+            noise,
+            self.config.noise,
+            mean=mean,
+        )
+
+    def _compiled_init(self) -> Callable:
+        """`_init_params`, compiled as a whole where that is the faster way.
+
+        Random draws are much code and little work: XLA's CPU back end takes 5 times longer to
+        optimize them than to run them unoptimized, and the time grows faster than their number.
+        With hundreds of draws it is quicker to run them one by one, as most share a shape.
+        """
+        if len(jax.tree.leaves(jax.eval_shape(self._init_params, self._init_key()))) > 150:
+            return self._init_params
+        options = {"xla_backend_optimization_level": 0} if _on_cpu() else None
+        return jax.jit(self._init_params, compiler_options=options)
+
+    def _init_key(self) -> jax.Array:
+        return jax.random.key(self.config.seed)
+
+    def _init_params(self, key: jax.Array) -> Any:
+        # The key is an argument: as a constant, XLA would fold every random draw while compiling.
+        image = jnp.zeros((1, *self.data.image_shape))
+        return self.model.init(key, image, self.config.noise)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _check_batch(batch_size: int, available: int) -> None:
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise UserError(
+            f"training.batch_size={batch_size} does not divide over {devices} devices: "
+            "choose a multiple"
+        )
+    if batch_size > available:
+        raise UserError(f"training.batch_size={batch_size} exceeds the {available} training images")
+
+
+def _noise_like(clean: jax.Array, key: jax.Array, first_index: int | jax.Array) -> jax.Array:
+    """Noise for this device's part of a global batch, independent of how it is split."""
+    count = clean.shape[0]
+    keys = example_keys(key, first_index + parallel.device_index() * count, count)
+    return jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
+
+
+def make_train_step(problem: Problem) -> Callable:
+    """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
+
+    `images` are uint8, (devices, B / devices, H, W, C); metrics are averages over all devices.
+    """
+    config, value_range = problem.config, problem.data.value_range
+
+    def train_step(state: TrainState, images: jax.Array):
+        clean = to_float(images, value_range)
+        noise = _noise_like(clean, step_key(config.seed, state.step), 0)
+
+        def mean(values):
+            return parallel.mean_over_devices(jnp.mean(values))
+
+        def loss_fn(params):
+            averages = jax.tree.map(jnp.mean, problem.losses(params, clean, noise, mean))
+            return averages["loss"], averages
+
+        gradients, losses = jax.grad(loss_fn, has_aux=True)(state.params)
+        gradients, losses = parallel.mean_over_devices((gradients, losses))
+        state, norms = apply_gradients(
+            state, gradients, losses["loss"], problem.optimizer, config.optim.ema
+        )
+        return state, {**losses, **norms}
+
+    return parallel.map_over_devices(train_step, donate_argnums=(0,))
+
+
+def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
+    """`evaluate(params)` on the whole held-out set: the training losses, on the training scale.
+
+    `params` are replicated over devices. Every image counts once; the last batch is padded with
+    images of weight 0.
+    """
+    config, data = problem.config, problem.data
+
+    def evaluation_step(params, images, weights, first_index):
+        clean = to_float(images, data.value_range)
+        noise = _noise_like(clean, step_key(config.seed, EVALUATION_STEP), first_index)
+        total = parallel.sum_over_devices(jnp.sum(weights))
+
+        def mean(values):
+            return parallel.sum_over_devices(jnp.sum(values * weights)) / total
+
+        losses = problem.losses(params, clean, noise, mean)
+        return {name: mean(values) * total for name, values in losses.items()}
+
+    mapped = parallel.map_over_devices(evaluation_step)
+    local = jax.local_device_count()
+    processes, process = jax.process_count(), jax.process_index()
+    # One batch never needs more memory than a training step.
+    batch_size = config.training.batch_size
+    per_process = batch_size // processes
+
+    def evaluate(params) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for start in range(0, len(data.held_out), batch_size):
+            index = start + process * per_process + np.arange(per_process)
+            weights = (index < len(data.held_out)).astype(np.float32)
+            images = data.held_out[np.minimum(index, len(data.held_out) - 1)]
+            first = np.full((local,), start, np.int32)
+            out = mapped(params, *parallel.shard((images, weights)), first)
+            for name, value in parallel.unreplicate(out).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return {name: value / len(data.held_out) for name, value in sums.items()}
+
+    return evaluate
+
+
+class RunLog:
+    """Scalars and images of a run: `history.jsonl`, tensorboard, and the log.
+
+    A resumed run drops the lines after the step it resumes from.
+    """
+
+    def __init__(self, workdir: Path, first_step: int):
+        from tensorboardX import SummaryWriter
+
+        self.path = workdir / HISTORY_FILE
+        kept = [row for row in read_history(workdir) if row["step"] <= first_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(self.path)
+        self._file = self.path.open("a")
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def scalars(self, step: int, values: dict[str, float], group: str) -> None:
+        """Record named numbers of one group ("train" or "held_out") at a step."""
+        self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.info("step %d  %s  %s", step, group, shown)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Record an image, uint8 (H, W, 3)."""
+        self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        self._writer.close()
+
+
+def read_history(workdir: Path) -> list[dict]:
+    """The rows of `history.jsonl`, without a last line cut short by a kill."""
+    path = workdir / HISTORY_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: skipped an unreadable line", path)
+    return rows
+
+
+def _check_finite(state: TrainState, workdir: Path, checkpoints: Checkpoints) -> None:
+    step = int(parallel.unreplicate(state.first_nonfinite_step))
+    if step >= 0:
+        _stop_nonfinite("the loss or its gradient", step + 1, workdir, checkpoints)
+
+
+def _stop_nonfinite(what: str, step: int, workdir: Path, checkpoints: Checkpoints) -> None:
+    checkpoints.wait()
+    saved = checkpoints.steps()
+    kept = "there is no checkpoint yet"
+    if saved:
+        kept = f"the checkpoint of step {saved[-1]} is kept in {workdir}"
+    raise NonFiniteError(
+        f"{what} is not finite at step {step}: {kept}; try a lower optim.lr, or optim.clip=1"
+    )
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: Path | str,
+    *,
+    resume: bool = False,
+    on_evaluation: Callable[[Problem, Any, int, RunLog], None] | None = None,
+) -> TrainState:
+    """Train a run to `config.training.steps` and evaluate it along the way.
+
+    Args:
+      config: see `hos_jax.config.default_config`.
+      workdir: the run folder; made if it is missing.
+      resume: go on from the newest readable checkpoint.
+      on_evaluation: called as `(problem, parameters, step, log)` after every evaluation, with
+        parameters on the host: for pictures.
+
+    Returns:
+      The final state, on the host.
+
+    Raises:
+      UserError: for a config that cannot work, a run that does not fit, or a non-finite loss.
+    """
+    workdir = Path(workdir)
+    problem = Problem.from_config(config)
+    state = problem.init()
+    if resume:
+        run_config.check_same_run(run_config.load(workdir), config)
+    elif (workdir / run_config.CONFIG_FILE).exists():
+        raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)
+    seconds = 0.0
+    if resume:
+        restored = checkpoints.restore(state, move_unreadable=True)
+        state, seconds = restored.state, restored.details["seconds"]
+        logger.info("resumed from step %d", restored.step)
+    run_config.save(config, workdir)
+    log = RunLog(workdir, int(state.step))
+    try:
+        return _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation)
+    finally:
+        checkpoints.close()
+        log.close()
+
+
+def _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation) -> TrainState:
+    config, training = problem.config, problem.config.training
+    step, total = int(state.step), training.steps
+    if step >= total:
+        logger.info("the run already has %d of %d steps", step, total)
+        return jax.device_get(state)
+    state = parallel.replicate(state)
+    train_step, evaluate = make_train_step(problem), make_evaluation(problem)
+    begun, window_begun, window = time.monotonic(), time.monotonic(), []
+    bar = tqdm(
+        total=total, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+    )
+    while step < total:
+        images = batch_at(
+            problem.data.train,
+            step,
+            seed=config.seed,
+            batch_size=training.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            random_flip=config.data.random_flip,
+        )
+        state, metrics = train_step(state, parallel.shard(images))
+        step += 1
+        window.append(metrics)
+        if step % training.log_every == 0 or step == total:
+            values = _average(window)
+            _check_finite(state, workdir, checkpoints)
+            elapsed = time.monotonic() - window_begun
+            values["images_per_second"] = len(window) * training.batch_size / elapsed
+            log.scalars(step, values, "train")
+            bar.set_postfix(
+                loss=f"{values['loss']:.4g}", images_s=f"{values['images_per_second']:.0f}"
+            )
+            window, window_begun = [], time.monotonic()
+        bar.update(1)
+        evaluated = step % training.evaluate_every == 0 or step == total
+        saved = step % training.checkpoint_every == 0 or step == total
+        if evaluated or saved:
+            _check_finite(state, workdir, checkpoints)
+            held_out = evaluate(state.best_params)
+            if not np.isfinite(held_out["loss"]):
+                _stop_nonfinite("the held-out loss", step, workdir, checkpoints)
+            log.scalars(step, held_out, "held_out")
+            host_state = parallel.unreplicate(state)
+            if saved:
+                checkpoints.save(
+                    step,
+                    host_state,
+                    held_out_loss=held_out["loss"],
+                    details={"seconds": seconds + time.monotonic() - begun},
+                )
+            if evaluated and on_evaluation is not None:
+                on_evaluation(problem, host_state.best_params, step, log)
+            window_begun = time.monotonic()
+    bar.close()
+    return parallel.unreplicate(state)
+
+
+def _average(window: list[dict]) -> dict[str, float]:
+    host = [parallel.unreplicate(metrics) for metrics in window]
+    return {name: float(np.mean([metrics[name] for metrics in host])) for name in host[0]}

@@ -1,0 +1,114 @@
+"""Everything that a training step changes, and how the optimizer changes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from hos_jax.types import Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of a run; restoring it and the config makes the run go on bit for bit.
+
+    Attributes:
+      step: number of steps taken, int32.
+      params: parameters of the model.
+      ema_params: exponential moving average of `params`, or None without one.
+      opt_state: state of the optimizer.
+      first_nonfinite_step: the first step whose loss or gradient was not finite, or -1.
+    """
+
+    step: Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    first_nonfinite_step: Array
+
+    @property
+    def best_params(self) -> Any:
+        """The averaged parameters where there are some: what evaluation uses."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        opt_state=optimizer.init(params),
+        first_nonfinite_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+def apply_gradients(
+    state: TrainState,
+    gradients: Any,
+    loss: Array,
+    optimizer: optax.GradientTransformation,
+    ema: float,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer step; returns the new state and the norms worth logging.
+
+    From the first non-finite loss or gradient on, parameters stay as they are, so that the state
+    remains worth keeping while the host finds out.
+    """
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema)
+    gradient_norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(gradient_norm) & jnp.isfinite(loss) & (state.first_nonfinite_step < 0)
+
+    def keep(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    first_nonfinite = jnp.where(
+        finite | (state.first_nonfinite_step >= 0), state.first_nonfinite_step, state.step
+    )
+    norms = {
+        "norm/gradient": gradient_norm,
+        "norm/update": optax.tree.norm(updates),
+        "norm/parameters": optax.tree.norm(params),
+    }
+    new_state = TrainState(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        ema_params=keep(ema_params, state.ema_params),
+        opt_state=keep(opt_state, state.opt_state),
+        first_nonfinite_step=first_nonfinite,
+    )
+    return new_state, norms
+
+
+def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
+    """Adam with gradient clipping and a learning-rate schedule.
+
+    Args:
+      optim: has lr, schedule ("constant", or "cosine" down to final_lr), warmup (steps), beta1,
+        beta2, eps, weight_decay and clip (largest gradient norm, 0 for none).
+      steps: length of the run, for the cosine schedule.
+    """
+    warmup = min(optim.warmup, steps)
+    if optim.schedule == "cosine":
+        rest = optax.cosine_decay_schedule(
+            optim.lr, max(steps - warmup, 1), alpha=optim.final_lr / optim.lr
+        )
+    else:
+        rest = optax.constant_schedule(optim.lr)
+    schedule = rest
+    if warmup:
+        schedule = optax.join_schedules([lambda t: optim.lr * (t + 1) / warmup, rest], [warmup])
+    # The chain has the same state whatever the settings, so that a run can resume with others.
+    clip = optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity()
+    adam = optax.adamw(
+        schedule, optim.beta1, optim.beta2, optim.eps, weight_decay=optim.weight_decay
+    )
+    return optax.chain(clip, adam)

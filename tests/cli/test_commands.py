@@ -1,0 +1,172 @@
+"""What a user types: training, resuming, testing, and every mistake on one line."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, as_flags
+
+from hos_jax.checkpoint import Checkpoints
+from hos_jax.config import load as load_config
+from hos_jax.train import Problem
+
+LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")
+
+
+def final_state(workdir):
+    config = load_config(workdir)
+    template = Problem.from_config(config).abstract_state()
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    restored = checkpoints.restore(template)
+    checkpoints.close()
+    return restored
+
+
+def assert_same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_train_resume_and_test(command, tmp_path):
+    done = command(*LOW_RANK, "--doc", "a", "--noise", "0.3", "--ni", "--comment", "first")
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert saved["noise"] == 0.3 and saved["model"]["rank"] == 3
+    assert saved["runner"] == "LowRankHybridRunner" and saved["comment"] == "first"
+    done = command(
+        *LOW_RANK, "--doc", "a", "--noise", "0.3", "--resume_training", "--config.training.steps=8"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resumed from step 6" in done.stderr and final_state(tmp_path / "a").step == 8
+    done = command(*LOW_RANK, "--doc", "a", "--noise", "0.3", "--test", "-i", "pictures")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "a" / "pictures").iterdir()}
+    assert names == {"denoising.png", "loss_curves.png", "samples.png"}
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    for name in ("denoise_mse", "nll_per_dim", "calibration", "coverage_90"):
+        assert np.isfinite(metrics[name]) and name in done.stdout
+    assert metrics["training_seconds"] > 0 and metrics["versions"]["jax"]
+
+
+@pytest.mark.parametrize("second_order", ["d2sm", "d2sm_vr", "d2sm_residual"])
+def test_every_second_order_loss_trains_by_flag(command, tmp_path, second_order):
+    done = command(*LOW_RANK, "--doc", "a", "--ni", f"--config.loss.second_order={second_order}")
+    assert done.returncode == 0, done.stderr
+    assert load_config(tmp_path / "a").loss.second_order == second_order
+
+
+def test_kill_and_resume_equals_a_run_never_stopped(command, tmp_path, environment):
+    flags = as_flags({**SMALL, "training.steps": 4000, "training.checkpoint_every": 20})
+    arguments = [sys.executable, str(ROOT / "main.py"), "--run", str(tmp_path), *LOW_RANK, "--ni"]
+    process = subprocess.Popen(
+        [*arguments, "--doc", "killed", *flags],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if checkpoints.is_dir() and any(int(p.name) >= 40 for p in checkpoints.glob("[0-9]*[0-9]")):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    last = max(int(path.name) for path in checkpoints.glob("[0-9]*[0-9]"))
+    total = f"--config.training.steps={last + 30}"
+    every = "--config.training.checkpoint_every=20"
+    done = command(*LOW_RANK, "--doc", "killed", "--resume_training", total, every)
+    assert done.returncode == 0, done.stderr
+    done = command(*LOW_RANK, "--doc", "whole", "--ni", total, every)
+    assert done.returncode == 0, done.stderr
+    killed, whole = final_state(tmp_path / "killed"), final_state(tmp_path / "whole")
+    assert killed.step == whole.step == last + 30
+    assert_same_bits(killed.state, whole.state)
+
+
+def test_an_old_run_is_moved_aside_never_deleted(command, tmp_path):
+    old = tmp_path / "a"
+    old.mkdir()
+    (old / "precious").write_text("x")
+    done = command(*LOW_RANK, "--doc", "a", "--config.training.steps=1")
+    assert done.returncode == 2 and "left as it is" in done.stderr
+    assert (old / "precious").exists()
+    done = command(*LOW_RANK, "--doc", "a", "--config.training.steps=1", stdin="n\n")
+    assert done.returncode == 2 and (old / "precious").exists()
+    done = command(*LOW_RANK, "--doc", "a", "--config.training.steps=1", "--ni")
+    assert done.returncode == 0, done.stderr
+    moved = [path for path in tmp_path.iterdir() if re.fullmatch(r"a\.\d{8}-\d{6}", path.name)]
+    assert len(moved) == 1 and (moved[0] / "precious").read_text() == "x"
+    done = command(*LOW_RANK, "--doc", "a", "--config.training.steps=1", stdin="yes\n")
+    assert done.returncode == 0, done.stderr
+
+
+MISTAKES = [
+    ((), "--runner is needed"),
+    (("--runner", "UnetDSMRuner", "--config", "demo"), "did you mean UnetDSMRunner"),
+    (("--runner", "__import__('os')", "--config", "demo"), "unknown runner"),
+    (("--runner", "UnetDSMRunner", "--config", "demmo"), "did you mean demo"),
+    (("--runner", "UnetDSMRunner", "--config"), "--config needs the name"),
+    ((*LOW_RANK, "--config.model.nfg=3"), "did you mean --config.model.ngf"),
+    ((*LOW_RANK, "--config.model.ngf=wide"), "invalid literal"),
+    ((*LOW_RANK, "--config.model.ngf=1.5"), "1.5"),
+    ((*LOW_RANK, "--noize", "0.5"), "Unknown command line flag 'noize'"),
+    ((*LOW_RANK, "--noise", "loud"), "noise"),
+    ((*LOW_RANK, "--noise", "0"), "noise must be positive"),
+    ((*LOW_RANK, "--noise=-1"), "noise must be positive"),
+    ((*LOW_RANK, "--noise", "nan"), "noise must be positive"),
+    ((*LOW_RANK, "--rank", "0"), "model.rank must be positive"),
+    ((*LOW_RANK, "--rank", "65"), "exceeds the 64 values"),
+    ((*LOW_RANK, "--config.data.name=minst"), "data.name is 'minst'"),
+    ((*LOW_RANK, "stray"), "unexpected argument 'stray'"),
+    ((*LOW_RANK, "--test", "--doc", "none"), "no run in"),
+    ((*LOW_RANK, "--resume_training", "--doc", "none"), "no run in"),
+    (
+        (*LOW_RANK, "--config.data.name=image_folder", "--config.data.root=/nonexistent"),
+        "/nonexistent",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[m for _, m in MISTAKES])
+def test_a_mistake_is_one_line_and_a_failing_status(command, tmp_path, arguments, message):
+    done = command(*arguments, small=arguments[: len(LOW_RANK)] == LOW_RANK)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_is_not_continued_as_another(command, tmp_path):
+    assert command(*LOW_RANK, "--doc", "a", "--ni", "--noise", "0.5").returncode == 0
+    for what in ("--resume_training", "--test"):
+        done = command(*LOW_RANK, "--doc", "a", what, "--noise", "0.4")
+        assert done.returncode == 2 and "noise: 0.5 -> 0.4" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_is_readable_and_complete(command):
+    done = command("--help", small=False)
+    assert done.returncode == 0 and not done.stderr
+    published = "seed run doc comment verbose test resume_training image_folder ni noise rank"
+    for name in [*published.split(), "runner", "config"]:
+        assert f"--{name}\n" in done.stdout
+    assert "LowRankHybridRunner" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 100
+
+
+def test_help_loads_no_jax():
+    script = (
+        "import sys; from hos_jax.cli import main\n"
+        "try:\n    main(['main.py', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=ROOT)

@@ -1,0 +1,255 @@
+"""Losses against the stored vectors of the published implementation and dense float64 oracles."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import losses
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
+from hos_jax.noise import perturb
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SIGMAS = [0.1, 0.5, 1.0]
+
+
+def batch_loss(name, s1, s2, noise, sigma):
+    """The published scalar: the mean over examples of the loss `name` at its evaluation points."""
+    if name == "dsm":
+        return jnp.mean(jax.vmap(losses.dsm, (0, 0, None))(s1[0], noise, sigma))
+    if name == "dsm_vr":
+        per_example = jax.vmap(losses.dsm_vr, (0, 0, 0, None))(s1[0], s1[1], noise, sigma)
+        return jnp.mean(per_example)
+    points = [jax.tree.map(lambda leaf, k=k: leaf[k], (s1, s2)) for k in range(s1.shape[0])]
+    flat = [leaf for point in points for leaf in point]
+    loss = losses.d2sm if len(points) == 1 else losses.d2sm_vr
+    return jnp.mean(jax.vmap(loss, (0,) * (len(flat) + 1) + (None,))(*flat, noise, sigma))
+
+
+def structure(diag, factor, index):
+    if diag is None:
+        return None
+    diag = jnp.asarray(diag[index])
+    return Diagonal(diag) if factor is None else DiagonalPlusLowRank(diag, factor[index])
+
+
+def relative_error(got, expected):
+    return float(np.max(np.abs(got - expected)) / np.max(np.abs(expected)))
+
+
+def golden_files():
+    return sorted(path.stem for path in GOLDEN.glob("loss_*.npz") if "params" not in path.stem)
+
+
+def test_the_stored_vectors_are_there():
+    names = golden_files()
+    for loss in ("dsm", "dsm_vr", "hosm_plus_vr", "hosm_plus_vr_low_rank"):
+        assert f"loss_{loss}_dim5" in names
+    assert "loss_dsm_vr_dim784" in names
+
+
+@pytest.mark.parametrize("stem", golden_files())
+@pytest.mark.parametrize("level", range(3))
+def test_value_and_gradient_equal_the_published_implementation(stem, level):
+    stored = dict(np.load(GOLDEN / f"{stem}.npz", allow_pickle=False))
+    name = stem.removeprefix("loss_").split("_dim")[0]
+    s1 = jnp.asarray(stored["s1"][level])
+    factor = jnp.asarray(stored["s2_U"]) if "s2_U" in stored else None
+    s2 = structure(stored.get("s2_diag"), factor, level)
+    noise, sigma = jnp.asarray(stored["z"][level]), float(stored["sigma"][level])
+    value, gradients = jax.value_and_grad(lambda outputs: batch_loss(name, *outputs, noise, sigma))(
+        (s1, s2)
+    )
+    assert relative_error(value, stored["loss"][level]) < 1e-10
+    assert relative_error(gradients[0], stored["grad_s1"][level]) < 1e-10
+    if s2 is not None:
+        assert relative_error(gradients[1].diag, stored["grad_s2_diag"][level]) < 1e-10
+    if factor is not None:
+        assert relative_error(gradients[1].factor, stored["grad_s2_U"][level]) < 1e-10
+
+
+# Only some published vectors are stored, so every loss is also held against its closed form, in
+# plain numpy, at dimensions 5 and 784.
+def dense_psi(s1, s2):
+    return np.asarray(s2.to_dense()) + np.outer(s1, s1)
+
+
+def dense_contrast(noise, sigma):
+    return (np.eye(noise.size) - np.outer(noise, noise)) / sigma**2
+
+
+def random_outputs(dim, kind, seed):
+    rng = np.random.default_rng(seed)
+    s1 = jnp.asarray(rng.normal(size=(3, dim)))
+    diag = jnp.asarray(rng.normal(size=(3, dim)))
+    factor = jnp.asarray(rng.normal(size=(3, dim, 3)))
+    s2 = Diagonal(diag) if kind == "diagonal" else DiagonalPlusLowRank(diag, factor)
+    if kind == "dense":
+        s2 = Dense(jax.vmap(DiagonalPlusLowRank.to_dense)(s2))
+    s2 = [jax.tree.map(lambda leaf, k=k: leaf[k], s2) for k in range(3)]
+    return s1, s2, jnp.asarray(rng.normal(size=dim))
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("dim", [5, 784])
+@pytest.mark.parametrize("kind", ["diagonal", "low_rank", "dense"])
+def test_second_order_losses_equal_their_dense_formula(kind, dim, sigma):
+    s1, s2, noise = random_outputs(dim, kind, seed=dim)
+    psi = [dense_psi(s1[k], s2[k]) for k in range(3)]
+    contrast = dense_contrast(np.asarray(noise), sigma)
+    expected = 0.5 * np.sum(psi[0] ** 2 + 2 * contrast * psi[0])
+    got = losses.d2sm(s1[0], s2[0], noise, sigma)
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+    combined = psi[0] + psi[1] - 2 * psi[2]
+    expected = 0.5 * np.sum(psi[0] ** 2 + psi[1] ** 2 + 2 * contrast * combined)
+    arguments = [item for k in range(3) for item in (s1[k], s2[k])]
+    got = losses.d2sm_vr(*arguments, noise, sigma)
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+    plus = losses.residual(s1[0], noise, sigma)
+    minus = losses.residual(s1[1], -noise, sigma)
+    np.testing.assert_allclose(plus, noise + sigma * s1[0])
+    np.testing.assert_allclose(minus, -noise + sigma * s1[1])
+    terms = losses.d2sm_residual_terms(plus, s2[0], minus, s2[1], noise, s2[2])
+    dense = [np.asarray(matrix.to_dense()) for matrix in s2]
+    identity = np.eye(dim)
+    correlation = np.sum(dense[0] * (np.outer(plus, plus) - identity))
+    correlation += np.sum(dense[1] * (np.outer(minus, minus) - identity))
+    control = np.sum(dense[2] * (np.outer(noise, noise) - identity))
+    fit = 0.5 * np.sum(dense[0] ** 2 + dense[1] ** 2)
+    np.testing.assert_allclose(terms.fit, fit, rtol=1e-10)
+    np.testing.assert_allclose(terms.correlation, correlation, rtol=1e-10)
+    np.testing.assert_allclose(terms.control, control, rtol=1e-10)
+    got = losses.d2sm_residual(terms, 0.7)
+    np.testing.assert_allclose(got, fit - correlation + 0.7 * control, rtol=1e-10)
+    plain = losses.d2sm_residual_terms(plus, s2[0], minus, s2[1], noise)
+    assert plain.control == 0.0
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "low_rank", "dense"])
+@pytest.mark.parametrize("dim", [5, 784])
+def test_residual_nll_equals_the_gaussian_log_density(kind, dim):
+    _, s2, noise = random_outputs(dim, kind, seed=1)
+    # A diagonal shift makes the covariance positive definite.
+    covariance = s2[0].add_identity(200.0 if kind == "dense" else 5.0)
+    dense = np.asarray(covariance.to_dense())
+    residual = np.asarray(noise)
+    expected = 0.5 * (residual @ np.linalg.solve(dense, residual) + np.linalg.slogdet(dense)[1])
+    np.testing.assert_allclose(losses.residual_nll(noise, covariance), expected, rtol=1e-10)
+
+
+def test_residual_losses_stop_the_gradient_at_the_residual():
+    _, s2, noise = random_outputs(5, "low_rank", seed=2)
+    covariance = s2[0].add_identity(5.0)
+    assert not jnp.any(jax.grad(losses.residual_nll)(noise, covariance))
+
+    def objective(residual):
+        terms = losses.d2sm_residual_terms(residual, s2[0], residual, s2[1], noise, s2[2])
+        return losses.d2sm_residual(terms, 1.0)
+
+    assert not jnp.any(jax.grad(objective)(noise))
+
+
+def test_control_coefficient_is_the_clipped_regression():
+    rng = np.random.default_rng(3)
+    control = rng.normal(size=200_000)
+    for slope, expected in [(0.8, 0.8), (-1.0, 0.0), (5.0, 2.0)]:
+        correlation = slope * control + rng.normal(size=control.size) + 3.0
+        got = losses.control_coefficient(jnp.asarray(correlation), jnp.asarray(control))
+        np.testing.assert_allclose(got, expected, atol=4 / np.sqrt(control.size))
+    assert losses.control_coefficient(jnp.ones(4), jnp.zeros(4)) == 0.0
+    slope = jax.grad(lambda a: losses.control_coefficient(a, jnp.asarray(control[:5])))
+    assert not jnp.any(slope(jnp.asarray(control[:5])))
+
+
+def gaussian_problem(dim=4, sigma=0.6, count=40_000):
+    """Data N(0, Sigma): exact s1 and s2 of the smoothed law, and a batch of (x, z)."""
+    rng = np.random.default_rng(4)
+    root = rng.normal(size=(dim, dim)) / 2
+    precision = np.linalg.inv(root @ root.T + sigma**2 * np.eye(dim))
+    clean = jnp.asarray(rng.normal(size=(count, dim)) @ root.T)
+    noise = jnp.asarray(rng.normal(size=(count, dim)))
+    return clean, noise, jnp.asarray(-precision), sigma
+
+
+def total_loss(name, parameters, clean, noise, sigma):
+    """Losses of the linear model s1(y) = W y, s2 = H at exact s1 unless W is what is learned."""
+    weights, hessian = parameters
+    pair = perturb(clean, noise, sigma)
+
+    def score(y):
+        return weights @ y
+
+    s2 = Dense(hessian)
+    if name == "dsm":
+        return losses.dsm(score(pair.plus), noise, sigma)
+    if name == "dsm_vr":
+        return losses.dsm_vr(score(pair.plus), score(clean), noise, sigma)
+    if name == "d2sm":
+        return losses.d2sm(score(pair.plus), s2, noise, sigma)
+    if name == "d2sm_vr":
+        scores = [score(y) for y in (pair.plus, pair.minus, clean)]
+        return losses.d2sm_vr(scores[0], s2, scores[1], s2, scores[2], s2, noise, sigma)
+    plus = losses.residual(score(pair.plus), noise, sigma)
+    if name == "residual_nll":
+        return losses.residual_nll(plus, s2.scale(sigma**2).add_identity())
+    minus = losses.residual(score(pair.minus), -noise, sigma)
+    scaled = s2.scale(sigma**2)
+    clean_term = None if name == "residual_plain" else scaled
+    terms = losses.d2sm_residual_terms(plus, scaled, minus, scaled, noise, clean_term)
+    return losses.d2sm_residual(terms, 1.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "learned"),
+    [
+        ("dsm", 0),
+        ("dsm_vr", 0),
+        ("d2sm", 1),
+        ("d2sm_vr", 1),
+        ("residual_plain", 1),
+        ("residual_adaptive", 1),
+        ("residual_nll", 1),
+    ],
+)
+def test_mean_gradient_vanishes_at_the_exact_score_and_only_there(name, learned):
+    clean, noise, exact, sigma = gaussian_problem()
+
+    def gradients(scale):
+        learned_parameter = exact * scale
+
+        def objective(parameter, x, z):
+            parameters = [exact, exact]
+            parameters[learned] = parameter
+            return total_loss(name, parameters, x, z, sigma)
+
+        return jax.vmap(jax.grad(objective), (None, 0, 0))(learned_parameter, clean, noise)
+
+    at_exact = gradients(1.0)
+    error = at_exact.std(axis=0) / np.sqrt(clean.shape[0])
+    assert np.all(np.abs(at_exact.mean(axis=0)) < 4.5 * error)
+    wrong = gradients(0.7)
+    error = wrong.std(axis=0) / np.sqrt(clean.shape[0])
+    assert np.any(np.abs(wrong.mean(axis=0)) > 8 * error)
+
+
+def test_mismatched_shapes_raise():
+    vector, longer = jnp.zeros(4), jnp.zeros(5)
+    s2 = Diagonal(vector)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.dsm(vector, longer, 0.5)
+    with pytest.raises(ValueError, match="use vmap"):
+        losses.dsm(jnp.zeros((2, 4)), jnp.zeros((2, 4)), 0.5)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.dsm_vr(vector, longer, vector, 0.5)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.d2sm(longer, s2, longer, 0.5)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.d2sm_vr(vector, s2, vector, s2, longer, s2, vector, 0.5)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.d2sm_residual_terms(vector, s2, longer, s2, vector)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.residual_nll(longer, s2)

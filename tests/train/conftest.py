@@ -1,0 +1,36 @@
+"""Small runs for tests: an MLP on 8 x 8 digits, a few steps."""
+
+import pytest
+
+from hos_jax.config import default_config
+
+SMALL = {
+    "data.name": "digits",
+    "model.name": "mlp",
+    "model.ngf": 16,
+    "model.depth": 1,
+    "model.rank": 3,
+    "optim.lr": 1e-3,
+    "optim.ema": 0.9,
+    "training.steps": 6,
+    "training.batch_size": 8,
+    "training.log_every": 2,
+    "training.evaluate_every": 3,
+    "training.checkpoint_every": 2,
+    "sampling.steps": 5,
+    "sampling.chains": 4,
+    "sampling.images": 2,
+}
+
+
+@pytest.fixture
+def small_config():
+    def make(**overrides):
+        config = default_config()
+        config.update_from_flattened_dict(SMALL)
+        config.update_from_flattened_dict(
+            {key.replace("__", "."): value for key, value in overrides.items()}
+        )
+        return config
+
+    return make

@@ -1,0 +1,92 @@
+"""Checkpoints: the last and the best are kept, damage is noticed, nothing is deleted."""
+
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax.checkpoint import Checkpoints, checksum, free_name
+from hos_jax.errors import UserError
+
+
+def state(value):
+    values = np.random.default_rng(value).normal(size=(300, 70)).astype(np.float32)
+    return {"params": {"w": values}, "step": np.int32(value)}
+
+
+@pytest.fixture
+def filled(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step, loss in [(1, 3.0), (2, 1.0), (3, 2.0), (4, 5.0), (5, 4.0)]:
+        checkpoints.save(step, state(step), held_out_loss=loss, details={"seconds": 1.5 * step})
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def biggest_file(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_the_last_and_the_best_are_kept_and_read_back(filled):
+    checkpoints = Checkpoints(filled, keep=2)
+    assert checkpoints.steps() == [2, 4, 5]
+    restored = checkpoints.restore(state(0))
+    assert restored.step == 5 and restored.details["seconds"] == 7.5
+    assert restored.details["held_out_loss"] == 4.0
+    np.testing.assert_array_equal(restored.state["params"]["w"], state(5)["params"]["w"])
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(filled, caplog, damage):
+    victim = biggest_file(filled / "5" / "state")
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 0x10
+        victim.write_bytes(content)
+    elif damage == "truncate":
+        victim.write_bytes(content[: len(content) // 2])
+    else:
+        victim.unlink()
+    checkpoints = Checkpoints(filled, keep=2)
+    with caplog.at_level(logging.WARNING):
+        restored = checkpoints.restore(state(0))
+    assert restored.step == 4
+    assert str(filled / "5") in caplog.text and "cannot be read" in caplog.text
+    assert (filled / "5").is_dir()
+    assert checkpoints.restore(state(0), move_unreadable=True).step == 4
+    assert not (filled / "5").exists()
+    assert len(list((filled.parent / "corrupt_checkpoints").iterdir())) == 1
+    checkpoints.save(5, state(5), held_out_loss=4.0, details={})
+    checkpoints.wait()
+    assert checkpoints.restore(state(0)).step == 5
+    checkpoints.close()
+
+
+def test_when_none_can_be_read_nothing_moves(filled):
+    checkpoints = Checkpoints(filled, keep=2)
+    other_model = {"params": {"w": np.zeros((2, 2), np.float32)}, "step": np.int32(0)}
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        checkpoints.restore(other_model, move_unreadable=True)
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.close()
+
+
+def test_checksum_depends_on_every_byte():
+    tree = state(1)
+    before = checksum(tree)
+    tree["params"]["w"][7, 3] = np.nextafter(tree["params"]["w"][7, 3], np.float32(2))
+    assert checksum(tree) != before
+    assert checksum({"a": jnp.ones(3)}) == checksum({"a": np.ones(3, np.float32)})
+
+
+def test_free_name_never_returns_a_taken_one(tmp_path):
+    path = tmp_path / "run"
+    taken = set()
+    for _ in range(4):
+        target = free_name(path)
+        assert target not in taken and not target.exists()
+        target.mkdir()
+        taken.add(target)

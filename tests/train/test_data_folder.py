@@ -1,0 +1,131 @@
+"""The folder loader, on files written here: CelebA's sizes, nesting, and files that are broken."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hos_jax import data
+from hos_jax.errors import UserError
+
+
+def _picture(seed, width=178, height=218):
+    """A smooth random picture, so that JPEG keeps it nearly as it is."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(name="celeba")
+def _celeba(tmp_path):
+    for index in range(45):
+        folder = tmp_path / f"part{index % 3}"
+        folder.mkdir(exist_ok=True)
+        _picture(index).save(folder / f"{index:06d}.{'png' if index % 5 == 0 else 'jpg'}")
+    (tmp_path / "list_attr.txt").write_text("not an image, and not named like one")
+    return tmp_path
+
+
+def test_celeba_shapes_order_and_held_out_share(celeba):
+    loaded = data.load("image_folder", root=str(celeba))
+    assert loaded.train.shape == (43, 32, 32, 3) and loaded.held_out.shape == (2, 32, 32, 3)
+    assert loaded.train.dtype == np.uint8 and loaded.value_range == (-1.0, 1.0)
+    assert loaded.train_labels is None and loaded.held_out_labels is None
+    again = data.load("image_folder", root=celeba)
+    np.testing.assert_array_equal(loaded.train, again.train)
+    # By path: part0 holds 0, 3, 6, ..., so the 20th path is part1's fifth, picture 13.
+    reference = _reference(_picture(13), 140, 32)
+    assert np.abs(loaded.held_out[0].astype(int) - reference).mean() < 3
+
+
+def _reference(picture, crop, size):
+    """Centre crop and an antialiasing (triangle) filter, written out in NumPy."""
+    pixels = np.asarray(picture, float)
+    top, left = (pixels.shape[0] - crop) // 2, (pixels.shape[1] - crop) // 2
+    pixels = pixels[top : top + crop, left : left + crop]
+    scale = crop / size
+    centres = (np.arange(size) + 0.5) * scale
+    weights = np.maximum(0, 1 - np.abs(np.arange(crop) + 0.5 - centres[:, None]) / scale)
+    weights /= weights.sum(1, keepdims=True)
+    return np.einsum("ia,jb,abc->ijc", weights, weights, pixels)
+
+
+@pytest.mark.parametrize(("crop", "size"), [(140, 32), (108, 64), (178, 16), (32, 32)])
+def test_crop_and_antialiased_resize(tmp_path, crop, size):
+    noise = np.random.default_rng(0).integers(0, 256, (218, 178, 3), dtype=np.uint8)
+    for name in "ab":
+        Image.fromarray(noise).save(tmp_path / f"{name}.png")
+    loaded = data.load("image_folder", root=tmp_path, crop=crop, image_size=size)
+    reference = _reference(Image.fromarray(noise), crop, size)
+    assert np.abs(loaded.train[0] - reference).max() <= 1.01
+
+
+def test_crop_zero_keeps_the_largest_square(tmp_path):
+    for index in range(2):
+        _picture(index, 60, 40).save(tmp_path / f"{index}.png")
+    loaded = data.load("image_folder", root=tmp_path, crop=0, image_size=40)
+    np.testing.assert_array_equal(loaded.train[0], np.asarray(_picture(0, 60, 40))[:, 10:50])
+
+
+def test_every_8_bit_mode_becomes_rgb(tmp_path):
+    picture = _picture(0, 40, 40)
+    palette = picture.quantize(16)
+    palette.save(tmp_path / "palette.png", transparency=bytes(range(16)))
+    for mode in ("L", "RGBA", "LA", "1", "RGB"):
+        picture.convert(mode).save(tmp_path / f"{mode}.png")
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpeg")
+    loaded = data.load("image_folder", root=tmp_path, crop=0, image_size=8)
+    assert loaded.train.shape == (6, 8, 8, 3) and loaded.held_out.shape == (1, 8, 8, 3)
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    picture = _picture(0, 40, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held sideways
+    for name in "ab":
+        picture.save(tmp_path / f"{name}.png", exif=exif)
+    loaded = data.load("image_folder", root=tmp_path, crop=0, image_size=40)
+    np.testing.assert_array_equal(loaded.train[0], np.rot90(np.asarray(picture), -1))
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "bad_png"])
+def test_a_corrupt_file_is_named(celeba, kind):
+    bad = celeba / "part1" / ("bad.png" if kind == "bad_png" else "bad.jpg")
+    whole = celeba / "part1" / "000010.png" if kind == "bad_png" else celeba / "part1/000001.jpg"
+    content = whole.read_bytes()
+    broken = {
+        "text": b"hello",
+        "empty": b"",
+        "truncated": content[: len(content) // 2],
+        "bad_png": content[:60] + bytes(40) + content[100:],
+    }
+    bad.write_bytes(broken[kind])
+    with pytest.raises(UserError, match="not a readable image") as error:
+        data.load("image_folder", root=celeba)
+    assert str(bad) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_images_smaller_than_the_crop_are_named(celeba):
+    _picture(0, 100, 90).save(celeba / "small.png")
+    with pytest.raises(UserError, match=r"small\.png is 100 x 90, smaller than the crop of 140"):
+        data.load("image_folder", root=celeba)
+
+
+def test_16_bit_images_are_refused_rather_than_clipped(tmp_path):
+    deep = np.full((150, 150), 40000, np.uint16)
+    for name in "ab":
+        Image.fromarray(deep).save(tmp_path / f"{name}.png")
+    with pytest.raises(UserError, match="not an 8-bit image"):
+        data.load("image_folder", root=tmp_path)
+
+
+def test_folders_that_hold_no_data(tmp_path):
+    with pytest.raises(UserError, match="holds 0 image files"):
+        data.load("image_folder", root=tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        data.load("image_folder", root=tmp_path / "absent")
+    with pytest.raises(UserError, match=r"config\.data\.root"):
+        data.load("image_folder")
+    _picture(0).save(tmp_path / "only.png")
+    with pytest.raises(UserError, match="holds 1 image files and at least 2"):
+        data.load("image_folder", root=tmp_path)
+    with pytest.raises(UserError, match="must be positive"):
+        data.load("image_folder", root=tmp_path, image_size=0)

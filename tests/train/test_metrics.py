@@ -1,0 +1,99 @@
+"""Metrics, Tweedie's maps and Langevin dynamics against closed forms of a Gaussian."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import metrics, tweedie
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
+from hos_jax.samplers import langevin, run_chains
+
+DIM, COUNT = 6, 20_000
+
+
+@pytest.fixture(scope="module")
+def covariance():
+    keys = jax.random.split(jax.random.key(0), 2)
+    diag = jax.random.uniform(keys[0], (DIM,), minval=0.1, maxval=1.0)
+    return DiagonalPlusLowRank(diag, jax.random.normal(keys[1], (DIM, 2)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_scores_of_a_right_and_of_a_wrong_covariance(covariance, scale):
+    root = np.linalg.cholesky(np.asarray(covariance.to_dense()))
+    errors = jax.random.normal(jax.random.key(1), (COUNT, DIM)) @ root.T
+    claimed = covariance.scale(scale)
+    found = jax.vmap(metrics.covariance_scores, (0, None))(errors, claimed)
+
+    def check(values, expected):
+        error = np.std(values) / np.sqrt(COUNT)
+        assert abs(np.mean(values) - expected) < 4.5 * error
+
+    logdet = np.linalg.slogdet(np.asarray(claimed.to_dense()))[1]
+    check(found.calibration, 1 / scale)
+    check(found.nll_per_dim, 0.5 * (1 / scale + logdet / DIM))
+    # P(|e| <= 1.645 sqrt(scale)) for a standard normal e.
+    check(found.coverage_90, {1.0: 0.9, 4.0: 0.9989976}[scale])
+
+
+def test_metrics_refuse_wrong_shapes_and_levels(covariance):
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.covariance_scores(jnp.zeros(DIM + 1), covariance)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        metrics.marginal_coverage(jnp.zeros(DIM), covariance, 1.0)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.5])
+def test_tweedie_gives_the_gaussian_posterior(covariance, sigma):
+    # x ~ N(0, P): the posterior of x given y is Gaussian with gain P (P + sigma^2 I)^-1.
+    prior = np.asarray(covariance.to_dense(), np.float64)
+    smoothed_precision = np.linalg.inv(prior + sigma**2 * np.eye(DIM))
+    noisy = np.arange(1.0, DIM + 1)
+    score1 = jnp.asarray(-smoothed_precision @ noisy, jnp.float32)
+    gain = prior @ smoothed_precision
+    mean = tweedie.posterior_mean(jnp.asarray(noisy, jnp.float32), score1, sigma)
+    np.testing.assert_allclose(mean, gain @ noisy, rtol=1e-4, atol=1e-4)
+    score2 = Dense(jnp.asarray(-smoothed_precision, jnp.float32))
+    got = tweedie.posterior_covariance(score2, sigma).to_dense()
+    np.testing.assert_allclose(got, prior - gain @ prior, atol=1e-4)
+    with pytest.raises(ValueError, match="one shape"):
+        tweedie.posterior_mean(jnp.zeros(2), jnp.zeros(3), sigma)
+
+
+def test_posterior_covariance_keeps_the_structure():
+    assert isinstance(tweedie.posterior_covariance(Diagonal(jnp.zeros(2)), 0.5), Diagonal)
+
+
+@pytest.mark.parametrize("step_size", [0.05, 0.5])
+def test_langevin_has_its_known_stationary_variance(step_size):
+    # On N(0, 1), x' = (1 - e) x + sqrt(2 e) w has variance 1 / (1 - e / 2): the bias is of order e.
+    kernel = langevin.build_kernel()
+
+    def score_fn(position):
+        return -position
+
+    start = jax.vmap(lambda x: langevin.init(x, score_fn))(jnp.zeros((COUNT, 2)))
+    final, finite = jax.jit(
+        lambda key: run_chains(
+            key, lambda k, state: kernel(k, state, score_fn, step_size), start, 200
+        )
+    )(jax.random.key(2))
+    assert finite.all()
+    values = np.asarray(final.position).ravel()
+    expected = 1 / (1 - step_size / 2)
+    assert abs(values.mean()) < 4 * np.sqrt(expected / values.size)
+    assert abs(values.var() - expected) < 4 * expected * np.sqrt(2 / values.size)
+
+
+def test_a_diverging_chain_is_reported():
+    kernel = langevin.build_kernel()
+
+    def score_fn(position):
+        return position**3
+
+    start = jax.vmap(lambda x: langevin.init(x, score_fn))(jnp.asarray([[0.0], [1e10]]))
+    _, finite = run_chains(jax.random.key(0), lambda k, s: kernel(k, s, score_fn, 1e-3), start, 30)
+    assert finite.tolist() == [True, False]
+    with pytest.raises(ValueError, match="at least 1"):
+        run_chains(jax.random.key(0), lambda k, s: (s, None), start, 0)

@@ -1,0 +1,170 @@
+"""Networks and heads: shapes, units, and the structured output against its dense formula."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
+from hos_jax.models.heads import DIAGONAL_FLOOR, SecondOrderHead
+from hos_jax.models.mlp import MLP
+from hos_jax.models.refinenet import RefineNet
+from hos_jax.models.score_model import ScoreModel
+from hos_jax.models.unet import GroupNorm, UNet, depth_to_space, space_to_depth
+
+SIGMA = 0.4
+SHAPE = (8, 8, 3)
+DIM = int(np.prod(SHAPE))
+small_unet = functools.partial(UNet, features=4, multipliers=(1, 2), attention_size=4)
+small_mlp = functools.partial(MLP, features=8, depth=1)
+small_refinenet = functools.partial(RefineNet, features=4)
+
+
+def run(model, count=2, shape=SHAPE, sigma=SIGMA):
+    images = jax.random.normal(jax.random.key(0), (count, *shape))
+    quick = {"xla_backend_optimization_level": 0}
+    params = jax.jit(model.init, compiler_options=quick)(jax.random.key(1), images, sigma)
+    return images, params, jax.jit(model.apply)(params, images, sigma)
+
+
+@pytest.mark.parametrize("network", [small_unet, small_mlp, small_refinenet])
+@pytest.mark.parametrize("networks", ["shared", "per_order", "per_output"])
+def test_every_network_gives_both_orders(network, networks):
+    images, _, outputs = run(ScoreModel(network, SecondOrderHead("low_rank", 3), networks))
+    assert outputs.score1.shape == (2, DIM)
+    assert outputs.covariance.diag.shape == (2, DIM)
+    assert outputs.covariance.factor.shape == (2, DIM, 3)
+    dense = jax.vmap(lambda c: c.to_dense())(outputs.covariance)
+    assert np.linalg.eigvalsh(dense).min() > 0.5 * DIAGONAL_FLOOR
+    assert images.dtype == outputs.score1.dtype == jnp.float32
+
+
+def test_scores_and_covariance_are_one_statement_in_different_units():
+    _, _, outputs = run(ScoreModel(small_mlp, SecondOrderHead("low_rank", 2)))
+    np.testing.assert_allclose(outputs.score1, -outputs.noise_prediction / SIGMA, rtol=1e-6)
+
+    def dense(matrices):
+        return np.asarray(jax.vmap(lambda matrix: matrix.to_dense())(matrices))
+
+    covariance, hessian = dense(outputs.covariance), dense(outputs.score2)
+    np.testing.assert_allclose(dense(outputs.scaled_hessian), covariance - np.eye(DIM), atol=1e-5)
+    np.testing.assert_allclose(hessian * SIGMA**2 + np.eye(DIM), covariance, atol=1e-5)
+
+
+@pytest.mark.parametrize("positive_definite", [True, False])
+@pytest.mark.parametrize(
+    ("structure", "kind"),
+    [("diagonal", Diagonal), ("low_rank", DiagonalPlusLowRank), ("dense", Dense)],
+)
+def test_heads_equal_their_formula(structure, kind, positive_definite):
+    dim = 5
+    head = SecondOrderHead(structure, 2, positive_definite)
+    raw = jax.random.normal(jax.random.key(2), (head.blocks(dim), dim))
+    covariance, scaled = head.covariance(raw), head.scaled_hessian(raw)
+    assert isinstance(covariance, kind) and isinstance(scaled, kind)
+    identity = np.eye(dim)
+    np.testing.assert_allclose(covariance.to_dense() - identity, scaled.to_dense(), atol=1e-6)
+    values = np.asarray(raw)
+    if structure == "dense":
+        root = identity + values.T
+        expected = root @ root.T + DIAGONAL_FLOOR * identity - identity
+        expected = expected if positive_definite else (values + values.T) / 2
+    else:
+        factor = values[1:].T if structure == "low_rank" else np.zeros((dim, 0))
+        diag = values[0]
+        if positive_definite:
+            variance = DIAGONAL_FLOOR + np.log1p(np.exp(2 * values[0]))
+            factor, diag = 0.3 * np.sqrt(variance)[:, None] * factor, variance - 1
+        expected = np.diag(diag) + factor @ factor.T
+    np.testing.assert_allclose(scaled.to_dense(), expected, atol=1e-5)
+
+
+def test_networks_that_give_scores_are_taken_at_their_word():
+    head = SecondOrderHead("low_rank", 2, positive_definite=False)
+    model = ScoreModel(small_mlp, head, "per_output", data_std=None, output_units="score")
+    images, params, outputs = run(model)
+
+    def raw(name, channels):
+        network = small_mlp(channels)
+        out = network.apply({"params": params["params"][name]}, images)
+        return np.asarray(out).reshape(2, 8, 8, channels // 3, 3)
+
+    flat = (2, DIM)
+    np.testing.assert_allclose(outputs.score1, raw("score1", 3).reshape(flat), rtol=1e-5)
+    diag = raw("diagonal", 3).reshape(flat)
+    factor = np.stack([raw("factor", 6)[..., k, :].reshape(flat) for k in range(2)], axis=-1)
+    np.testing.assert_allclose(outputs.score2.diag, diag, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(outputs.score2.factor, factor, rtol=1e-4, atol=1e-6)
+    low_rank = factor @ factor.transpose(0, 2, 1)
+    expected = np.eye(DIM) + SIGMA**2 * (low_rank + np.stack([np.diag(d) for d in diag]))
+    got = jax.vmap(lambda c: c.to_dense())(outputs.covariance)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_zero_network_is_the_best_linear_denoiser():
+    model = ScoreModel(small_mlp, None, data_std=0.5)
+    images, params, _ = run(model)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    score = model.apply(zeros, images, SIGMA).score1
+    expected = -images.reshape(2, -1) / (SIGMA**2 + 0.25)
+    np.testing.assert_allclose(score, expected, rtol=1e-5)
+
+
+def test_vectors_and_per_example_noise_levels():
+    model = ScoreModel(small_mlp, SecondOrderHead("dense"))
+    vectors = jax.random.normal(jax.random.key(3), (2, 4))
+    params = model.init(jax.random.key(4), vectors, 0.1)
+    sigmas = jnp.asarray([0.1, 2.0])
+    together = model.apply(params, vectors, sigmas)
+    for index in range(2):
+        alone = model.apply(params, vectors[index : index + 1], float(sigmas[index]))
+        np.testing.assert_allclose(together.score1[index], alone.score1[0], rtol=1e-5)
+        np.testing.assert_allclose(
+            together.score2.matrix[index], alone.score2.matrix[0], rtol=1e-4, atol=1e-4
+        )
+
+
+def test_unet_computes_in_bfloat16_and_rematerializes_to_the_same_values():
+    images = jax.random.normal(jax.random.key(5), (2, 8, 8, 1))
+    plain = small_unet(2)
+    params = plain.init(jax.random.key(6), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    out = plain.apply(params, images)
+    np.testing.assert_allclose(small_unet(2, remat=True).apply(params, images), out, atol=1e-5)
+    low = small_unet(2, dtype=jnp.bfloat16).apply(params, images)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, out, atol=0.05)
+
+
+@pytest.mark.parametrize(("features", "groups"), [(4, 1), (24, 2), (64, 16)])
+def test_group_norm_equals_flax(features, groups):
+    images = 2.0 + jax.random.normal(jax.random.key(0), (3, 6, 8, features))
+    params = {"params": {"scale": jnp.linspace(0.5, 2, features), "bias": jnp.arange(features) / 9}}
+    expected = nn.GroupNorm(groups, epsilon=1e-6).apply(params, images)
+    np.testing.assert_allclose(GroupNorm().apply(params, images), expected, atol=2e-5)
+
+
+def test_patches_are_cut_and_put_together_again():
+    images = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    patches = space_to_depth(images, 2)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 1, 2].reshape(2, 2, 3), images[1, 2:4, 4:6])
+    np.testing.assert_array_equal(depth_to_space(patches, 2), images)
+    out = small_unet(5, patch_size=2).init_with_output(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    assert out[0].shape == (1, 8, 8, 5)
+
+
+def test_unusable_sizes_and_settings_are_refused():
+    with pytest.raises(ValueError, match="sides divisible by 2"):
+        small_unet(1).init(jax.random.key(0), jnp.zeros((1, 7, 8, 1)))
+    with pytest.raises(ValueError, match="multiple of 4"):
+        UNet(1, features=6).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(ValueError, match="rank must be at least 1"):
+        SecondOrderHead("low_rank", 0)
+    with pytest.raises(ValueError, match="unknown structure"):
+        SecondOrderHead("sparse")
+    with pytest.raises(ValueError, match="unknown networks"):
+        run(ScoreModel(small_mlp, SecondOrderHead(), "alone"))

@@ -1,0 +1,105 @@
+"""The objective is the losses at the right points, per dimension, whatever the noise level."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import losses
+from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.mlp import MLP
+from hos_jax.models.score_model import ScoreModel
+from hos_jax.objective import SECOND_ORDER, Objective
+
+SIGMA, COUNT, DIM = 0.3, 6, 4
+
+
+@pytest.fixture(scope="module")
+def problem():
+    def network(out_channels, name=None):
+        return MLP(out_channels, features=8, depth=1, name=name)
+
+    model = ScoreModel(network, SecondOrderHead("low_rank", 2))
+    keys = jax.random.split(jax.random.key(0), 3)
+    clean, noise = (jax.random.normal(key, (COUNT, DIM)) for key in keys[:2])
+    params = model.init(keys[2], clean, SIGMA)
+    return lambda p, s: model.apply(params, p, s), clean, noise, params, model
+
+
+@pytest.mark.parametrize("second_order", SECOND_ORDER)
+@pytest.mark.parametrize("first_order", ["dsm", "dsm_vr"])
+def test_objective_is_the_losses_at_their_points(problem, first_order, second_order):
+    evaluate, clean, noise, *_ = problem
+    objective = Objective(first_order, second_order, first_order_weight=3.0)
+    got = objective.per_example(evaluate, clean, noise, SIGMA)
+    plus, minus, at = (
+        evaluate(points, SIGMA) for points in (clean + SIGMA * noise, clean - SIGMA * noise, clean)
+    )
+    if first_order == "dsm":
+        first = [losses.dsm(plus.score1[i], noise[i], SIGMA) for i in range(COUNT)]
+    else:
+        first = [losses.dsm_vr(plus.score1[i], at.score1[i], noise[i], SIGMA) for i in range(COUNT)]
+    first = np.asarray(first) * SIGMA**2 / DIM
+    np.testing.assert_allclose(got["score1"], first, rtol=1e-4)
+    if second_order == "none":
+        np.testing.assert_allclose(got["loss"], first, rtol=1e-4)
+        assert "score2" not in got
+        return
+
+    def pick(outputs, i):
+        return outputs.score1[i], jax.tree.map(lambda leaf: leaf[i], outputs.score2)
+
+    second = []
+    terms = []
+    for i in range(COUNT):
+        points = [pick(outputs, i) for outputs in (plus, minus, at)]
+        r_plus = losses.residual(points[0][0], noise[i], SIGMA)
+        r_minus = losses.residual(points[1][0], -noise[i], SIGMA)
+        scaled = [s2.scale(SIGMA**2) for _, s2 in points]
+        if second_order == "d2sm":
+            second.append(losses.d2sm(*points[0], noise[i], SIGMA) * SIGMA**4)
+        elif second_order == "d2sm_vr":
+            flat = [item for point in points for item in point]
+            second.append(losses.d2sm_vr(*flat, noise[i], SIGMA) * SIGMA**4)
+        elif second_order == "residual_nll":
+            second.append(losses.residual_nll(r_plus, scaled[0].add_identity()))
+        else:
+            terms.append(
+                losses.d2sm_residual_terms(
+                    r_plus, scaled[0], r_minus, scaled[1], noise[i], scaled[2]
+                )
+            )
+    if terms:
+        terms = jax.tree.map(lambda *leaves: jnp.stack(leaves), *terms)
+        coefficient = 0.0
+        if second_order == "d2sm_residual":
+            coefficient = losses.control_coefficient(terms.correlation, terms.control)
+        second = losses.d2sm_residual(terms, coefficient)
+    second = np.asarray(second) / DIM
+    np.testing.assert_allclose(got["score2"], second, rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(got["loss"], second + 3.0 * first, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("second_order", [name for name in SECOND_ORDER if name != "none"])
+@pytest.mark.parametrize("stop", [True, False])
+def test_only_the_published_losses_can_train_score1_through_the_second_order(
+    problem, second_order, stop
+):
+    _, clean, noise, params, model = problem
+
+    def second(params):
+        objective = Objective("dsm", second_order, stop_gradient_score1=stop)
+        out = objective.per_example(lambda p, s: model.apply(params, p, s), clean, noise, SIGMA)
+        return jnp.mean(out["score2"])
+
+    gradients = jax.grad(second)(params)["params"]
+    flows = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(gradients["score1"]))
+    assert flows == (not stop and second_order in ("d2sm", "d2sm_vr"))
+    assert any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(gradients["score2"]))
+
+
+def test_unknown_losses_are_refused():
+    with pytest.raises(ValueError, match="unknown loss 'ssm'"):
+        Objective("ssm")
+    with pytest.raises(ValueError, match="unknown loss 'x'"):
+        Objective("dsm", "x")

@@ -1,0 +1,58 @@
+"""The same losses on 1, 2 and 4 devices, for the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import json, sys
+import jax
+from hos_jax import parallel
+from hos_jax.config import default_config
+from hos_jax.data import batch_at
+from hos_jax.train import Problem, make_evaluation, make_train_step
+
+config = default_config()
+config.update_from_flattened_dict(json.loads(sys.argv[1]))
+problem = Problem.from_config(config)
+state = parallel.replicate(problem.init())
+step, losses = make_train_step(problem), []
+for i in range(3):
+    images = batch_at(problem.data.train, i, seed=config.seed, batch_size=8)
+    state, metrics = step(state, parallel.shard(images))
+    losses.append(float(parallel.unreplicate(metrics)["loss"]))
+held_out = make_evaluation(problem)(state.best_params)["loss"]
+print(json.dumps({"devices": jax.device_count(), "losses": losses, "held_out": held_out}))
+"""
+
+
+@pytest.mark.parametrize("second_order", ["residual_nll", "d2sm_residual"])
+def test_losses_do_not_depend_on_the_number_of_devices(second_order):
+    overrides = {
+        "data.name": "digits",
+        "model.name": "mlp",
+        "model.ngf": 16,
+        "model.rank": 3,
+        "optim.lr": 1e-3,
+        "training.batch_size": 8,
+        "loss.second_order": second_order,
+    }
+    results = []
+    for devices in (1, 2, 4):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        out = subprocess.run(
+            [sys.executable, "-c", SCRIPT, json.dumps(overrides)],
+            env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        results.append(json.loads(out.stdout.splitlines()[-1]))
+        assert results[-1]["devices"] == devices
+    for other in results[1:]:
+        np.testing.assert_allclose(other["losses"], results[0]["losses"], rtol=1e-5)
+        np.testing.assert_allclose(other["held_out"], results[0]["held_out"], rtol=1e-5)

@@ -1,0 +1,182 @@
+"""Training: it learns, it resumes bit for bit, it stops on numbers that are none."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import parallel
+from hos_jax.config import load as load_config
+from hos_jax.data import batch_at, to_float
+from hos_jax.errors import UserError
+from hos_jax.noise import example_keys, step_key
+from hos_jax.train import (
+    EVALUATION_STEP,
+    NonFiniteError,
+    Problem,
+    make_evaluation,
+    make_train_step,
+    read_history,
+    train_and_evaluate,
+)
+
+
+def assert_same_bits(a, b):
+    leaves_a, leaves_b = jax.tree.leaves(a), jax.tree.leaves(b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(leaves_a, leaves_b, strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_training_lowers_the_held_out_losses(small_config, tmp_path):
+    config = small_config(training__steps=300, training__evaluate_every=100, model__ngf=64)
+    state = train_and_evaluate(config, tmp_path)
+    assert int(state.step) == 300
+    held_out = [row for row in read_history(tmp_path) if row["group"] == "held_out"]
+    assert held_out[-1]["score1"] < 0.9 * held_out[0]["score1"]
+    assert held_out[-1]["score2"] < held_out[0]["score2"] - 0.1
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_run_equals_one_never_stopped(small_config, tmp_path, ema):
+    whole = train_and_evaluate(small_config(optim__ema=ema), tmp_path / "whole")
+    config = small_config(optim__ema=ema, training__steps=4)
+    train_and_evaluate(config, tmp_path / "parts")
+    config.training.steps = 6
+    parts = train_and_evaluate(config, tmp_path / "parts", resume=True)
+    assert (whole.ema_params is None) == (ema == 0.0)
+    assert_same_bits(whole, parts)
+    # A third time there is nothing left to do.
+    assert_same_bits(whole, train_and_evaluate(config, tmp_path / "parts", resume=True))
+
+
+def test_history_of_a_resumed_run_has_every_step_once(small_config, tmp_path):
+    config = small_config(training__steps=5)
+    train_and_evaluate(config, tmp_path)
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"step": 6, "group": "train", "loss": 0.0}\n{"step": 7, "gro')
+    config.training.steps = 6
+    train_and_evaluate(config, tmp_path, resume=True)
+    steps = [row["step"] for row in read_history(tmp_path) if row["group"] == "train"]
+    assert steps == sorted(set(steps)) and steps[-1] == 6
+
+
+def test_held_out_losses_are_the_average_over_every_image(small_config, tmp_path):
+    # 180 images do not divide by 32: the padded last batch must not count twice.
+    config = small_config(training__batch_size=32)
+    problem = Problem.from_config(config)
+    state = problem.init()
+    got = make_evaluation(problem)(parallel.replicate(state.params))
+    clean = to_float(problem.data.held_out, problem.data.value_range)
+    keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, len(clean))
+    noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
+    out = problem.objective.per_example(
+        lambda points, sigma: problem.model.apply(state.params, points, sigma),
+        clean,
+        noise,
+        config.noise,
+    )
+    for name, values in out.items():
+        np.testing.assert_allclose(got[name], jnp.mean(values), rtol=1e-4)
+
+
+def test_one_step_is_adam_on_the_objective(small_config):
+    config = small_config(optim__clip=0.0, optim__ema=0.5)
+    problem = Problem.from_config(config)
+    state = problem.init()
+    images = batch_at(problem.data.train, 0, seed=config.seed, batch_size=8)
+    new_state, metrics = make_train_step(problem)(parallel.replicate(state), parallel.shard(images))
+    new_state = parallel.unreplicate(new_state)
+    clean = to_float(images, problem.data.value_range)
+    keys = example_keys(step_key(config.seed, 0), 0, 8)
+    noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
+
+    def loss(params):
+        out = problem.objective.per_example(
+            lambda points, sigma: problem.model.apply(params, points, sigma),
+            clean,
+            noise,
+            config.noise,
+        )
+        return jnp.mean(out["loss"])
+
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    np.testing.assert_allclose(parallel.unreplicate(metrics)["loss"], value, rtol=1e-5)
+
+    def check(before, g, after, ema):
+        # Adam's first step moves by lr * g / (|g| + eps).
+        expected = before - config.optim.lr * g / (np.abs(g) + 1e-8)
+        moved = np.abs(np.asarray(g)) > 1e-5
+        np.testing.assert_allclose(after[moved], expected[moved], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(ema, 0.5 * before + 0.5 * after, rtol=1e-5, atol=1e-7)
+
+    jax.tree.map(check, state.params, gradient, new_state.params, new_state.ema_params)
+
+
+def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(small_config, tmp_path):
+    good = train_and_evaluate(small_config(training__steps=2), tmp_path)
+    config = load_config(tmp_path)
+    config.training.steps, config.optim.lr, config.optim.clip = 40, 1e20, 0.0
+    with pytest.raises(NonFiniteError, match=r"not finite at step \d+: the checkpoint of step 2"):
+        train_and_evaluate(config, tmp_path, resume=True)
+    config.training.steps = 2
+    assert_same_bits(good, train_and_evaluate(config, tmp_path, resume=True))
+
+
+def test_learning_rate_schedule_clipping_and_decay(small_config):
+    from hos_jax.train_state import make_optimizer
+
+    config = small_config(optim__schedule="cosine", optim__warmup=2, optim__final_lr=1e-4)
+    optimizer = make_optimizer(config.optim, 6)
+    params = {"w": jnp.asarray([1.0])}
+    state, moves = optimizer.init(params), []
+    for _ in range(6):
+        update, state = optimizer.update({"w": jnp.asarray([100.0])}, state, params)
+        moves.append(-float(update["w"][0]) / config.optim.lr)
+    np.testing.assert_allclose(moves[:2], [0.5, 1.0], rtol=1e-4)
+    cosine = [0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * k / 4)) for k in range(4)]
+    np.testing.assert_allclose(moves[2:], cosine, rtol=1e-4)
+
+
+def test_the_run_folder_holds_everything_that_made_it(small_config, tmp_path):
+    config = small_config(noise=0.7)
+    train_and_evaluate(config, tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["noise"] == 0.7 and saved["model"]["rank"] == 3 and saved["seed"] == 1234
+    assert saved["versions"]["jax"] == jax.__version__
+    assert load_config(tmp_path).to_dict() == config.to_dict()
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_another_model_noise_or_data_is_refused(small_config, tmp_path):
+    train_and_evaluate(small_config(training__steps=1), tmp_path)
+    for change in ({"noise": 0.1}, {"model__ngf": 8}, {"data__random_flip": True}):
+        with pytest.raises(UserError, match="other settings") as error:
+            train_and_evaluate(small_config(**change), tmp_path, resume=True)
+        assert next(iter(change)).replace("__", ".") in str(error.value)
+    with pytest.raises(UserError, match="already holds a run"):
+        train_and_evaluate(small_config(), tmp_path)
+    with pytest.raises(UserError, match="no run in"):
+        train_and_evaluate(small_config(), tmp_path / "nothing", resume=True)
+
+
+def test_unusable_configs_are_refused_before_any_work(small_config, tmp_path):
+    cases = {
+        "noise": (0.0, "noise must be positive"),
+        "model__rank": (65, "exceeds the 64 values"),
+        "model__name": ("vgg", "choose one of unet"),
+        "training__batch_size": (5000, "exceeds the 1617 training images"),
+        "loss__second_order": ("none", "do not fit"),
+        "model__positive_definite": (False, "needs model.positive_definite=True"),
+        "optim__ema": (1.0, r"must be in \[0, 1\)"),
+        "data__name": ("imagenet", "choose one of mnist"),
+    }
+    for key, (value, message) in cases.items():
+        with pytest.raises(UserError, match=message):
+            train_and_evaluate(small_config(**{key: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config = small_config(model__name="unet", model__multipliers=(1, 1, 1, 1, 1))
+    with pytest.raises(UserError, match="sides divisible by 16"):
+        train_and_evaluate(config, tmp_path / "run")
