@@ -90,11 +90,16 @@ class Problem:
         return init_state(params, self.optimizer, self.config.optim.ema)
 
     def abstract_state(self) -> TrainState:
-        """Shapes and dtypes of the state: what a checkpoint must have."""
-        return jax.eval_shape(
-            lambda key: init_state(self._init_params(key), self.optimizer, self.config.optim.ema),
-            self._init_key(),
-        )
+        """Shapes and dtypes of the state: what a checkpoint must have.
+
+        Raises:
+          UserError: if the network does not fit the image size.
+        """
+        try:
+            params = jax.eval_shape(self._init_params, self._init_key())
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return jax.eval_shape(lambda p: init_state(p, self.optimizer, self.config.optim.ema), params)
 
     def losses(self, params: Any, clean: jax.Array, noise: jax.Array, mean: Callable) -> dict:
         """The losses of a batch, each (N,); see `Objective.per_example`."""
@@ -307,11 +312,11 @@ def train_and_evaluate(
     """
     workdir = Path(workdir)
     problem = Problem.from_config(config)
-    state = problem.init()
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
     elif (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
+    state = problem.abstract_state() if resume else problem.init()
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)
     seconds = 0.0

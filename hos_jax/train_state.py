@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from hos_jax.types import Array
 
@@ -20,7 +21,7 @@ class TrainState:
       step: number of steps taken, int32.
       params: parameters of the model.
       ema_params: exponential moving average of `params`, or None without one.
-      opt_state: state of the optimizer.
+      opt_state: state of the optimizer, which sees all parameters as one vector.
       first_nonfinite_step: the first step whose loss or gradient was not finite, or -1.
     """
 
@@ -42,7 +43,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, ema: float)
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(ravel_pytree(params)[0]),
         first_nonfinite_step=jnp.full((), -1, jnp.int32),
     )
 
@@ -59,30 +60,34 @@ def apply_gradients(
     From the first non-finite loss or gradient on, parameters stay as they are, so that the state
     remains worth keeping while the host finds out.
     """
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = state.ema_params
-    if ema_params is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1.0 - ema)
-    gradient_norm = optax.tree.norm(gradients)
+    # As one vector: a few fused loops over all parameters, where hundreds of small arrays would
+    # make the compiler emit a dozen loops for each.
+    flat_gradients, _ = ravel_pytree(gradients)
+    flat_params, unravel = ravel_pytree(state.params)
+    updates, opt_state = optimizer.update(flat_gradients, state.opt_state, flat_params)
+    new_params = optax.apply_updates(flat_params, updates)
+    gradient_norm = jnp.linalg.norm(flat_gradients)
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(loss) & (state.first_nonfinite_step < 0)
-
-    def keep(new, old):
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
     first_nonfinite = jnp.where(
         finite | (state.first_nonfinite_step >= 0), state.first_nonfinite_step, state.step
     )
     norms = {
         "norm/gradient": gradient_norm,
-        "norm/update": optax.tree.norm(updates),
-        "norm/parameters": optax.tree.norm(params),
+        "norm/update": jnp.linalg.norm(updates),
+        "norm/parameters": jnp.linalg.norm(new_params),
     }
+    ema_params = None
+    if state.ema_params is not None:
+        flat_ema, _ = ravel_pytree(state.ema_params)
+        new_ema = optax.incremental_update(new_params, flat_ema, 1.0 - ema)
+        ema_params = unravel(jnp.where(finite, new_ema, flat_ema))
     new_state = TrainState(
         step=state.step + 1,
-        params=keep(params, state.params),
-        ema_params=keep(ema_params, state.ema_params),
-        opt_state=keep(opt_state, state.opt_state),
+        params=unravel(jnp.where(finite, new_params, flat_params)),
+        ema_params=ema_params,
+        opt_state=jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state
+        ),
         first_nonfinite_step=first_nonfinite,
     )
     return new_state, norms

@@ -26,14 +26,25 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_command_runs_resumes_and_tests_offline(command, tmp_path, name):
+# The low-rank and the diagonal model are several RefineNets, minutes of compiling on a CPU: they run
+# under `slow` as they are, and always with the small default network in their place.
+CASES = [
+    ("first_order", None),
+    ("low_rank", "unet"),
+    ("diagonal", "unet"),
+    pytest.param("low_rank", None, marks=pytest.mark.slow),
+    pytest.param("diagonal", None, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "network"), CASES)
+def test_published_command_runs_resumes_and_tests_offline(command, tmp_path, name, network):
     text, data, _ = PUBLISHED[name]
     doc = text.split()[text.split().index("--doc") + 1]
     small = as_flags(
         {
             "data.name": data,
-            "model.ngf": 4,
+            "model.ngf": 8,
             "training.steps": 2,
             "training.batch_size": 20,
             "training.checkpoint_every": 10,
@@ -45,6 +56,8 @@ def test_published_command_runs_resumes_and_tests_offline(command, tmp_path, nam
     )
     if name == "low_rank":
         small.append("--rank=3")
+    if network is not None:
+        small.append(f"--config.model.name={network}")
     done = command(*text.split(), *small, small=False)
     assert done.returncode == 0, done.stderr
     again = [word for word in text.split() if word != "--ni"]
