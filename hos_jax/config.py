@@ -51,6 +51,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.head = "low_rank"
     config.model.rank = 16
     config.model.positive_definite = True
+    config.model.third_order = "none"
     config.model.networks = "per_order"
     config.model.data_std = 0.5
     config.model.output_units = "dimensionless"
@@ -62,6 +63,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.loss.second_order = "residual_nll"
     config.loss.first_order_weight = 1.0
     config.loss.stop_gradient_score1 = True
+    config.loss.third_order = "none"
+    config.loss.third_order_weight = 1.0
 
     config.optim = ml_collections.ConfigDict()
     config.optim.lr = 2e-4
@@ -109,19 +112,21 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: one line that names the key, its value and what is allowed.
     """
-    from hos_jax.models.registry import HEADS
+    from hos_jax.models.registry import HEADS, THIRD_ORDER_HEADS
     from hos_jax.models.registry import NAMES as MODEL_NAMES
-    from hos_jax.objective import FIRST_ORDER, SECOND_ORDER
+    from hos_jax.objective import FIRST_ORDER, SECOND_ORDER, THIRD_ORDER
 
     choices = {
         "data.name": DATA_NAMES,
         "model.name": MODEL_NAMES,
         "model.head": HEADS,
+        "model.third_order": THIRD_ORDER_HEADS,
         "model.networks": ("shared", "per_order", "per_output"),
         "model.output_units": ("dimensionless", "score"),
         "model.dtype": ("float32", "bfloat16"),
         "loss.first_order": tuple(FIRST_ORDER),
         "loss.second_order": tuple(SECOND_ORDER),
+        "loss.third_order": tuple(THIRD_ORDER),
         "optim.schedule": ("constant", "cosine"),
     }
     for path, allowed in choices.items():
@@ -168,6 +173,12 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         has_head == (second_order != "none"),
         f"model.head={model.head} and loss.second_order={second_order} do not fit: both or neither "
         "must be none",
+    )
+    third_head, third_loss = model.third_order, config.loss.third_order
+    _require(
+        (third_head != "none") == (third_loss != "none"),
+        f"model.third_order={third_head} and loss.third_order={third_loss} do not fit: both or "
+        "neither must be none",
     )
     _require(
         second_order != "residual_nll" or model.positive_definite,

@@ -63,7 +63,8 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, float]:
     """Averages over the whole held-out set, each with its standard error over images.
 
     `denoise_mse` in data units^2; with a second-order model also `nll_per_dim`, `calibration` and
-    `coverage_90` of the error in units of sigma (see `metrics.CovarianceScores`).
+    `coverage_90` of the error in units of sigma (see `metrics.CovarianceScores`), and with a
+    third-order model `third_order` (see `metrics.third_order_score`).
     """
     config, data = problem.config, problem.data
     size = min(config.sampling.batch_size, len(data.held_out))
@@ -78,6 +79,14 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, float]:
             scaled = error / config.noise
             found = jax.vmap(metrics.covariance_scores)(scaled, denoised.outputs.covariance)
             values |= found._asdict()
+        if denoised.outputs.raw_third_order is not None:
+            variance = jnp.zeros_like(error)
+            if denoised.standard_deviation is not None:
+                variance = jnp.square(denoised.standard_deviation / config.noise)
+            third = denoised.outputs.scaled_third_diagonal
+            values["third_order"] = jax.vmap(metrics.third_order_score)(
+                third, error / config.noise, variance
+            )
         return values
 
     parts = []

@@ -38,6 +38,27 @@ def marginal_coverage(error: Array, covariance: SymmetricMatrix, level: float) -
     return jnp.mean((jnp.abs(error) <= half_width).astype(error.dtype))
 
 
+def third_order_score(scaled_third_diagonal: Array, error: Array, variance: Array) -> Array:
+    r"""Least-squares score of predicted third moments, per dimension, a scalar; lower is better.
+
+    .. math:: \frac1D \sum_i \tfrac12 T_i^2 + T_i (r_i^3 - 3 C_{ii} r_i), \qquad r = -e
+
+    0 for the prediction of no skewness; negative on average where T says something true.
+
+    Args:
+      scaled_third_diagonal: T_iii = sigma^3 s3_iii, (D,).
+      error: e = (x - posterior mean) / sigma, (D,), dimensionless.
+      variance: the predicted C_ii, (D,), or zeros without a second-order model.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    check_vectors(third=scaled_third_diagonal, error=error, variance=variance)
+    target = 3.0 * variance * error - error**3
+    terms = 0.5 * jnp.square(scaled_third_diagonal) + scaled_third_diagonal * target
+    return jnp.mean(terms)
+
+
 def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceScores:
     """Scores of a predicted covariance against the error of the mean, at one example.
 

@@ -27,12 +27,15 @@ SECOND_ORDER = {
     "d2sm_residual_plain": ("plus", "minus"),
     "residual_nll": ("plus",),
 }
+THIRD_ORDER = {"none": (), "d3sm_diagonal": ("plus", "minus")}
 _POINTS = ("plus", "minus", "clean")
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Which losses are trained together, L = L_2 + first_order_weight L_1 (dimensionless).
+    """Which losses are trained together, dimensionless.
+
+    L = L_2 + first_order_weight L_1 + third_order_weight L_3.
 
     Attributes:
       first_order: "dsm" or "dsm_vr".
@@ -41,6 +44,8 @@ class Objective:
       first_order_weight: gamma sigma^2; published: 1 (diagonal model), 10 (low-rank model).
       stop_gradient_score1: whether s1 is a constant in the published second-order losses. The
         residual losses always treat it as one.
+      third_order: "none" or "d3sm_diagonal", centred by the model's covariance where it has one.
+      third_order_weight: the weight of L_3.
 
     Raises:
       ValueError: for an unknown loss.
@@ -50,9 +55,15 @@ class Objective:
     second_order: str = "none"
     first_order_weight: float = 1.0
     stop_gradient_score1: bool = True
+    third_order: str = "none"
+    third_order_weight: float = 1.0
 
     def __post_init__(self):
-        for name, known in ((self.first_order, FIRST_ORDER), (self.second_order, SECOND_ORDER)):
+        for name, known in (
+            (self.first_order, FIRST_ORDER),
+            (self.second_order, SECOND_ORDER),
+            (self.third_order, THIRD_ORDER),
+        ):
             if name not in known:
                 raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(known)}")
 
@@ -60,6 +71,7 @@ class Objective:
     def points(self) -> tuple[str, ...]:
         """The evaluation points needed, a subset of plus, minus, clean in this order."""
         needed = FIRST_ORDER[self.first_order] + SECOND_ORDER[self.second_order]
+        needed += THIRD_ORDER[self.third_order]
         return tuple(point for point in _POINTS if point in needed)
 
     def per_example(
@@ -71,7 +83,8 @@ class Objective:
         *,
         mean: Callable[[Array], Array] = jnp.mean,
     ) -> dict[str, Array]:
-        """The losses of a batch, each (N,): "loss" (their weighted sum), "score1", "score2".
+        """The losses of a batch, each (N,): "loss" (their weighted sum), "score1", and
+        "score2", "score3" where they are trained.
 
         Args:
           model: `model(points, sigma)` gives `ModelOutputs` at a batch of points.
@@ -92,11 +105,17 @@ class Objective:
         }
         dim = flat_clean.shape[1]
         first = self._first_order(at, flat_noise, sigma) * (sigma**2 / dim)
-        if self.second_order == "none":
+        if self.second_order == "none" and self.third_order == "none":
             return {"loss": first, "score1": first}
-        second = self._second_order(at, flat_noise, sigma, mean) / dim
-        total = second + self.first_order_weight * first
-        return {"loss": total, "score1": first, "score2": second}
+        values = {"score1": first}
+        total = self.first_order_weight * first
+        if self.second_order != "none":
+            values["score2"] = self._second_order(at, flat_noise, sigma, mean) / dim
+            total = total + values["score2"]
+        if self.third_order != "none":
+            values["score3"] = self._third_order(at, flat_noise, sigma) / dim
+            total = total + self.third_order_weight * values["score3"]
+        return {"loss": total, **values}
 
     def _first_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         if self.first_order == "dsm":
@@ -124,3 +143,14 @@ class Objective:
         terms = jax.vmap(losses.d2sm_residual_terms)(*arguments, at["clean"].scaled_hessian)
         coefficient = losses.control_coefficient(terms.correlation, terms.control, mean=mean)
         return losses.d2sm_residual(terms, coefficient)
+
+    def _third_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
+        """The third-order loss summed over the antithetic pair, (N,)."""
+        total = 0.0
+        for point, drawn in (("plus", noise), ("minus", -noise)):
+            residual = jax.vmap(losses.residual, (0, 0, None))(at[point].score1, drawn, sigma)
+            arguments = [at[point].scaled_third_diagonal, residual]
+            if self.second_order != "none":
+                arguments.append(at[point].covariance)
+            total = total + jax.vmap(losses.d3sm_diagonal)(*arguments)
+        return total

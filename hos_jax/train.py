@@ -99,7 +99,8 @@ class Problem:
             params = jax.eval_shape(self._init_params, self._init_key())
         except ValueError as error:
             raise UserError(str(error)) from error
-        return jax.eval_shape(lambda p: init_state(p, self.optimizer, self.config.optim.ema), params)
+        ema = self.config.optim.ema
+        return jax.eval_shape(lambda p: init_state(p, self.optimizer, ema), params)
 
     def losses(self, params: Any, clean: jax.Array, noise: jax.Array, mean: Callable) -> dict:
         """The losses of a batch, each (N,); see `Objective.per_example`."""

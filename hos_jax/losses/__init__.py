@@ -10,6 +10,7 @@ from hos_jax.losses.second_order import (
     d2sm_vr,
     residual_nll,
 )
+from hos_jax.losses.third_order import d3sm, d3sm_contraction, d3sm_diagonal
 
 __all__ = [
     "ResidualTerms",
@@ -18,6 +19,9 @@ __all__ = [
     "d2sm_residual",
     "d2sm_residual_terms",
     "d2sm_vr",
+    "d3sm",
+    "d3sm_contraction",
+    "d3sm_diagonal",
     "dsm",
     "dsm_vr",
     "residual",

@@ -8,6 +8,7 @@ Everything is dimensionless.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -40,20 +41,27 @@ class SecondOrderHead:
 
     Without it, S is unconstrained, as published: diag(a), diag(a) + U U^T, or (M + M^T) / 2.
 
+    Where sigma is small against the scale on which the density varies, S is small of order sigma^2
+    and C close to I. `scale` puts the outputs into that unit: raw values of order 1 then mean S of
+    order `scale`, so that a network need not learn tiny numbers.
+
     Attributes:
       structure: "diagonal", "low_rank" or "dense".
       rank: columns of U; used by "low_rank" only.
       positive_definite: see above.
       floor: smallest variance in units of sigma^2.
+      scale: typical size of S, in (0, 1]; sigma^2 / (sigma^2 + data_std^2) for data of standard
+        deviation data_std.
 
     Raises:
-      ValueError: for an unknown structure or rank < 1.
+      ValueError: for an unknown structure, rank < 1 or a scale outside (0, 1].
     """
 
     structure: Structure = "low_rank"
     rank: int = 16
     positive_definite: bool = True
     floor: float = DIAGONAL_FLOOR
+    scale: float = 1.0
 
     def __post_init__(self):
         if self.structure not in ("diagonal", "low_rank", "dense"):
@@ -62,6 +70,8 @@ class SecondOrderHead:
             )
         if self.structure == "low_rank" and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"scale must be in (0, 1], got {self.scale}")
 
     def blocks(self, dim: int) -> int:
         """k, the raw values that the head needs per value of the data, for data of size D."""
@@ -73,12 +83,13 @@ class SecondOrderHead:
             return self._unconstrained(raw).add_identity(1.0)
         if self.structure == "dense":
             dim = raw.shape[-1]
-            root = jnp.eye(dim, dtype=raw.dtype) + raw.T
+            root = jnp.eye(dim, dtype=raw.dtype) + self.scale * raw.T
             return Dense(root @ root.T).add_identity(self.floor)
-        diag = self.floor + jax.nn.softplus(SOFTPLUS_GAIN * raw[0])
+        diag = self.floor + jax.nn.softplus(self._offset() + SOFTPLUS_GAIN * self.scale * raw[0])
         if self.structure == "diagonal":
             return Diagonal(diag)
-        return DiagonalPlusLowRank(diag, FACTOR_GAIN * jnp.sqrt(diag)[:, None] * raw[1:].T)
+        gain = FACTOR_GAIN * math.sqrt(self.scale)
+        return DiagonalPlusLowRank(diag, gain * jnp.sqrt(diag)[:, None] * raw[1:].T)
 
     def scaled_hessian(self, raw: Array) -> SymmetricMatrix:
         """S(y) = C(y) - I of one example from raw values (k, D)."""
@@ -86,9 +97,14 @@ class SecondOrderHead:
             return self._unconstrained(raw)
         return self.covariance(raw).add_identity(-1.0)
 
+    def _offset(self) -> float:
+        """The softplus' argument at raw value 0: log(2) at scale 1, nearly 1 at a small scale."""
+        start = 1.0 - self.scale * (1.0 - math.log(2.0))
+        return math.log(math.expm1(start))
+
     def _unconstrained(self, raw: Array) -> SymmetricMatrix:
         if self.structure == "dense":
-            return Dense(0.5 * (raw + raw.T))
+            return Dense(0.5 * self.scale * (raw + raw.T))
         if self.structure == "diagonal":
-            return Diagonal(raw[0])
-        return DiagonalPlusLowRank(raw[0], raw[1:].T)
+            return Diagonal(self.scale * raw[0])
+        return DiagonalPlusLowRank(self.scale * raw[0], math.sqrt(self.scale) * raw[1:].T)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAMES = ("unet", "refinenet", "mlp")
 HEADS = ("none", "diagonal", "low_rank", "dense")
+THIRD_ORDER_HEADS = ("none", "diagonal")
 
 
 def _network(model: ConfigDict) -> Callable:
@@ -58,6 +59,7 @@ def make_model(model: ConfigDict) -> ScoreModel:
             networks=model.networks,
             data_std=model.data_std or None,
             output_units=model.output_units,
+            third_order=model.third_order == "diagonal",
         )
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -1,9 +1,11 @@
-r"""First- and second-order scores from one, two or three networks, converted in one place.
+r"""Scores of orders one to three from one or more networks, converted in one place.
 
-Networks speak in dimensionless quantities: a prediction of the noise z and the posterior covariance
-C in units of sigma^2. `ModelOutputs` is the only place where they become scores:
+Networks speak in dimensionless quantities: a prediction of the noise z, the posterior covariance C
+in units of sigma^2, and the diagonal of T = sigma^3 s3. `ModelOutputs` is the only place where they
+become scores:
 
-.. math:: s_1 = -\hat z / \sigma, \qquad s_2 = (C - I) / \sigma^2
+.. math:: s_1 = -\hat z / \sigma, \qquad s_2 = (C - I) / \sigma^2, \qquad
+    s_{3,iii} = T_{iii} / \sigma^3
 """
 
 from __future__ import annotations
@@ -31,13 +33,15 @@ class ModelOutputs:
       noise_prediction: prediction of z = (y - x) / sigma, (N, D).
       raw_second_order: input of the head, (N, k, D), or None for a first-order model.
       sigma: noise level at each point, (N,), data units.
+      raw_third_order: T_iii = sigma^3 s3_iii, (N, D), or None without a third-order model.
       head: the second-order head, or None.
-      output_units: "score" if the raw values are s1 and s2 themselves.
+      output_units: "score" if the raw values are s1, s2 and s3 themselves.
     """
 
     noise_prediction: Array
     raw_second_order: Array | None = None
     sigma: Array | None = None
+    raw_third_order: Array | None = None
     head: SecondOrderHead | None = flax.struct.field(pytree_node=False, default=None)
     output_units: str = flax.struct.field(pytree_node=False, default="dimensionless")
 
@@ -70,13 +74,25 @@ class ModelOutputs:
             return jax.vmap(lambda matrix: matrix.add_identity(1.0))(self.scaled_hessian)
         return jax.vmap(self.head.covariance)(self.raw_second_order)
 
+    @property
+    def scaled_third_diagonal(self) -> Array:
+        """T_iii = sigma^3 s3_iii, (N, D), dimensionless."""
+        if self.output_units == "score":
+            return self.raw_third_order * self.sigma[:, None] ** 3
+        return self.raw_third_order
+
+    @property
+    def score3_diagonal(self) -> Array:
+        """s3_iii, the third derivatives of log q along each value, (N, D), 1 / data units^3."""
+        return self.scaled_third_diagonal / self.sigma[:, None] ** 3
+
     def at(self, start: int, stop: int) -> ModelOutputs:
         """The outputs at points start ... stop - 1."""
         return jax.tree.map(lambda leaf: leaf[start:stop], self)
 
 
 class ScoreModel(nn.Module):
-    r"""s1, and s2 if there is a head, from networks that map images to images.
+    r"""s1, and s2 and the diagonal of s3 where asked for, from networks of images to images.
 
     The noise prediction has a skip connection with the weights of the best linear denoiser of data
     with standard deviation `data_std` (Karras et al. 2022, table 1): with v = sigma^2 + data_std^2,
@@ -89,11 +105,12 @@ class ScoreModel(nn.Module):
       network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
         (N, H, W, out_channels).
       head: the second-order head, or None for s1 alone.
-      networks: "shared" (one trunk for everything), "per_order" (one network for s1, one for s2) or
-        "per_output" (s1, diagonal and factor apart, as published).
+      networks: "shared" (one trunk for everything), "per_order" (a network each for s1, s2, s3) or
+        "per_output" (s1, diagonal, factor and s3 apart, as published).
       data_std: see above, in data units.
       output_units: "dimensionless", or "score" for imported networks whose outputs are s1 and s2
         themselves; the latter needs an unconstrained head and `data_std=None`.
+      third_order: whether the diagonal of T = sigma^3 s3 is an output too.
     """
 
     network: Callable[..., nn.Module]
@@ -101,6 +118,7 @@ class ScoreModel(nn.Module):
     networks: Networks = "per_order"
     data_std: float | None = 0.5
     output_units: Literal["dimensionless", "score"] = "dimensionless"
+    third_order: bool = False
 
     @nn.compact
     def __call__(self, noisy: Array, sigma: Array | float) -> ModelOutputs:
@@ -114,10 +132,12 @@ class ScoreModel(nn.Module):
         sigma = jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)
         scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
-        raw1, raw2 = self._evaluate(images * scale[:, None, None, None])
+        raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None])
 
         flat = images.reshape(images.shape[0], -1)
         raw1 = raw1.reshape(flat.shape)
+        if raw3 is not None:
+            raw3 = raw3.reshape(flat.shape)
         if self.output_units == "score":
             prediction = -raw1 * sigma[:, None]
         elif self.data_std is None:
@@ -126,29 +146,37 @@ class ScoreModel(nn.Module):
             prediction = (sigma / variance)[:, None] * flat + (self.data_std * scale)[
                 :, None
             ] * raw1
-        return ModelOutputs(prediction, raw2, sigma, self.head, self.output_units)
+        return ModelOutputs(prediction, raw2, sigma, raw3, self.head, self.output_units)
 
-    def _evaluate(self, images: Array) -> tuple[Array, Array | None]:
+    def _evaluate(self, images: Array) -> tuple[Array, Array | None, Array | None]:
+        """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
         count, height, width, channels = images.shape
-        if self.head is None:
-            return self.network(out_channels=channels, name="score1")(images), None
-        dim = height * width * channels
-        blocks = self.head.blocks(dim)
-        if self.networks == "shared":
-            raw = self.network(out_channels=channels * (1 + blocks), name="trunk")(images)
-            raw1, raw2 = raw[..., :channels], raw[..., channels:]
-        elif self.networks == "per_order":
-            raw1 = self.network(out_channels=channels, name="score1")(images)
-            raw2 = self.network(out_channels=channels * blocks, name="score2")(images)
-        elif self.networks == "per_output":
-            raw1 = self.network(out_channels=channels, name="score1")(images)
-            raw2 = self.network(out_channels=channels, name="diagonal")(images)
-            if blocks > 1:
-                factor = self.network(out_channels=channels * (blocks - 1), name="factor")(images)
-                raw2 = jnp.concatenate([raw2, factor], axis=-1)
-        else:
+        if self.networks not in ("shared", "per_order", "per_output"):
             raise ValueError(
                 f"unknown networks {self.networks!r}; choose shared, per_order or per_output"
             )
-        raw2 = raw2.reshape(count, height, width, blocks, channels)
-        return raw1, jnp.moveaxis(raw2, 3, 1).reshape(count, blocks, dim)
+        dim = height * width * channels
+        blocks = self.head.blocks(dim) if self.head is not None else 0
+
+        def evaluate(name, outputs):
+            return self.network(out_channels=channels * outputs, name=name)(images)
+
+        raw2 = raw3 = None
+        if self.networks == "shared" and (blocks or self.third_order):
+            raw = evaluate("trunk", 1 + blocks + self.third_order)
+            ends = (channels, channels * (1 + blocks))
+            raw1, raw2, raw3 = jnp.split(raw, ends, axis=-1)
+        else:
+            raw1 = evaluate("score1", 1)
+            if self.networks == "per_output" and blocks:
+                raw2 = evaluate("diagonal", 1)
+                if blocks > 1:
+                    raw2 = jnp.concatenate([raw2, evaluate("factor", blocks - 1)], axis=-1)
+            elif blocks:
+                raw2 = evaluate("score2", blocks)
+            if self.third_order:
+                raw3 = evaluate("score3", 1)
+        if blocks:
+            raw2 = raw2.reshape(count, height, width, blocks, channels)
+            raw2 = jnp.moveaxis(raw2, 3, 1).reshape(count, blocks, dim)
+        return raw1, raw2 if blocks else None, raw3 if self.third_order else None

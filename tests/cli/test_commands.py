@@ -61,6 +61,17 @@ def test_every_second_order_loss_trains_by_flag(command, tmp_path, second_order)
     assert load_config(tmp_path / "a").loss.second_order == second_order
 
 
+def test_three_orders_train_and_are_tested_together(command, tmp_path):
+    third = ("--config.model.third_order=diagonal", "--config.loss.third_order=d3sm_diagonal")
+    done = command(*LOW_RANK, "--doc", "a", "--ni", *third)
+    assert done.returncode == 0, done.stderr
+    done = command(*LOW_RANK, "--doc", "a", "--test", *third)
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(json.loads((tmp_path / "a" / "metrics.json").read_text())["third_order"])
+    done = command(*LOW_RANK, "--doc", "b", "--ni", third[0])
+    assert done.returncode == 2 and "both or neither must be none" in done.stderr
+
+
 def test_kill_and_resume_equals_a_run_never_stopped(command, tmp_path, environment):
     flags = as_flags({**SMALL, "training.steps": 4000, "training.checkpoint_every": 20})
     arguments = [sys.executable, str(ROOT / "main.py"), "--run", str(tmp_path), *LOW_RANK, "--ni"]

@@ -26,12 +26,12 @@ PUBLISHED = {
 }
 
 
-# The low-rank and the diagonal model are several RefineNets, minutes of compiling on a CPU: they run
-# under `slow` as they are, and always with the small default network in their place.
+# The low-rank and the diagonal model are several RefineNets, minutes of compiling on a CPU: as they
+# are they run under `slow`, and always with a small network in their place.
 CASES = [
     ("first_order", None),
-    ("low_rank", "unet"),
-    ("diagonal", "unet"),
+    ("low_rank", "mlp"),
+    ("diagonal", "mlp"),
     pytest.param("low_rank", None, marks=pytest.mark.slow),
     pytest.param("diagonal", None, marks=pytest.mark.slow),
 ]

@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parents[2] / "hos_jax"
 LAYERS = {
     0: ["types", "errors"],
     1: ["linops", "noise"],
-    2: ["tweedie", "distributions"],
+    2: ["tweedie", "autodiff", "distributions"],
     3: ["losses", "models", "samplers", "uncertainty", "metrics", "objective"],
     4: ["parallel", "train_state", "checkpoint", "data"],
-    5: ["train", "evaluate", "figures", "runners", "config", "cli"],
+    5: ["fit", "train", "evaluate", "figures", "runners", "config", "cli"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 FLAX_ALLOWED = {"models", *LAYERS[4], *LAYERS[5]}

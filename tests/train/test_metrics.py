@@ -97,3 +97,21 @@ def test_a_diverging_chain_is_reported():
     assert finite.tolist() == [True, False]
     with pytest.raises(ValueError, match="at least 1"):
         run_chains(jax.random.key(0), lambda k, s: (s, None), start, 0)
+
+
+def test_third_order_score_is_least_at_the_true_skewness():
+    # e = (1 - E) with E exponential: E[e^3] = -2, so r = -e has E[r^3] = 2 and T = -2.
+    errors = 1.0 - jax.random.exponential(jax.random.key(2), (COUNT, DIM))
+
+    def score(third):
+        values = jax.vmap(metrics.third_order_score, (None, 0, None))(
+            jnp.full(DIM, third), errors, jnp.ones(DIM)
+        )
+        return np.mean(values), np.std(values) / np.sqrt(COUNT)
+
+    assert score(0.0)[0] == 0.0
+    mean, error = score(-2.0)
+    assert abs(mean + 2.0) < 4.5 * error
+    assert score(2.0)[0] > 0 and score(-1.0)[0] > mean and score(-3.0)[0] > mean
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.third_order_score(jnp.zeros(3), jnp.zeros(3), jnp.zeros(4))

@@ -168,3 +168,19 @@ def test_unusable_sizes_and_settings_are_refused():
         SecondOrderHead("sparse")
     with pytest.raises(ValueError, match="unknown networks"):
         run(ScoreModel(small_mlp, SecondOrderHead(), "alone"))
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "dense"])
+@pytest.mark.parametrize("positive_definite", [True, False])
+def test_a_small_scale_puts_outputs_of_order_one_at_small_scaled_hessians(
+    structure, positive_definite
+):
+    dim, scale = 6, 1e-4
+    head = SecondOrderHead(structure, 2, positive_definite, scale=scale)
+    raw = jax.random.normal(jax.random.key(0), (head.blocks(dim), dim))
+    size = np.abs(head.scaled_hessian(raw).to_dense()).max()
+    assert 0.1 * scale < size < 10 * scale + 2 * head.floor
+    at_zero = head.covariance(jnp.zeros_like(raw)).to_dense()
+    np.testing.assert_allclose(at_zero, np.eye(dim), atol=scale + 2 * head.floor)
+    with pytest.raises(ValueError, match="scale must be in"):
+        SecondOrderHead(structure, 2, scale=0.0)

@@ -103,3 +103,36 @@ def test_unknown_losses_are_refused():
         Objective("ssm")
     with pytest.raises(ValueError, match="unknown loss 'x'"):
         Objective("dsm", "x")
+
+
+@pytest.mark.parametrize("networks", ["shared", "per_order", "per_output"])
+@pytest.mark.parametrize("second_order", ["none", "residual_nll"])
+def test_third_order_is_added_over_the_pair_and_centred_where_it_can_be(networks, second_order):
+    def network(out_channels, name=None):
+        return MLP(out_channels, features=8, depth=1, name=name)
+
+    head = None if second_order == "none" else SecondOrderHead("low_rank", 2)
+    model = ScoreModel(network, head, networks=networks, third_order=True)
+    keys = jax.random.split(jax.random.key(3), 3)
+    clean, noise = (jax.random.normal(key, (COUNT, DIM)) for key in keys[:2])
+    params = model.init(keys[2], clean, SIGMA)
+    objective = Objective(
+        "dsm", second_order, 2.0, third_order="d3sm_diagonal", third_order_weight=5
+    )
+    got = objective.per_example(
+        lambda points, sigma: model.apply(params, points, sigma), clean, noise, SIGMA
+    )
+    expected = np.zeros(COUNT)
+    for drawn in (noise, -noise):
+        at = model.apply(params, clean + SIGMA * drawn, SIGMA)
+        assert at.scaled_third_diagonal.shape == (COUNT, DIM)
+        np.testing.assert_allclose(at.score3_diagonal * SIGMA**3, at.raw_third_order, rtol=1e-5)
+        r = drawn + SIGMA * at.score1
+        target = r**3
+        if head is not None:
+            target -= 3 * jax.vmap(lambda c: c.diagonal())(at.covariance) * r
+        t = at.scaled_third_diagonal
+        expected += np.sum(0.5 * t**2 + t * target, axis=1) / DIM
+    np.testing.assert_allclose(got["score3"], expected, rtol=1e-4, atol=1e-6)
+    total = 2.0 * got["score1"] + got.get("score2", 0.0) + 5.0 * got["score3"]
+    np.testing.assert_allclose(got["loss"], total, rtol=1e-5)

@@ -1,0 +1,363 @@
+r"""Accuracy of second- and third-order scores against exact ones, on laws whose scores are known.
+
+    python benchmarks/accuracy.py --quick                      # about 3 minutes on 2 cores
+    python benchmarks/accuracy.py --json benchmarks/accuracy.json
+    python benchmarks/accuracy.py --json PATH --laws mixture10 --sigmas 0.1 --methods d2sm_vr
+
+Every method spends the same number of steps and of network evaluations. A direct method takes
+`--steps` steps for s1 (with dsm_vr, shared by all of them) and as many for s2; autodiff takes twice
+as many for s1 and needs no more. A loss that looks at k points per example gets a batch of
+`--evaluations` / k. Same network (an MLP), same optimizer and schedule for all.
+
+Errors are against the exact score of the smoothed law at fresh noisy points:
+mse = mean of nF(estimate - exact) / D^2, relative = mean nF(estimate - exact) / mean nF(exact).
+Both are averaged over seeds, with the standard error over seeds. Rows are written to PATH as they
+finish, and what is already there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hos_jax import autodiff, distributions, fit, losses
+from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.hessian_model import HessianModel
+from hos_jax.models.mlp import MLP
+from hos_jax.models.score_model import ScoreModel
+from hos_jax.objective import FIRST_ORDER, SECOND_ORDER
+
+SIGMAS = (0.01, 0.05, 0.1, 0.5)
+AUTODIFF = {"autodiff of dsm": "dsm", "autodiff of dsm_vr": "dsm_vr"}
+DIRECT = {
+    "d2sm": "d2sm",
+    "d2sm_vr": "d2sm_vr",
+    "residual": "d2sm_residual_plain",
+    "residual adaptive": "d2sm_residual",
+    "residual NLL": "residual_nll",
+}
+THIRD = ("third: autodiff of dsm_vr", "third: d3sm", "third: d3sm centred")
+METHODS = (*AUTODIFF, *DIRECT, *THIRD)
+
+
+def _mixture(dim: int) -> distributions.GaussianMixture:
+    """Five spherical components, means of norm sqrt(D), standard deviations 0.4 to 0.8."""
+    rng = np.random.default_rng(dim)
+    means = rng.normal(size=(5, dim))
+    weights = rng.dirichlet(np.full(5, 5.0))
+    return distributions.GaussianMixture(
+        jnp.asarray(weights), jnp.asarray(means), stds=jnp.linspace(0.4, 0.8, 5)
+    )
+
+
+def _logistics(dim: int) -> distributions.LogisticMixture:
+    """Each coordinate three logistics, of scale 0.15 to 0.4, at random places."""
+    rng = np.random.default_rng(dim)
+    weights = rng.dirichlet(np.full(3, 3.0), size=dim)
+    locations = rng.normal(size=(dim, 3))
+    scales = rng.uniform(0.15, 0.4, size=(dim, 3))
+    return distributions.LogisticMixture(*(jnp.asarray(a) for a in (weights, locations, scales)))
+
+
+# The law, the heads that are tried on it, and whether its third order is too.
+LAWS = {
+    "gaussian100": (
+        lambda: distributions.random_correlated_gaussian(jax.random.key(100), 100, 10.0),
+        ("low_rank", "dense"),
+        False,
+    ),
+    "logistics20": (lambda: _logistics(20), ("low_rank", "dense"), False),
+    "logistics100": (lambda: _logistics(100), ("low_rank",), False),
+    "mixture10": (lambda: _mixture(10), ("low_rank", "dense"), True),
+    "mixture20": (lambda: _mixture(20), ("low_rank", "dense"), False),
+}
+
+
+class Cell:
+    """One law at one noise level: trains what the methods need, each thing once."""
+
+    def __init__(self, law_name: str, sigma: float, options: argparse.Namespace):
+        self.law = LAWS[law_name][0]()
+        self.sigma, self.options, self.dim = sigma, options, self.law.dim
+        self.smooth = self.law.smooth(sigma)
+        self.keys = jax.random.split(jax.random.key(2024), options.seeds)
+        self.network = functools.partial(MLP, features=options.width, depth=3)
+        self.score_model = ScoreModel(self.network, data_std=1.0)
+        self._scores: dict = {}
+
+    def over_seeds(self, function, *arguments):
+        """`function` for each seed: vmapped where that is fast, one by one on a CPU."""
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda args: function(*args), arguments)
+        return jax.vmap(function)(*arguments)
+
+    def score_params(self, loss: str, steps: int):
+        """Parameters of s1, one set per seed."""
+        if (loss, steps) not in self._scores:
+            batch = self.options.evaluations // len(FIRST_ORDER[loss])
+            train = functools.partial(
+                fit.fit_score,
+                self.score_model,
+                self.law.sample,
+                self.sigma,
+                dim=self.dim,
+                steps=steps,
+                batch_size=batch,
+                loss=loss,
+                learning_rate=self.options.learning_rate,
+            )
+            self._scores[loss, steps] = jax.jit(lambda keys: self.over_seeds(train, keys))(
+                self.keys
+            )
+        return self._scores[loss, steps]
+
+    def score_fn(self, params):
+        return fit.score_fn_of(self.score_model, params, self.sigma)
+
+    def hessian_model(self, structure: str, method: str) -> HessianModel:
+        head = SecondOrderHead(
+            structure,
+            rank=min(20, self.dim),
+            positive_definite=method == "residual NLL",
+            scale=self.sigma**2 / (self.sigma**2 + 1.0),
+        )
+        return HessianModel(self.network, head, data_std=1.0)
+
+    def hessian_params(self, method: str, structure: str):
+        loss = DIRECT[method]
+        model = self.hessian_model(structure, method)
+        batch = self.options.evaluations // len(SECOND_ORDER[loss])
+
+        def train(score_params, key):
+            return fit.second_order_params(
+                self.score_fn(score_params),
+                model,
+                self.law.sample,
+                self.sigma,
+                jax.random.fold_in(key, 1),
+                dim=self.dim,
+                steps=self.options.steps,
+                batch_size=batch,
+                loss=loss,
+                learning_rate=self.options.learning_rate,
+            )
+
+        score_params = self.score_params("dsm_vr", self.options.steps)
+        run = jax.jit(lambda params, keys: self.over_seeds(train, params, keys))
+        return score_params, run(score_params, self.keys)
+
+    def second_order(self, method: str, structure: str) -> list[dict]:
+        """Errors of s2, one row per seed."""
+        if method in AUTODIFF:
+            params = self.score_params(AUTODIFF[method], 2 * self.options.steps)
+            return self.errors(
+                lambda p: autodiff.dense_hessian_fn(self.score_fn(p)), params, self.smooth.hessian
+            )
+        model = self.hessian_model(structure, method)
+        return self.errors(
+            lambda p: fit.hessian_fn_of(self.score_fn(p[0]), model, p[1], self.sigma),
+            self.hessian_params(method, structure),
+            self.smooth.hessian,
+        )
+
+    def third_order(self, method: str) -> list[dict]:
+        """Errors of s3, one row per seed; the learned tensor is dense."""
+
+        def exact(noisy):
+            return self.smooth.score_tensor(noisy, 3)
+
+        if method == "third: autodiff of dsm_vr":
+            params = self.score_params("dsm_vr", 2 * self.options.steps)
+            return self.errors(
+                lambda p: functools.partial(autodiff.third_derivative, self.score_fn(p)),
+                params,
+                exact,
+            )
+        centred = method == "third: d3sm centred"
+        pair = self.hessian_params("residual adaptive", "dense")
+        hessian_model = self.hessian_model("dense", "residual adaptive")
+        network = self.network(out_channels=self.dim**2, name=None)
+        # Beyond order 2 the density varies on its own scale, here 1.
+        unit = (self.sigma**2 / (self.sigma**2 + 1.0)) ** 1.5
+
+        def tensors(params, noisy):
+            raw = network.apply(params, noisy[:, None, None, :] / math.sqrt(1 + self.sigma**2))
+            raw = unit * raw.reshape(len(noisy), self.dim, self.dim, self.dim)
+            turns = [(0, 1, 2, 3), (0, 1, 3, 2), (0, 2, 1, 3), (0, 2, 3, 1), (0, 3, 1, 2)]
+            return sum(raw.transpose(turn) for turn in [*turns, (0, 3, 2, 1)]) / 6.0
+
+        def train(frozen, key):
+            score_fn = self.score_fn(frozen[0])
+            hessian_fn = fit.hessian_fn_of(score_fn, hessian_model, frozen[1], self.sigma)
+            batch = self.options.evaluations // 2
+
+            def loss_fn(params, step_key):
+                clean_key, noise_key = jax.random.split(step_key)
+                clean = self.law.sample(clean_key, batch)
+                half = jax.random.normal(noise_key, clean.shape, clean.dtype)
+                noise = jnp.concatenate([half, -half])
+                noisy = jnp.concatenate([clean, clean]) + self.sigma * noise
+                residual = noise + self.sigma * jax.vmap(score_fn)(noisy)
+                third = tensors(params, noisy)
+                if not centred:
+                    return jnp.mean(jax.vmap(losses.d3sm)(third, residual)) / unit**2
+                scaled = jax.vmap(lambda y: hessian_fn(y).scale(self.sigma**2).add_identity())
+                return jnp.mean(jax.vmap(losses.d3sm)(third, residual, scaled(noisy))) / unit**2
+
+            init_key, loop_key = jax.random.split(jax.random.fold_in(key, 2))
+            params = network.init(init_key, jnp.zeros((1, 1, 1, self.dim)))
+            return fit.minimize(
+                loss_fn,
+                params,
+                loop_key,
+                steps=self.options.steps,
+                learning_rate=self.options.learning_rate,
+            )
+
+        run = jax.jit(lambda frozen, keys: self.over_seeds(train, frozen, keys))
+        params = run(pair, self.keys)
+        return self.errors(
+            lambda p: lambda y: tensors(p, y[None])[0] / self.sigma**3, params, exact
+        )
+
+    def errors(self, make_estimate, params, exact) -> list[dict]:
+        """Squared error and size over fresh noisy points, in chunks."""
+        chunk = min(500, self.options.points)
+        chunks = self.options.points // chunk
+
+        def dense(value):
+            return value if isinstance(value, jax.Array) else value.to_dense()
+
+        def one_seed(p, key):
+            estimate = make_estimate(p)
+
+            def one_chunk(chunk_key):
+                clean_key, noise_key = jax.random.split(chunk_key)
+                clean = self.law.sample(clean_key, chunk)
+                noisy = clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
+                truth = jax.vmap(lambda y: dense(exact(y)))(noisy)
+                wrong = jax.vmap(lambda y: dense(estimate(y)))(noisy) - truth
+                return jnp.sum(jnp.square(wrong)), jnp.sum(jnp.square(truth))
+
+            keys = jax.random.split(jax.random.fold_in(key, 3), chunks)
+            return jax.tree.map(jnp.sum, jax.lax.map(one_chunk, keys))
+
+        run = jax.jit(lambda p, keys: self.over_seeds(one_seed, p, keys))
+        error, size = jax.device_get(run(params, self.keys))
+        order = 3 if exact.__name__ == "exact" else 2
+        per_entry = chunk * chunks * self.dim**order
+        return [
+            {"seed": seed, "mse": float(e) / per_entry, "relative": float(e) / float(s)}
+            for seed, (e, s) in enumerate(zip(error, size, strict=True))
+        ]
+
+
+def plan(options) -> list[tuple[str, float, str, str]]:
+    """(law, sigma, method, head) of every entry of the table that is asked for."""
+    entries = []
+    for law in options.laws:
+        _, heads, third = LAWS[law]
+        for sigma in options.sigmas:
+            for method in options.methods:
+                if method in AUTODIFF:
+                    entries.append((law, sigma, method, "-"))
+                elif method in DIRECT:
+                    entries += [(law, sigma, method, head) for head in heads]
+                elif third:
+                    entries.append((law, sigma, method, "-"))
+    return entries
+
+
+def run(options) -> list[dict]:
+    """Every entry of the plan that is not in the file yet; returns all rows."""
+    settings = {
+        name: getattr(options, name)
+        for name in ("steps", "evaluations", "width", "seeds", "points", "learning_rate")
+    }
+    rows = []
+    if options.json and options.json.is_file():
+        rows = json.loads(options.json.read_text())
+        stale = [row for row in rows if row["settings"] != settings]
+        if stale:
+            raise SystemExit(f"{options.json} has rows of other settings: choose another file")
+    done = {(row["law"], row["sigma"], row["method"], row["head"]) for row in rows}
+    cell, where = None, None
+    for law, sigma, method, head in plan(options):
+        if (law, sigma, method, head) in done:
+            continue
+        if where != (law, sigma):
+            cell, where = Cell(law, sigma, options), (law, sigma)
+        begun = time.perf_counter()
+        found = cell.third_order(method) if method in THIRD else cell.second_order(method, head)
+        seconds = time.perf_counter() - begun
+        common = {"law": law, "sigma": sigma, "method": method, "head": head}
+        rows += [{**common, **row, "settings": settings} for row in found]
+        print(
+            f"{law:<13}{sigma:<6}{method:<28}{head:<10}{_cell_text(found):<20}{seconds:6.0f} s",
+            flush=True,
+        )
+        if options.json:
+            temporary = options.json.with_suffix(".tmp")
+            temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+            temporary.replace(options.json)
+    return rows
+
+
+def _cell_text(rows: list[dict]) -> str:
+    values = np.array([row["relative"] for row in rows])
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return f"{values.mean():.4f} ({error:.4f})"
+
+
+def table(rows: list[dict]) -> str:
+    """Relative errors by law and noise level, a column per method, as Markdown."""
+    methods = [m for m in METHODS if any(row["method"] == m for row in rows)]
+    lines = [
+        "| law | sigma | head | " + " | ".join(methods) + " |",
+        "|---" * (3 + len(methods)) + "|",
+    ]
+    places = sorted({(r["law"], r["sigma"], r["head"]) for r in rows if r["head"] != "-"})
+    for law, sigma, head in places:
+        cells = []
+        for method in methods:
+            found = [
+                r
+                for r in rows
+                if (r["law"], r["sigma"], r["method"]) == (law, sigma, method)
+                and r["head"] in (head, "-")
+            ]
+            cells.append(_cell_text(found) if found else "")
+        lines.append(f"| {law} | {sigma} | {head} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small part, in about 3 minutes")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
+    parser.add_argument("--sigmas", nargs="+", type=float, default=list(SIGMAS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--evaluations", type=int, default=384)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--points", type=int, default=100_000)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.laws, options.sigmas = ["mixture10"], [0.1]
+        options.steps, options.points = 1000, 10_000
+    return options
+
+
+if __name__ == "__main__":
+    print("\n" + table(run(parse())))

@@ -1,0 +1,414 @@
+r"""Derivatives of any score function by automatic differentiation: what direct models compete with.
+
+Second order: the Jacobian of s1 as a dense matrix (`dense_hessian_fn`), in chunks of bounded memory
+(`chunked_hessian_fn`, `chunked_hessian_diagonal_fn`), one product at a time
+(`hessian_vector_product_fn`), by random probes (`hutchinson_trace`, `hutchinson_diagonal`), and its
+leading eigenpairs from products alone (`top_eigenpairs`). Third order: `third_derivative`,
+`third_derivative_diagonal`, `third_derivative_contraction`.
+
+The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
+then returns is said where it matters. All act on one point (D,); batch with `vmap`. Everything is
+in 1 / data units^2 for the second order, 1 / data units^3 for the third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from matfree import decomp
+
+from hos_jax.linops import Dense
+from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn, check_vectors
+
+
+class HessianVectorProductFn(Protocol):
+    """s2(y) v at one point: (D,), (D,) -> (D,)."""
+
+    def __call__(self, noisy: Array, vector: Array, /) -> Array: ...
+
+
+class Estimate(NamedTuple):
+    """A Monte Carlo mean over independent probes.
+
+    Attributes:
+      estimate: the mean.
+      standard_error: the estimated standard deviation of that mean, of the same shape.
+    """
+
+    estimate: Array
+    standard_error: Array
+
+
+class Eigenpairs(NamedTuple):
+    """Approximate eigenpairs of a symmetric matrix A.
+
+    Attributes:
+      eigenvalues: l, (k,), in the order asked for.
+      eigenvectors: V, (D, k), orthonormal columns; signs are arbitrary.
+      residual_norms: |A v - l v| of each pair, (k,); some eigenvalue lies that close to l.
+    """
+
+    eigenvalues: Array
+    eigenvectors: Array
+    residual_norms: Array
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"expected {name} >= 1, got {size}")
+
+
+def _symmetric_part(matrix: Array) -> Array:
+    return 0.5 * (matrix + matrix.T)
+
+
+def _over_basis(function: Callable[[Array, Array], Array], noisy: Array, chunk_size: int) -> Array:
+    """function(i, e_i) for every unit vector e_i of (D,), stacked, `chunk_size` at a time."""
+    dim = noisy.shape[0]
+    return jax.lax.map(
+        lambda index: function(index, jax.nn.one_hot(index, dim, dtype=noisy.dtype)),
+        jnp.arange(dim),
+        batch_size=min(chunk_size, dim),
+    )
+
+
+def dense_hessian_fn(
+    score_fn: ScoreFn, *, mode: Literal["forward", "reverse"] = "forward", symmetrize: bool = True
+) -> HessianFn:
+    """y -> s2(y), the whole Jacobian of s1 at once, `Dense`.
+
+    D tangents (forward) or cotangents (reverse) run through the network together: time and memory
+    are about D times those of one evaluation.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      mode: of differentiation.
+      symmetrize: return (J + J^T) / 2, the nearest symmetric matrix in Frobenius norm; without it
+        row i is the gradient of component i of s1.
+
+    Raises:
+      ValueError: for another `mode`; from the closure, if the point is not (D,).
+    """
+    if mode not in ("forward", "reverse"):
+        raise ValueError(f"expected mode 'forward' or 'reverse', got {mode!r}")
+    jacobian_fn = (jax.jacfwd if mode == "forward" else jax.jacrev)(score_fn)
+
+    def hessian_fn(noisy: Array) -> Dense:
+        check_vectors(noisy=noisy)
+        jacobian = jacobian_fn(noisy)
+        return Dense(_symmetric_part(jacobian) if symmetrize else jacobian)
+
+    return hessian_fn
+
+
+def hessian_vector_product_fn(
+    score_fn: ScoreFn, *, symmetrize: bool = False
+) -> HessianVectorProductFn:
+    """(y, v) -> s2(y) v, (D,), by one Jacobian-vector product: about two evaluations of s1.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      symmetrize: return (J v + J^T v) / 2, with a vector-Jacobian product as well; for a network
+        whose Jacobian is not symmetric.
+
+    Raises:
+      ValueError: from the closure, if the point and the vector are not both (D,).
+    """
+
+    def product_fn(noisy: Array, vector: Array) -> Array:
+        check_vectors(noisy=noisy, vector=vector)
+        _, product = jax.jvp(score_fn, (noisy,), (vector,))
+        if not symmetrize:
+            return product
+        _, transpose_fn = jax.vjp(score_fn, noisy)
+        return 0.5 * (product + transpose_fn(vector)[0])
+
+    return product_fn
+
+
+def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool = True) -> HessianFn:
+    """y -> s2(y), `Dense`, by Jacobian-vector products, `chunk_size` of them at a time.
+
+    Equal to `dense_hessian_fn`, with the memory of `chunk_size` evaluations and the (D, D) result
+    instead of D evaluations. D need not be a multiple of `chunk_size`.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      chunk_size: tangents that run through the network together.
+      symmetrize: as in `dense_hessian_fn`.
+
+    Raises:
+      ValueError: for a chunk size below 1; from the closure, if the point is not (D,).
+    """
+    _check_positive(chunk_size=chunk_size)
+    product_fn = hessian_vector_product_fn(score_fn)
+
+    def hessian_fn(noisy: Array) -> Dense:
+        check_vectors(noisy=noisy)
+        columns = _over_basis(lambda _, unit: product_fn(noisy, unit), noisy, chunk_size)
+        return Dense(_symmetric_part(columns) if symmetrize else columns.T)
+
+    return hessian_fn
+
+
+def chunked_hessian_diagonal_fn(score_fn: ScoreFn, *, chunk_size: int) -> Callable[[Array], Array]:
+    """y -> the diagonal of s2(y), (D,), exact, without a (D, D) array.
+
+    D Jacobian-vector products, `chunk_size` of them at a time, of which one number each is kept.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      chunk_size: tangents that run through the network together.
+
+    Raises:
+      ValueError: for a chunk size below 1; from the closure, if the point is not (D,).
+    """
+    _check_positive(chunk_size=chunk_size)
+    product_fn = hessian_vector_product_fn(score_fn)
+
+    def diagonal_fn(noisy: Array) -> Array:
+        check_vectors(noisy=noisy)
+        return _over_basis(lambda index, unit: product_fn(noisy, unit)[index], noisy, chunk_size)
+
+    return diagonal_fn
+
+
+def _monte_carlo_mean(
+    sample_fn: Callable[[PRNGKey], Array], key: PRNGKey, probes: int, chunk_size: int
+) -> Estimate:
+    """Mean and standard error of sample_fn over `probes` keys, in memory of one chunk.
+
+    Chunk means and sums of squares are merged by the update of Chan, Golub & LeVeque 1979, since
+    a difference of a mean square and a squared mean would cancel in float32.
+    """
+    _check_positive(probes=probes, chunk_size=chunk_size)
+    chunk_size = min(chunk_size, probes)
+
+    def step(index, state):
+        count, mean, squares = state
+        indices = index * chunk_size + jnp.arange(chunk_size)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+        samples = jax.vmap(sample_fn)(keys)
+        # The last chunk may reach past the number of probes.
+        kept = (indices < probes).astype(samples.dtype)
+        kept = kept.reshape(kept.shape + (1,) * (samples.ndim - 1))
+        chunk_count = jnp.sum(kept)
+        chunk_mean = jnp.sum(kept * samples, axis=0) / chunk_count
+        chunk_squares = jnp.sum(kept * jnp.square(samples - chunk_mean[None]), axis=0)
+        share = chunk_count / (count + chunk_count)
+        shift = chunk_mean - mean
+        squares = squares + chunk_squares + count * share * jnp.square(shift)
+        return count + chunk_count, mean + share * shift, squares
+
+    shape = jax.eval_shape(sample_fn, key)
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    start = (jnp.zeros((), shape.dtype), zeros, zeros)
+    _, mean, squares = jax.lax.fori_loop(0, -(-probes // chunk_size), step, start)
+    if probes == 1:
+        return Estimate(mean, jnp.full_like(mean, jnp.inf))
+    return Estimate(mean, jnp.sqrt(squares / (probes - 1) / probes))
+
+
+def hutchinson_trace(
+    score_fn: ScoreFn, noisy: Array, key: PRNGKey, *, probes: int, chunk_size: int = 1
+) -> Estimate:
+    r"""tr s2(y), a scalar: the mean of v^T s2 v over Rademacher probes v, with a standard error.
+
+    Unbiased. One probe has variance 2 (nF(s2) - sum_i s2_ii^2), so a diagonal s2 is found exactly.
+    Memory is that of `chunk_size` evaluations, for any number of probes; the value depends on
+    `chunk_size` through rounding alone.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      noisy: y, (D,).
+      key: of the probes.
+      probes: how many; with one alone the standard error is infinite.
+      chunk_size: probes that run through the network together.
+
+    Raises:
+      ValueError: if `noisy` is not (D,), or for fewer than one probe or a chunk size below 1.
+
+    References:
+      Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
+    """
+    check_vectors(noisy=noisy)
+    product_fn = hessian_vector_product_fn(score_fn)
+
+    def sample(probe_key: PRNGKey) -> Array:
+        probe = jax.random.rademacher(probe_key, noisy.shape, noisy.dtype)
+        return jnp.sum(probe * product_fn(noisy, probe))
+
+    return _monte_carlo_mean(sample, key, probes, chunk_size)
+
+
+def hutchinson_diagonal(
+    score_fn: ScoreFn, noisy: Array, key: PRNGKey, *, probes: int, chunk_size: int = 1
+) -> Estimate:
+    r"""The diagonal of s2(y), (D,): the mean of v * (s2 v) over Rademacher probes v.
+
+    Unbiased, with a standard error for each entry: one probe has variance sum_{j != i} s2_ij^2 at
+    entry i. Arguments, memory and errors as in `hutchinson_trace`.
+
+    References:
+      Bekas, Kokiopoulou, Saad, "An Estimator for the Diagonal of a Matrix", 2007.
+    """
+    check_vectors(noisy=noisy)
+    product_fn = hessian_vector_product_fn(score_fn)
+
+    def sample(probe_key: PRNGKey) -> Array:
+        probe = jax.random.rademacher(probe_key, noisy.shape, noisy.dtype)
+        return probe * product_fn(noisy, probe)
+
+    return _monte_carlo_mean(sample, key, probes, chunk_size)
+
+
+def top_eigenpairs(
+    matvec: Callable[[Array], Array],
+    key: PRNGKey,
+    dim: int,
+    count: int,
+    *,
+    krylov_vectors: int | None = None,
+    which: Literal["algebraic", "magnitude"] = "algebraic",
+    dtype: jnp.dtype | type = float,
+) -> Eigenpairs:
+    r"""The leading eigenpairs of a symmetric matrix known by its products alone, by Lanczos.
+
+    One Krylov space from a random start, fully reorthogonalised; k + m + 1 products for m Krylov
+    vectors, and memory O(m D). The leading pairs converge first, the faster the better they are
+    separated; `residual_norms` tells. For m = D, where memory is D x D anyway, the unit vectors
+    replace the Krylov space and every pair is exact.
+
+    Copies of one eigenvalue appear in a Krylov space through rounding alone: with a degenerate
+    spectrum the results are still eigenpairs, but a later copy may be missing. Matrix products run
+    at the highest precision, those of `matvec` included, or TF32 would limit the accuracy.
+
+    Args:
+      matvec: v -> A v, (D,) -> (D,), linear with symmetric A; for a score at y,
+        `functools.partial(hessian_vector_product_fn(score_fn, symmetrize=True), y)`.
+      key: of the random start vector.
+      dim: D.
+      count: k, how many pairs.
+      krylov_vectors: m, from k to D; min(D, max(2 k + 1, 20)) unless given.
+      which: "algebraic", descending by value, or "magnitude", descending by absolute value.
+      dtype: floating type of the vectors that `matvec` is given.
+
+    Raises:
+      ValueError: unless 1 <= count <= krylov_vectors <= dim, and for another `which`.
+
+    References:
+      Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
+    """
+    size = min(dim, max(2 * count + 1, 20)) if krylov_vectors is None else krylov_vectors
+    if not 1 <= count <= size <= dim:
+        raise ValueError(
+            f"expected 1 <= count <= krylov_vectors <= dim, got {count}, {size} and {dim}"
+        )
+    if which not in ("algebraic", "magnitude"):
+        raise ValueError(f"expected which 'algebraic' or 'magnitude', got {which!r}")
+    start, noise = jax.random.normal(key, (2, dim), dtype)
+    with jax.default_matmul_precision("highest"):
+        return _lanczos_eigenpairs(matvec, start, noise, count, size, which)
+
+
+def _lanczos_eigenpairs(
+    matvec: Callable[[Array], Array],
+    start: Array,
+    noise: Array,
+    count: int,
+    size: int,
+    which: str,
+) -> Eigenpairs:
+    rank = jnp.abs if which == "magnitude" else jnp.asarray
+    if size == start.shape[0]:
+        basis = jnp.eye(size, dtype=start.dtype)
+        projected = _symmetric_part(jax.lax.map(matvec, basis))
+    else:
+        shift = _rounding_level_shift(matvec, start, noise)
+        tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
+        basis, projected, *_ = tridiagonalise(lambda v: matvec(v) + shift * v, start)
+    ritz_values, small_vectors = jnp.linalg.eigh(projected)
+    _, chosen = jax.lax.top_k(rank(ritz_values), count)
+    vectors = basis.T @ small_vectors[:, chosen]
+    # Rayleigh quotients and residuals belong to A itself, free of the shift.
+    products = jax.lax.map(matvec, vectors.T).T
+    values = jnp.sum(vectors * products, axis=0)
+    _, order = jax.lax.top_k(rank(values), count)
+    residuals = jnp.linalg.norm(products - vectors * values[None], axis=0)
+    return Eigenpairs(values[order], vectors[:, order], residuals[order])
+
+
+def _rounding_level_shift(matvec: Callable[[Array], Array], start: Array, noise: Array) -> Array:
+    """A diagonal, (D,), of a few ulps of A: with it no Krylov space ends before D vectors.
+
+    For A = c I, or a low rank, Lanczos meets an invariant subspace and would divide by zero.
+    """
+    info = jnp.finfo(start.dtype)
+    size = jnp.linalg.norm(matvec(start)) / jnp.linalg.norm(start)
+    # A positive floor whose square does not underflow, for A = 0.
+    size = jnp.maximum(size, info.tiny**0.25)
+    return 64 * info.eps * size * noise
+
+
+def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True) -> Array:
+    """s3(y), dense (D, D, D), by two nested forward derivatives; for small D.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      noisy: y, (D,).
+      symmetrize: average over the three places of the index of s1; the two derivatives commute.
+        Without it entry [i, j, k] is d_j d_k s1_i.
+
+    Raises:
+      ValueError: if `noisy` is not (D,).
+    """
+    check_vectors(noisy=noisy)
+    tensor = jax.jacfwd(jax.jacfwd(score_fn))(noisy)
+    if not symmetrize:
+        return tensor
+    return (tensor + jnp.moveaxis(tensor, 0, 1) + jnp.moveaxis(tensor, 0, 2)) / 3.0
+
+
+def third_derivative_contraction(score_fn: ScoreFn, noisy: Array, probe: Array) -> Array:
+    r"""s3(y)[v, v, .], (D,): the second derivative of s1 along v, by nested forward derivatives.
+
+    .. math:: \frac{d^2}{dt^2} s_1(y + t v) \Big|_{t = 0}
+
+    About four evaluations of s1 and their memory. For a network it is sum_jk v_j v_k d_j d_k s1.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      noisy: y, (D,).
+      probe: v, (D,).
+
+    Raises:
+      ValueError: if the shapes differ or are not (D,).
+    """
+    check_vectors(noisy=noisy, probe=probe)
+    product_fn = hessian_vector_product_fn(score_fn)
+    _, contraction = jax.jvp(lambda point: product_fn(point, probe), (noisy,), (probe,))
+    return contraction
+
+
+def third_derivative_diagonal(score_fn: ScoreFn, noisy: Array, *, chunk_size: int = 1) -> Array:
+    """s3(y)_iii, (D,), exact: D nested derivatives along the axes, `chunk_size` at a time.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      noisy: y, (D,).
+      chunk_size: axes that run through the network together; memory grows with it, not with D.
+
+    Raises:
+      ValueError: if `noisy` is not (D,), or for a chunk size below 1.
+    """
+    check_vectors(noisy=noisy)
+    _check_positive(chunk_size=chunk_size)
+    return _over_basis(
+        lambda index, unit: third_derivative_contraction(score_fn, noisy, unit)[index],
+        noisy,
+        chunk_size,
+    )

@@ -1,0 +1,201 @@
+"""What every law shares: the contract, its pytree registration and the checks of parameters."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hos_jax.linops import Diagonal, SymmetricMatrix
+from hos_jax.types import Array, PRNGKey
+
+WEIGHT_TOLERANCE = 1e-6
+
+
+def law(cls: type) -> type:
+    """Make a class a frozen dataclass and a pytree; fields with `static=True` metadata are static.
+
+    JAX rebuilds a pytree with placeholders, tracers or stacked arrays in its fields, so the
+    checks of `__post_init__` run for laws that a caller builds, not for those that JAX rebuilds.
+    """
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)
+    data = [field.name for field in fields if not field.metadata.get("static")]
+    static = [field.name for field in fields if field.metadata.get("static")]
+
+    def flatten(instance):
+        children = [(jax.tree_util.GetAttrKey(name), getattr(instance, name)) for name in data]
+        return children, tuple(getattr(instance, name) for name in static)
+
+    def unflatten(constants, children):
+        instance = object.__new__(cls)
+        for name, value in [
+            *zip(data, children, strict=True),
+            *zip(static, constants, strict=True),
+        ]:
+            object.__setattr__(instance, name, value)
+        return instance
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+def set_arrays(instance: object, **values: object) -> None:
+    """Store values in the fields of a law under construction, as arrays of one floating dtype."""
+    arrays = {name: jnp.asarray(value) for name, value in values.items()}
+    floating = [a.dtype for a in arrays.values() if jnp.issubdtype(a.dtype, jnp.floating)]
+    dtype = max(floating, key=lambda d: jnp.finfo(d).bits) if floating else jnp.zeros(()).dtype
+    for name, array in arrays.items():
+        object.__setattr__(instance, name, array.astype(dtype))
+
+
+def require(name: str, value: Array, condition, what: str) -> None:
+    """Raise ValueError unless `condition` holds for the value; a traced value is not looked at."""
+    if not isinstance(value, jax.core.Tracer):
+        concrete = np.asarray(value, dtype=np.float64)
+        if not np.all(np.isfinite(concrete)) or not condition(concrete):
+            raise ValueError(f"{name} must be {what}")
+
+
+def require_positive(name: str, value: Array) -> None:
+    """Raise ValueError unless every entry is positive and finite."""
+    require(name, value, lambda v: np.all(v > 0), "positive and finite")
+
+
+def require_shape(name: str, value: Array, shape: tuple) -> None:
+    """Raise ValueError unless the value has the shape."""
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+
+
+def require_weights(weights: Array) -> None:
+    """Raise ValueError unless the weights are non-negative and sum to 1 over the last axis."""
+    require("weights", weights, lambda w: np.all(w >= 0), "non-negative and finite")
+
+    def sums_to_one(w):
+        return np.all(np.abs(w.sum(axis=-1) - 1) <= WEIGHT_TOLERANCE)
+
+    require("weights", weights, sums_to_one, "summing to 1 over the last axis")
+
+
+def as_sigma(sigma: Array | float, dtype) -> Array:
+    """sigma as a scalar array of the dtype; ValueError unless it is a positive finite scalar."""
+    sigma = jnp.asarray(sigma).astype(dtype)
+    require_shape("sigma", sigma, ())
+    require_positive("sigma", sigma)
+    return sigma
+
+
+class Law(abc.ABC):
+    """A law on R^D with a density whose log has exact derivatives of every order.
+
+    Mathematics is on one point (D,); use `vmap` for batches. A law is a pytree, so it may be an
+    argument of a jitted function.
+    """
+
+    @property
+    @abc.abstractmethod
+    def dim(self) -> int:
+        """D."""
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKey, count: int) -> Array:
+        """`count` independent points, (count, D), data units."""
+
+    @abc.abstractmethod
+    def smooth(self, sigma: Array | float) -> Law:
+        """The law of x + sigma z, z standard normal; repeated smoothing adds the variances.
+
+        Raises:
+          ValueError: unless sigma is a positive scalar.
+        """
+
+    @abc.abstractmethod
+    def log_density(self, point: Array) -> Array:
+        """log q at one point, a scalar, normalized.
+
+        Raises:
+          ValueError: unless the point is of shape (D,); so do all methods that take a point.
+        """
+
+    @abc.abstractmethod
+    def score(self, point: Array) -> Array:
+        """s1 = grad log q, (D,), 1 / data units."""
+
+    @abc.abstractmethod
+    def hessian(self, point: Array) -> SymmetricMatrix:
+        """s2, the Hessian of log q, a structured (D, D) matrix, 1 / data units^2."""
+
+    def score_tensor(self, point: Array, order: int) -> Array:
+        """s_n, the n-th derivative tensor of log q, dense, (D,) * n; for small D.
+
+        Args:
+          point: y, (D,).
+          order: n >= 1.
+
+        Raises:
+          ValueError: if n < 1 or the point is not of shape (D,).
+        """
+        check_order(order)
+        if order == 1:
+            return self.score(point)
+
+        # Forward mode on the exact Hessian: every derivative keeps its centred, stable form.
+        def derivative(y: Array) -> Array:
+            return self.hessian(y).to_dense()
+
+        for _ in range(order - 2):
+            derivative = jax.jacfwd(derivative)
+        return derivative(point)
+
+    def _check_point(self, point: Array) -> None:
+        if tuple(point.shape) != (self.dim,):
+            raise ValueError(
+                f"expected a point of shape ({self.dim},), got {tuple(point.shape)}; "
+                "use vmap for batches"
+            )
+
+
+class FactorizedLaw(Law):
+    """A law with independent coordinates: every score tensor is diagonal."""
+
+    @abc.abstractmethod
+    def score_diagonal(self, point: Array, order: int) -> Array:
+        """The n-th derivative of each factor's log density, (D,), 1 / data units^n.
+
+        Args:
+          point: y, (D,).
+          order: n >= 1.
+
+        Raises:
+          ValueError: if n < 1 or the point is not of shape (D,).
+        """
+
+    def score(self, point: Array) -> Array:
+        return self.score_diagonal(point, 1)
+
+    def hessian(self, point: Array) -> Diagonal:
+        return Diagonal(self.score_diagonal(point, 2))
+
+    def score_tensor(self, point: Array, order: int) -> Array:
+        diagonal = self.score_diagonal(point, order)
+        index = (jnp.arange(self.dim),) * order
+        return jnp.zeros((self.dim,) * order, diagonal.dtype).at[index].set(diagonal)
+
+
+def check_order(order: int) -> None:
+    """Raise ValueError unless the order of a derivative is an integer n >= 1."""
+    if not isinstance(order, int) or order < 1:
+        raise ValueError(f"order must be an integer >= 1, got {order!r}")
+
+
+def centred_hessian(weights: Array, gradients: Array, score: Array) -> Array:
+    """sum_k w_k (g_k - s)(g_k - s)^T, (D, D), for weights (K,) and gradients g (K, D).
+
+    Centred, because g g^T and s s^T are both far larger than their difference in the tails.
+    """
+    deviations = gradients - score[None, :]
+    return deviations.T @ (weights[:, None] * deviations)

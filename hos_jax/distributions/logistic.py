@@ -1,0 +1,245 @@
+r"""Products of one-dimensional logistic mixtures, and the same smoothed by a Gaussian.
+
+All derivatives come from one fact. If q(y + t) = sum_i exp(a_i + sum_j h_ij t^j / j!) for t near 0,
+then with weights w = softmax(a) the derivatives of log q are cumulants of that expansion
+(`log_derivative`). A mixture is such a sum over its components; a smoothed mixture is one over
+its components and the nodes of a quadrature.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jax.scipy.stats import logistic
+
+from hos_jax.distributions.base import (
+    FactorizedLaw,
+    as_sigma,
+    check_order,
+    law,
+    require,
+    require_positive,
+    require_shape,
+    require_weights,
+    set_arrays,
+)
+from hos_jax.distributions.logistic_quadrature import Rule, quadrature
+from hos_jax.types import Array, PRNGKey
+
+
+def logistic_derivatives(standardized: Array, order: int) -> list[Array]:
+    r"""The derivatives of orders 1 to n of g(v) = log of the standard logistic density.
+
+    With u = tanh(v/2): g' = -u and, for n >= 2, g^(n) = (1 - u^2) Q_n(u) with Q_2 = -1/2 and
+
+    .. math:: Q_{n+1} = \tfrac12 (1 - u^2) Q_n' - u Q_n .
+
+    Args:
+      standardized: v, any shape.
+      order: n >= 1.
+
+    Returns:
+      n arrays of the shape of v; each keeps its relative precision in the tails.
+    """
+    u = jnp.tanh(0.5 * standardized)
+    one_minus_square = 4.0 * jax.nn.sigmoid(standardized) * jax.nn.sigmoid(-standardized)
+    polynomial, derivatives = np.polynomial.Polynomial([-0.5]), [-u]
+    for _ in range(order - 1):
+        value = jnp.zeros_like(u)
+        for coefficient in polynomial.coef[::-1]:
+            value = value * u + float(coefficient)
+        derivatives.append(one_minus_square * value)
+        slope = np.polynomial.Polynomial([0.5, 0.0, -0.5]) * polynomial.deriv()
+        polynomial = slope - np.polynomial.Polynomial([0.0, 1.0]) * polynomial
+    return derivatives
+
+
+def log_derivative(log_terms: Array, expansion: list[Array], order: int) -> Array:
+    r"""The n-th derivative at t = 0 of log sum_i exp(a_i + sum_j h_ij t^j / j!).
+
+    Means under w = softmax(a) are split off first, since exp(sum_j E[h_j] t^j / j!) is a common
+    factor; of the centred h the complete Bell polynomials B_n give moments m_n, those cumulants:
+
+    .. math::
+        B_n = \sum_{j=1}^{n} \tbinom{n-1}{j-1} \tilde h_j B_{n-j}, \quad
+        m_n = E_w[B_n], \quad
+        \kappa_n = m_n - \sum_{j=2}^{n-1} \tbinom{n-1}{j-1} \kappa_j m_{n-j}, \quad
+        (\log q)^{(n)} = E_w[h_n] + \kappa_n .
+
+    Args:
+      log_terms: a, (..., M).
+      expansion: h_1 ... h_n, each (..., M).
+      order: n >= 1.
+
+    Returns:
+      Shape (...).
+    """
+    weights = jax.nn.softmax(log_terms, axis=-1)
+
+    def mean(values: Array) -> Array:
+        return jnp.sum(weights * values, axis=-1)
+
+    means = [mean(term) for term in expansion]
+    if order == 1:
+        return means[0]
+    centred = [term - m[..., None] for term, m in zip(expansion, means, strict=True)]
+    bell = [jnp.ones_like(weights)]
+    moments, cumulants = [mean(bell[0]), jnp.zeros_like(means[0])], [None, None]
+    for n in range(1, order + 1):
+        choose = [math.comb(n - 1, j - 1) for j in range(1, n + 1)]
+        bell.append(sum(choose[j - 1] * centred[j - 1] * bell[n - j] for j in range(1, n + 1)))
+        if n == 1:
+            continue
+        moments.append(mean(bell[n]))
+        products = [choose[j - 1] * cumulants[j] * moments[n - j] for j in range(2, n)]
+        cumulants.append(moments[n] - sum(products))
+    return means[order - 1] + cumulants[order]
+
+
+class _Logistics(FactorizedLaw):
+    """What the mixture and its smoothed version share: shapes and checks of the parameters."""
+
+    def _check_parameters(self) -> None:
+        arrays = {"weights": self.weights, "locations": self.locations, "scales": self.scales}
+        set_arrays(self, **arrays)
+        if self.weights.ndim != 2:
+            raise ValueError(f"weights must have shape (D, K), got {tuple(self.weights.shape)}")
+        require_shape("locations", self.locations, self.weights.shape)
+        require_shape("scales", self.scales, self.weights.shape)
+        require_weights(self.weights)
+        require("locations", self.locations, lambda _: True, "finite")
+        require_positive("scales", self.scales)
+
+    @property
+    def dim(self) -> int:
+        return self.weights.shape[0]
+
+
+@law
+class LogisticMixture(_Logistics):
+    r"""Independent coordinates, each a mixture of K logistics.
+
+    .. math:: p_i(x) = \sum_k w_{ik} \frac{1}{4 s_{ik}}
+        \operatorname{sech}^2\!\Big(\frac{x - m_{ik}}{2 s_{ik}}\Big)
+
+    Attributes:
+      weights: w, (D, K), non-negative, each row summing to 1.
+      locations: m, (D, K), data units.
+      scales: s, (D, K), positive, data units; the component's variance is pi^2 s^2 / 3.
+
+    Raises:
+      ValueError: on wrong shapes, weights or scales.
+    """
+
+    weights: Array
+    locations: Array
+    scales: Array
+
+    def __post_init__(self):
+        self._check_parameters()
+
+    def sample(self, key: PRNGKey, count: int) -> Array:
+        label_key, noise_key = jax.random.split(key)
+        shape = (count, self.dim)
+        labels = jax.random.categorical(label_key, jnp.log(self.weights), shape=shape)
+        noise = jax.random.logistic(noise_key, shape, self.weights.dtype)
+        rows = jnp.arange(self.dim)[None, :]
+        return self.locations[rows, labels] + self.scales[rows, labels] * noise
+
+    def smooth(self, sigma: Array | float) -> SmoothedLogisticMixture:
+        return SmoothedLogisticMixture(self.weights, self.locations, self.scales, sigma)
+
+    def log_density(self, point: Array) -> Array:
+        self._check_point(point)
+        return jnp.sum(logsumexp(self._log_terms(point), axis=1))
+
+    def score_diagonal(self, point: Array, order: int) -> Array:
+        check_order(order)
+        self._check_point(point)
+        standardized = (point[:, None] - self.locations) / self.scales
+        derivatives = logistic_derivatives(standardized, order)
+        expansion = [term / self.scales**j for j, term in enumerate(derivatives, start=1)]
+        return log_derivative(self._log_terms(point), expansion, order)
+
+    def _log_terms(self, point: Array) -> Array:
+        log_components = logistic.logpdf(point[:, None], self.locations, self.scales)
+        return jnp.log(self.weights) + log_components
+
+
+@law
+class SmoothedLogisticMixture(_Logistics):
+    r"""The law of x + sigma z for x from `LogisticMixture`: each coordinate has the density
+
+    .. math:: q(y) = \sum_k w_k \int L_k(x) \, N(y - x; \sigma^2) \, dx .
+
+    The integral is a trapezoid sum whose nodes follow the integrand (`logistic_quadrature`). For
+    derivatives the substitution x -> x + c t in q(y + t) shares the shift between both factors:
+    with g = log L_k the integrand's logarithm then has the derivatives
+
+    .. math:: h_1 = c g' - (1-c) \frac{y-x}{\sigma^2}, \quad
+        h_2 = c^2 g'' - \frac{(1-c)^2}{\sigma^2}, \quad h_n = c^n g^{(n)} .
+
+    c = 0 gives the posterior cumulants of Tweedie's formula, kappa_n = sigma^(2n) s_n, which lose
+    their digits when sigma << s; c = 1 gives cumulants of the logistic scores, which lose them
+    when sigma >> s. The c that makes h_1 constant to first order at the mode,
+    c = 1 / (1 + sigma^2 |g''|), keeps them at every ratio.
+
+    Accuracy, one component, y within 8 standard deviations, s/sigma from 0.01 to 100, orders 0
+    to 4, errors in units of the standard deviation's power -n: see the test against quad.
+
+    Attributes:
+      weights, locations, scales: (D, K) as in `LogisticMixture`.
+      sigma: (), data units.
+
+    Raises:
+      ValueError: on wrong shapes, weights, scales or sigma.
+    """
+
+    weights: Array
+    locations: Array
+    scales: Array
+    sigma: Array | float
+
+    def __post_init__(self):
+        self._check_parameters()
+        object.__setattr__(self, "sigma", as_sigma(self.sigma, self.weights.dtype))
+
+    def sample(self, key: PRNGKey, count: int) -> Array:
+        clean_key, noise_key = jax.random.split(key)
+        clean = LogisticMixture(self.weights, self.locations, self.scales).sample(clean_key, count)
+        return clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
+
+    def smooth(self, sigma: Array | float) -> SmoothedLogisticMixture:
+        total = jnp.hypot(self.sigma, as_sigma(sigma, self.sigma.dtype))
+        return SmoothedLogisticMixture(self.weights, self.locations, self.scales, total)
+
+    def log_density(self, point: Array) -> Array:
+        self._check_point(point)
+        return jnp.sum(logsumexp(self._quadrature(point).log_terms, axis=(1, 2)))
+
+    def score_diagonal(self, point: Array, order: int) -> Array:
+        check_order(order)
+        self._check_point(point)
+        rule = self._quadrature(point)
+        share = rule.share
+        derivatives = logistic_derivatives(rule.standardized, order)
+        expansion = [share**j * term for j, term in enumerate(derivatives, start=1)]
+        # In units of s: (y - x) / sigma^2 = -gap / (s noise_to_scale).
+        expansion[0] += rule.gap_share * rule.gap
+        if order > 1:
+            expansion[1] -= rule.gap_share * (1.0 - share)
+        scales = self.scales[:, :, None]
+        flat = [
+            (term / scales**j).reshape(self.dim, -1) for j, term in enumerate(expansion, start=1)
+        ]
+        return log_derivative(rule.log_terms.reshape(self.dim, -1), flat, order)
+
+    def _quadrature(self, point: Array) -> Rule:
+        standardized = (point[:, None] - self.locations) / self.scales
+        rule = quadrature(standardized, jnp.square(self.sigma / self.scales))
+        log_weights = jnp.log(self.weights) - jnp.log(self.scales)
+        return rule._replace(log_terms=rule.log_terms + log_weights[:, :, None])

@@ -1,0 +1,216 @@
+r"""Fit scores in one compiled loop: for vectors, for small problems, for a score of your own.
+
+`fit_score` learns s1 from samples. `train_second_order` learns s2 for any given s1, which stays as
+it is: a network trained elsewhere, an exact score, a simulator's. Both are functions of arrays, so
+that seeds and noise levels run under `vmap`. Image runs with checkpoints are `hos_jax.train`.
+
+Example, on a score that was not trained here::
+
+    law = distributions.GaussianMixture(weights, means, covariances)
+    smooth = law.smooth(sigma)
+    model = HessianModel(functools.partial(MLP, features=64), SecondOrderHead("low_rank", 4))
+    hessian_fn = train_second_order(
+        smooth.score, model, law.sample, sigma, jax.random.key(0), dim=law.dim, steps=2000
+    )
+    hessian_fn(noisy)  # a DiagonalPlusLowRank: s2 at one point
+
+With data in an array, draw from it::
+
+    def sample(key, count):
+        return data[jax.random.randint(key, (count,), 0, len(data))]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hos_jax.linops import SymmetricMatrix
+from hos_jax.models.hessian_model import HessianModel
+from hos_jax.models.score_model import ScoreModel
+from hos_jax.objective import Objective
+from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
+
+Sampler = Callable[[PRNGKey, int], Array]
+
+
+def minimize(
+    loss_fn: Callable[[Any, PRNGKey], Array],
+    params: Any,
+    key: PRNGKey,
+    *,
+    steps: int,
+    learning_rate: float = 2e-3,
+) -> Any:
+    """Minimize a stochastic loss by Adam with a cosine schedule down to 0, in one `lax.scan`.
+
+    Args:
+      loss_fn: `loss_fn(params, key)`, a scalar.
+      params: where to start.
+      key: the draws of step i use `fold_in(key, i)`.
+      steps: number of steps.
+      learning_rate: at the start.
+
+    Returns:
+      The final parameters.
+
+    Raises:
+      ValueError: if `steps` is not positive.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def step(carry, index):
+        params, state = carry
+        gradients = jax.grad(loss_fn)(params, jax.random.fold_in(key, index))
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = params, optimizer.init(params)
+    (params, _), _ = jax.lax.scan(step, start, jnp.arange(steps, dtype=jnp.int32))
+    return params
+
+
+def _draw(sample: Sampler, key: PRNGKey, count: int) -> tuple[Array, Array]:
+    clean_key, noise_key = jax.random.split(key)
+    clean = sample(clean_key, count)
+    return clean, jax.random.normal(noise_key, clean.shape, clean.dtype)
+
+
+def fit_score(
+    model: ScoreModel,
+    sample: Sampler,
+    sigma: Array | float,
+    key: PRNGKey,
+    *,
+    dim: int,
+    steps: int,
+    batch_size: int = 128,
+    loss: str = "dsm_vr",
+    learning_rate: float = 2e-3,
+) -> Any:
+    """Parameters of a first-order model, fitted to noisy samples.
+
+    Args:
+      model: a `ScoreModel` without a head.
+      sample: `sample(key, count)` draws clean points, (count, D).
+      sigma: scalar, data units.
+      key: decides the initialization and every draw.
+      dim: D.
+      steps, batch_size, learning_rate: see `minimize`.
+      loss: "dsm" or "dsm_vr".
+    """
+    init_key, loop_key = jax.random.split(key)
+    objective = Objective(loss)
+
+    def loss_fn(params, step_key):
+        clean, noise = _draw(sample, step_key, batch_size)
+        values = objective.per_example(
+            lambda points, s: model.apply(params, points, s), clean, noise, sigma
+        )
+        return jnp.mean(values["loss"])
+
+    params = model.init(init_key, jnp.zeros((1, dim)), sigma)
+    return minimize(loss_fn, params, loop_key, steps=steps, learning_rate=learning_rate)
+
+
+def score_fn_of(model: ScoreModel, params: Any, sigma: Array | float) -> ScoreFn:
+    """s1 of a fitted model at one point, (D,) -> (D,)."""
+    return lambda noisy: model.apply(params, noisy[None], sigma).score1[0]
+
+
+def second_order_params(
+    score_fn: ScoreFn,
+    model: HessianModel,
+    sample: Sampler,
+    sigma: Array | float,
+    key: PRNGKey,
+    *,
+    dim: int,
+    steps: int,
+    batch_size: int = 128,
+    loss: str = "d2sm_residual",
+    learning_rate: float = 2e-3,
+) -> Any:
+    """Parameters of a second-order model for a given score; see `train_second_order`."""
+    if loss == "none":
+        raise ValueError("a second-order loss is needed, got 'none'")
+    init_key, loop_key = jax.random.split(key)
+    objective = Objective("dsm", loss, first_order_weight=0.0)
+    score_batch = jax.vmap(score_fn)
+
+    def loss_fn(params, step_key):
+        clean, noise = _draw(sample, step_key, batch_size)
+        values = objective.per_example(
+            lambda points, s: model.apply(params, points, s, score_batch(points)),
+            clean,
+            noise,
+            sigma,
+        )
+        return jnp.mean(values["loss"])
+
+    zero = jnp.zeros((1, dim))
+    params = model.init(init_key, zero, sigma, zero)
+    return minimize(loss_fn, params, loop_key, steps=steps, learning_rate=learning_rate)
+
+
+def hessian_fn_of(
+    score_fn: ScoreFn, model: HessianModel, params: Any, sigma: Array | float
+) -> HessianFn:
+    """s2 of a fitted model at one point, (D,) -> structured (D, D), 1 / data units^2."""
+
+    def hessian_fn(noisy: Array) -> SymmetricMatrix:
+        outputs = model.apply(params, noisy[None], sigma, score_fn(noisy)[None])
+        return jax.tree.map(lambda leaf: leaf[0], outputs.score2)
+
+    return hessian_fn
+
+
+def train_second_order(
+    score_fn: ScoreFn,
+    model: HessianModel,
+    sample: Sampler,
+    sigma: Array | float,
+    key: PRNGKey,
+    *,
+    dim: int,
+    steps: int,
+    batch_size: int = 128,
+    loss: str = "d2sm_residual",
+    learning_rate: float = 2e-3,
+) -> HessianFn:
+    """Learn s2 for a score that stays as it is; returns s2 at one point.
+
+    Args:
+      score_fn: s1 of the smoothed density at one point, (D,) -> (D,), 1 / data units.
+      model: the second-order model; its head decides the structure of s2.
+      sample: `sample(key, count)` draws clean points, (count, D).
+      sigma: noise level of `score_fn`, scalar, data units.
+      key: decides the initialization and every draw.
+      dim: D.
+      steps, batch_size, learning_rate: see `minimize`.
+      loss: a second-order loss of `hos_jax.objective.SECOND_ORDER`.
+
+    Raises:
+      ValueError: for an unknown loss or steps < 1.
+    """
+    train = jax.jit(
+        lambda k: second_order_params(
+            score_fn,
+            model,
+            sample,
+            sigma,
+            k,
+            dim=dim,
+            steps=steps,
+            batch_size=batch_size,
+            loss=loss,
+            learning_rate=learning_rate,
+        )
+    )
+    return hessian_fn_of(score_fn, model, train(key), sigma)

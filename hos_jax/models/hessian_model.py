@@ -1,0 +1,50 @@
+r"""A second-order model beside a score that somebody else provides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.score_model import ModelOutputs
+from hos_jax.types import Array
+
+
+class HessianModel(nn.Module):
+    r"""s2 from a network of its own; s1 comes from outside.
+
+    The network sees y / sqrt(sigma^2 + data_std^2) and gives the raw values of the head.
+
+    Attributes:
+      network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
+        (N, H, W, out_channels).
+      head: the second-order head.
+      data_std: standard deviation of the data, data units.
+    """
+
+    network: Callable[..., nn.Module]
+    head: SecondOrderHead
+    data_std: float = 1.0
+
+    @nn.compact
+    def __call__(self, noisy: Array, sigma: Array | float, score1: Array) -> ModelOutputs:
+        """Evaluate at noisy points.
+
+        Args:
+          noisy: y, (N, H, W, C) images or (N, D) vectors, data units.
+          sigma: standard deviation of the noise, scalar or (N,), data units.
+          score1: s1 at these points, (N, D), 1 / data units.
+        """
+        images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
+        count, height, width, channels = images.shape
+        dim = height * width * channels
+        sigma = jnp.broadcast_to(jnp.asarray(sigma, images.dtype), (count,))
+        scale = 1.0 / jnp.sqrt(sigma**2 + self.data_std**2)
+        blocks = self.head.blocks(dim)
+        network = self.network(out_channels=channels * blocks, name="score2")
+        raw = network(images * scale[:, None, None, None])
+        raw = raw.reshape(count, height, width, blocks, channels)
+        raw = jnp.moveaxis(raw, 3, 1).reshape(count, blocks, dim)
+        return ModelOutputs(-sigma[:, None] * score1, raw, sigma, head=self.head)

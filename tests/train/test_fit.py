@@ -1,0 +1,95 @@
+"""Scores fitted in one compiled loop, against the exact ones of laws that are known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import autodiff, distributions, fit
+from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.hessian_model import HessianModel
+from hos_jax.models.mlp import MLP
+from hos_jax.models.score_model import ScoreModel
+
+SIGMA = 0.5
+NETWORK = functools.partial(MLP, features=32, depth=2)
+
+
+@pytest.fixture(scope="module")
+def law():
+    means = jnp.asarray([[1.0, 0.0, 0.5], [-1.0, 0.5, -0.5]])
+    return distributions.GaussianMixture(
+        jnp.asarray([0.6, 0.4]), means, stds=jnp.asarray([0.4, 0.6])
+    )
+
+
+def relative_error(estimate, exact, law):
+    clean_key, noise_key = jax.random.split(jax.random.key(9))
+    clean = law.sample(clean_key, 2000)
+    noisy = clean + SIGMA * jax.random.normal(noise_key, clean.shape)
+    got, wanted = jax.vmap(estimate)(noisy), jax.vmap(exact)(noisy)
+    return float(jnp.sum((got - wanted) ** 2) / jnp.sum(wanted**2))
+
+
+@pytest.mark.parametrize("loss", ["d2sm_vr", "d2sm_residual", "residual_nll"])
+def test_a_second_order_head_is_trained_for_a_score_that_was_not(law, loss):
+    smooth = law.smooth(SIGMA)
+    head = SecondOrderHead("low_rank", 2, positive_definite=loss == "residual_nll")
+    hessian_fn = fit.train_second_order(
+        smooth.score,
+        HessianModel(NETWORK, head),
+        law.sample,
+        SIGMA,
+        jax.random.key(1),
+        dim=3,
+        steps=800,
+        loss=loss,
+        learning_rate=5e-3,
+    )
+    assert isinstance(hessian_fn(jnp.zeros(3)), DiagonalPlusLowRank)
+    error = relative_error(
+        lambda y: hessian_fn(y).to_dense(), lambda y: smooth.hessian(y).to_dense(), law
+    )
+    assert error < 0.03
+
+
+def test_a_score_is_fitted_and_its_derivative_follows(law):
+    smooth, model = law.smooth(SIGMA), ScoreModel(NETWORK, data_std=1.0)
+    params = jax.jit(
+        lambda key: fit.fit_score(
+            model, law.sample, SIGMA, key, dim=3, steps=800, learning_rate=5e-3
+        )
+    )(jax.random.key(2))
+    score_fn = fit.score_fn_of(model, params, SIGMA)
+    assert relative_error(score_fn, smooth.score, law) < 0.02
+    hessian_fn = autodiff.dense_hessian_fn(score_fn)
+    error = relative_error(
+        lambda y: hessian_fn(y).to_dense(), lambda y: smooth.hessian(y).to_dense(), law
+    )
+    assert error < 0.2
+
+
+def test_what_cannot_be_fitted_is_refused(law):
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        fit.minimize(lambda p, k: p, jnp.zeros(()), jax.random.key(0), steps=0)
+    model = HessianModel(NETWORK, SecondOrderHead("diagonal"))
+    with pytest.raises(ValueError, match="second-order loss"):
+        fit.train_second_order(
+            law.score, model, law.sample, 0.5, jax.random.key(0), dim=3, steps=1, loss="none"
+        )
+
+
+def test_seeds_run_together_and_agree_with_one_alone(law):
+    model = ScoreModel(NETWORK, data_std=1.0)
+
+    def train(key):
+        return fit.fit_score(model, law.sample, SIGMA, key, dim=3, steps=5, batch_size=16)
+
+    keys = jax.random.split(jax.random.key(4), 2)
+    together = jax.jit(jax.vmap(train))(keys)
+    alone = jax.jit(train)(keys[1])
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-5)
