@@ -3,7 +3,8 @@
     python benchmarks/published_settings.py [--json PATH] [--settings NAME ...] [--repeats 3]
 
 Each row runs in a process of its own: the time is the fastest of the repeats after a warm-up, with
-the device's work waited for; "peak" is the largest resident memory of the whole process, and
+the device's work waited for; "GFLOP/s" is the rate of a plain matrix product in the same process,
+as machines differ; "peak" is the largest resident memory of the whole process, and
 "temporary" what XLA plans beside the step's arguments. Images are the packaged ones of the same
 size (mnist5k for MNIST, photos for CIFAR-10), so nothing is downloaded.
 """
@@ -42,10 +43,26 @@ SETTINGS = {
 }
 
 
+def matmul_rate() -> float:
+    """GFLOP/s of a 2048 x 2048 float32 product on this machine now."""
+    import jax
+    import jax.numpy as jnp
+
+    square = jnp.ones((2048, 2048))
+    product = jax.jit(lambda a: a @ a)
+    product(square).block_until_ready()
+    begun = time.perf_counter()
+    for _ in range(10):
+        result = product(square)
+    result.block_until_ready()
+    return 10 * 2 * 2048**3 / (time.perf_counter() - begun) / 1e9
+
+
 def measure(arguments: list[str], repeats: int) -> dict[str, float]:
     """One row, in this process."""
     import jax
 
+    sys.path.insert(0, str(ROOT))  # the configs import one another
     from hos_jax import parallel
     from hos_jax.cli import make_config, parse
     from hos_jax.data import batch_at
@@ -72,6 +89,7 @@ def measure(arguments: list[str], repeats: int) -> dict[str, float]:
         "images_per_second": batch_size / min(seconds[1:]),
         "temporary_gib": memory.temp_size_in_bytes / 2**30,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "matmul_gflops": matmul_rate(),
         "jax": jax.__version__,
     }
 
@@ -87,19 +105,24 @@ def main() -> None:
         print(json.dumps(measure(SETTINGS[options.one].split(), options.repeats)))
         return
     rows = []
-    print(f"{'setting':<44}{'s/step':>8}{'img/s':>8}{'temp GiB':>10}{'peak GiB':>10}  jax")
+    print(
+        f"{'setting':<44}{'s/step':>8}{'img/s':>8}{'temp GiB':>10}{'peak GiB':>10}"
+        f"{'GFLOP/s':>9}  jax"
+    )
     for name in options.settings:
         command = [sys.executable, __file__, "--one", name, "--repeats", str(options.repeats)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
-            print(f"{name:<44}  failed with status {done.returncode}")
-            rows.append({"setting": name, "failed": done.returncode})
+            reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            print(f"{name:<44}  failed: {reason}", flush=True)
+            rows.append({"setting": name, "failed": reason})
             continue
         row = {"setting": name, **json.loads(done.stdout.splitlines()[-1])}
         rows.append(row)
         print(
             f"{name:<44}{row['seconds']:>8.2f}{row['images_per_second']:>8.1f}"
-            f"{row['temporary_gib']:>10.2f}{row['peak_gib']:>10.2f}  {row['jax']}",
+            f"{row['temporary_gib']:>10.2f}{row['peak_gib']:>10.2f}"
+            f"{row['matmul_gflops']:>9.0f}  {row['jax']}",
             flush=True,
         )
     if options.json:
