@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax import autodiff, distributions, fit, losses
+from hos_jax.files import write_atomically
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
@@ -180,6 +181,7 @@ class Cell:
                 lambda p: functools.partial(autodiff.third_derivative, self.score_fn(p)),
                 params,
                 exact,
+                order=3,
             )
         centred = method == "third: d3sm centred"
         pair = self.hessian_params("residual adaptive", "dense")
@@ -225,11 +227,11 @@ class Cell:
         run = jax.jit(lambda frozen, keys: self.over_seeds(train, frozen, keys))
         params = run(pair, self.keys)
         return self.errors(
-            lambda p: lambda y: tensors(p, y[None])[0] / self.sigma**3, params, exact
+            lambda p: lambda y: tensors(p, y[None])[0] / self.sigma**3, params, exact, order=3
         )
 
-    def errors(self, make_estimate, params, exact) -> list[dict]:
-        """Squared error and size over fresh noisy points, in chunks."""
+    def errors(self, make_estimate, params, exact, order: int = 2) -> list[dict]:
+        """Squared error and size of a tensor of that order over fresh noisy points, in chunks."""
         chunk = min(500, self.options.points)
         chunks = self.options.points // chunk
 
@@ -252,7 +254,6 @@ class Cell:
 
         run = jax.jit(lambda p, keys: self.over_seeds(one_seed, p, keys))
         error, size = jax.device_get(run(params, self.keys))
-        order = 3 if exact.__name__ == "exact" else 2
         per_entry = chunk * chunks * self.dim**order
         return [
             {"seed": seed, "mse": float(e) / per_entry, "relative": float(e) / float(s)}
@@ -305,9 +306,8 @@ def run(options) -> list[dict]:
             flush=True,
         )
         if options.json:
-            temporary = options.json.with_suffix(".tmp")
-            temporary.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-            temporary.replace(options.json)
+            text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+            write_atomically(options.json, text)
     return rows
 
 
@@ -339,10 +339,43 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def figure(rows: list[dict], path: Path) -> None:
+    """Relative error of s2 by noise level, a panel per law and head, a line per method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in rows if row["method"] not in THIRD]
+    places = sorted({(row["law"], row["head"]) for row in rows if row["head"] != "-"})
+    plot, axes = plt.subplots(
+        1, len(places), figsize=(3.4 * len(places), 3.6), sharey=True, layout="constrained"
+    )
+    for panel, (law, head) in zip(np.atleast_1d(axes), places, strict=True):
+        for method in (*AUTODIFF, *DIRECT):
+            chosen = [
+                r
+                for r in rows
+                if (r["law"], r["method"]) == (law, method) and r["head"] in (head, "-")
+            ]
+            sigmas = sorted({r["sigma"] for r in chosen})
+            values = [[r["relative"] for r in chosen if r["sigma"] == s] for s in sigmas]
+            style = "--" if method in AUTODIFF else "-"
+            panel.loglog(sigmas, [np.mean(v) for v in values], style, marker="o", label=method)
+        panel.set_title(f"{law}, {head.replace('_', '-')} head", fontsize=10)
+        panel.set_xlabel("sigma")
+        panel.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("relative squared error of s2")
+    np.atleast_1d(axes)[-1].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot.savefig(path, dpi=100)
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small part, in about 3 minutes")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="rows; what is there is not run again")
+    parser.add_argument("--figure", type=Path)
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
     parser.add_argument("--sigmas", nargs="+", type=float, default=list(SIGMAS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
@@ -360,4 +393,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    print("\n" + table(run(parse())))
+    arguments = parse()
+    every_row = run(arguments)
+    print("\n" + table(every_row))
+    if arguments.figure:
+        figure(every_row, arguments.figure)

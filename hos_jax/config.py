@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from hos_jax.data import NAMES as DATA_NAMES
 from hos_jax.errors import UserError
+from hos_jax.files import write_atomically
 
 CONFIG_FILE = "config.json"
 # What a resumed or tested run must have in common with the run on disk.
@@ -222,9 +223,7 @@ def to_plain(config: ml_collections.ConfigDict) -> dict:
 def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Write everything that makes the run to `config.json`: all keys, and the versions."""
     content = {**to_plain(config), "versions": versions()}
-    temporary = workdir / f"{CONFIG_FILE}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(workdir / CONFIG_FILE)
+    write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def load(workdir: Path) -> ml_collections.ConfigDict:

@@ -20,6 +20,7 @@ from hos_jax import figures, metrics, tweedie
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
+from hos_jax.files import write_atomically
 from hos_jax.models.score_model import ModelOutputs
 from hos_jax.noise import example_keys, step_key
 from hos_jax.samplers import langevin, run_chains
@@ -230,9 +231,7 @@ def evaluate_run(
         "test_seconds": time.monotonic() - begun,
         "versions": run_config.versions(),
     }
-    temporary = workdir / f"{METRICS_FILE}.tmp"
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(workdir / METRICS_FILE)
+    write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -23,6 +23,7 @@ from hos_jax import parallel
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.data import ImageData, batch_at, load, to_float
 from hos_jax.errors import UserError
+from hos_jax.files import write_atomically
 from hos_jax.models.registry import make_model
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.noise import example_keys, step_key
@@ -235,9 +236,7 @@ class RunLog:
 
         self.path = workdir / HISTORY_FILE
         kept = [row for row in read_history(workdir) if row["step"] <= first_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a")
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hos_jax"
 LAYERS = {
-    0: ["types", "errors"],
+    0: ["types", "errors", "files"],
     1: ["linops", "noise"],
     2: ["tweedie", "autodiff", "distributions"],
     3: ["losses", "models", "samplers", "uncertainty", "metrics", "objective"],
