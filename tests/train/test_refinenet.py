@@ -124,7 +124,10 @@ def test_every_stage_is_the_stored_stage(mnist):
         assert np.abs(value).mean() == pytest.approx(arrays[f"inter_absmean/{name}"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [("float32", 1e-5), pytest.param("float64", 1e-10, marks=pytest.mark.slow)],
+)
 def test_low_rank_pair_is_the_stored_pair(low_rank, dtype, tolerance):
     arrays, state = low_rank
     with jax.enable_x64(dtype == "float64"):
@@ -164,6 +167,7 @@ def colour_gradient(net):
         return jax.jit(loss_and_gradient)(params)
 
 
+@pytest.mark.slow
 def test_colour_images_give_a_finite_gradient_that_recomputation_keeps():
     loss, gradient = colour_gradient(RefineNet(4, 3))
     assert bool(jnp.isfinite(loss))
