@@ -3,10 +3,12 @@ r"""Variance of the gradient of each second-order loss at the exact scores, by n
     python benchmarks/gradient_variance.py [--json PATH] [--figure PATH] [--law mixture10]
 
 The model is S(y) = S_exact(y) + Theta with a symmetric matrix Theta of parameters, at Theta = 0 and
-with the exact s1: what is left is the noise of the loss itself. The table shows the total variance
-of one example's gradient (the trace of its covariance), times the number of points per example that
-the loss evaluates, so that equal numbers of network evaluations compare; and the largest deviation
-of the mean gradient from zero, in standard errors, over all entries of Theta.
+with the exact s1: what is left is the noise of the loss itself. Losses of different curvature
+compare by their Newton step: the gradient divided by the number of terms nF(S) / 2 in the loss,
+and for the likelihood 2 C G C. The table shows the total variance of one example's step (the trace
+of its covariance), times the number of points per example that the loss evaluates, so that equal
+numbers of network evaluations compare; and the largest deviation of the mean step from zero, in
+standard errors, over all entries of Theta.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ POINTS = {"d2sm": 1, "d2sm_vr": 3, "residual": 2, "residual adaptive": 3, "resid
 
 
 def gradients(name: str, smooth, sigma: float, clean, noise, coefficient):
-    """The gradient in Theta of one example, (D, D), dimensionless."""
+    """The Newton step in Theta of one example, (D, D), dimensionless."""
     pair = perturb(clean, noise, sigma)
 
     def model(y, theta):
@@ -58,7 +60,11 @@ def gradients(name: str, smooth, sigma: float, clean, noise, coefficient):
 
     dim = clean.shape[0]
     gradient = jax.grad(loss)(jnp.zeros((dim, dim)))
-    return 0.5 * (gradient + gradient.T)
+    gradient = 0.5 * (gradient + gradient.T)
+    if name == "residual NLL":
+        covariance = model(pair.plus, jnp.eye(dim))[1].to_dense()
+        return 2.0 * covariance @ gradient @ covariance
+    return gradient / (1 if name == "d2sm" else 2)
 
 
 def coefficient_of(smooth, sigma, clean, noise):
@@ -115,7 +121,7 @@ def figure(rows: list[dict], path: Path) -> None:
             label=name,
         )
     axes.set_xlabel("sigma (data units)")
-    axes.set_ylabel("gradient variance x points per example")
+    axes.set_ylabel("variance of the step x points per example")
     axes.legend()
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
