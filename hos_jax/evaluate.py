@@ -75,9 +75,9 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, float]:
     def scores(params, clean, keys):
         denoised = denoise(params, clean, keys)
         error = clean.reshape(len(clean), -1) - denoised.mean
+        scaled = error / config.noise
         values = {"denoise_mse": jnp.mean(jnp.square(error), axis=1)}
         if denoised.outputs.head is not None:
-            scaled = error / config.noise
             found = jax.vmap(metrics.covariance_scores)(scaled, denoised.outputs.covariance)
             values |= found._asdict()
         if denoised.outputs.raw_third_order is not None:
@@ -85,9 +85,7 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, float]:
             if denoised.standard_deviation is not None:
                 variance = jnp.square(denoised.standard_deviation / config.noise)
             third = denoised.outputs.scaled_third_diagonal
-            values["third_order"] = jax.vmap(metrics.third_order_score)(
-                third, error / config.noise, variance
-            )
+            values["third_order"] = jax.vmap(metrics.third_order_score)(third, scaled, variance)
         return values
 
     parts = []

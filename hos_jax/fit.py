@@ -31,7 +31,7 @@ import optax
 
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.hessian_model import HessianModel
-from hos_jax.models.score_model import ScoreModel
+from hos_jax.models.score_model import ModelOutputs, ScoreModel
 from hos_jax.objective import Objective
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
 
@@ -76,10 +76,30 @@ def minimize(
     return params
 
 
-def _draw(sample: Sampler, key: PRNGKey, count: int) -> tuple[Array, Array]:
-    clean_key, noise_key = jax.random.split(key)
-    clean = sample(clean_key, count)
-    return clean, jax.random.normal(noise_key, clean.shape, clean.dtype)
+def _fit(
+    objective: Objective,
+    evaluate: Callable[[Any, Array, Array | float], ModelOutputs],
+    params: Any,
+    sample: Sampler,
+    sigma: Array | float,
+    key: PRNGKey,
+    *,
+    batch_size: int,
+    steps: int,
+    learning_rate: float,
+) -> Any:
+    """Minimize an objective over fresh samples; `evaluate(params, points, sigma)` is the model."""
+
+    def loss_fn(params, step_key):
+        clean_key, noise_key = jax.random.split(step_key)
+        clean = sample(clean_key, batch_size)
+        noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
+        values = objective.per_example(
+            lambda points, s: evaluate(params, points, s), clean, noise, sigma
+        )
+        return jnp.mean(values["loss"])
+
+    return minimize(loss_fn, params, key, steps=steps, learning_rate=learning_rate)
 
 
 def fit_score(
@@ -106,17 +126,17 @@ def fit_score(
       loss: "dsm" or "dsm_vr".
     """
     init_key, loop_key = jax.random.split(key)
-    objective = Objective(loss)
-
-    def loss_fn(params, step_key):
-        clean, noise = _draw(sample, step_key, batch_size)
-        values = objective.per_example(
-            lambda points, s: model.apply(params, points, s), clean, noise, sigma
-        )
-        return jnp.mean(values["loss"])
-
-    params = model.init(init_key, jnp.zeros((1, dim)), sigma)
-    return minimize(loss_fn, params, loop_key, steps=steps, learning_rate=learning_rate)
+    return _fit(
+        Objective(loss),
+        model.apply,
+        model.init(init_key, jnp.zeros((1, dim)), sigma),
+        sample,
+        sigma,
+        loop_key,
+        batch_size=batch_size,
+        steps=steps,
+        learning_rate=learning_rate,
+    )
 
 
 def score_fn_of(model: ScoreModel, params: Any, sigma: Array | float) -> ScoreFn:
@@ -141,22 +161,18 @@ def second_order_params(
     if loss == "none":
         raise ValueError("a second-order loss is needed, got 'none'")
     init_key, loop_key = jax.random.split(key)
-    objective = Objective("dsm", loss, first_order_weight=0.0)
-    score_batch = jax.vmap(score_fn)
-
-    def loss_fn(params, step_key):
-        clean, noise = _draw(sample, step_key, batch_size)
-        values = objective.per_example(
-            lambda points, s: model.apply(params, points, s, score_batch(points)),
-            clean,
-            noise,
-            sigma,
-        )
-        return jnp.mean(values["loss"])
-
-    zero = jnp.zeros((1, dim))
-    params = model.init(init_key, zero, sigma, zero)
-    return minimize(loss_fn, params, loop_key, steps=steps, learning_rate=learning_rate)
+    score_batch, zero = jax.vmap(score_fn), jnp.zeros((1, dim))
+    return _fit(
+        Objective("dsm", loss, first_order_weight=0.0),
+        lambda params, points, s: model.apply(params, points, s, score_batch(points)),
+        model.init(init_key, zero, sigma, zero),
+        sample,
+        sigma,
+        loop_key,
+        batch_size=batch_size,
+        steps=steps,
+        learning_rate=learning_rate,
+    )
 
 
 def hessian_fn_of(

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from hos_jax.linops import SymmetricMatrix
+from hos_jax.linops import Diagonal, SymmetricMatrix
+from hos_jax.losses import d3sm_diagonal
 from hos_jax.types import Array, check_vectors
 
 
@@ -53,10 +54,8 @@ def third_order_score(scaled_third_diagonal: Array, error: Array, variance: Arra
     Raises:
       ValueError: if the shapes differ.
     """
-    check_vectors(third=scaled_third_diagonal, error=error, variance=variance)
-    target = 3.0 * variance * error - error**3
-    terms = 0.5 * jnp.square(scaled_third_diagonal) + scaled_third_diagonal * target
-    return jnp.mean(terms)
+    loss = d3sm_diagonal(scaled_third_diagonal, -error, Diagonal(variance))
+    return loss / error.shape[0]
 
 
 def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceScores:

@@ -84,10 +84,7 @@ class Problem:
         Raises:
           UserError: if the network does not fit the image size.
         """
-        try:
-            params = self._compiled_init()(self._init_key())
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        params = self._compiled_init()(self._init_key())
         return init_state(params, self.optimizer, self.config.optim.ema)
 
     def abstract_state(self) -> TrainState:
@@ -96,12 +93,10 @@ class Problem:
         Raises:
           UserError: if the network does not fit the image size.
         """
-        try:
-            params = jax.eval_shape(self._init_params, self._init_key())
-        except ValueError as error:
-            raise UserError(str(error)) from error
         ema = self.config.optim.ema
-        return jax.eval_shape(lambda p: init_state(p, self.optimizer, ema), params)
+        return jax.eval_shape(
+            lambda params: init_state(params, self.optimizer, ema), self._abstract_params()
+        )
 
     def losses(self, params: Any, clean: jax.Array, noise: jax.Array, mean: Callable) -> dict:
         """The losses of a batch, each (N,); see `Objective.per_example`."""
@@ -120,10 +115,16 @@ class Problem:
         optimize them than to run them unoptimized, and the time grows faster than their number.
         With hundreds of draws it is quicker to run them one by one, as most share a shape.
         """
-        if len(jax.tree.leaves(jax.eval_shape(self._init_params, self._init_key()))) > 150:
+        if len(jax.tree.leaves(self._abstract_params())) > 150:
             return self._init_params
         options = {"xla_backend_optimization_level": 0} if _on_cpu() else None
         return jax.jit(self._init_params, compiler_options=options)
+
+    def _abstract_params(self) -> Any:
+        try:
+            return jax.eval_shape(self._init_params, self._init_key())
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def _init_key(self) -> jax.Array:
         return jax.random.key(self.config.seed)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hos_jax.models.heads import SecondOrderHead
-from hos_jax.models.score_model import ModelOutputs
+from hos_jax.models.score_model import ModelOutputs, split_blocks
 from hos_jax.types import Array
 
 
@@ -39,12 +39,9 @@ class HessianModel(nn.Module):
         """
         images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
         count, height, width, channels = images.shape
-        dim = height * width * channels
         sigma = jnp.broadcast_to(jnp.asarray(sigma, images.dtype), (count,))
         scale = 1.0 / jnp.sqrt(sigma**2 + self.data_std**2)
-        blocks = self.head.blocks(dim)
+        blocks = self.head.blocks(height * width * channels)
         network = self.network(out_channels=channels * blocks, name="score2")
-        raw = network(images * scale[:, None, None, None])
-        raw = raw.reshape(count, height, width, blocks, channels)
-        raw = jnp.moveaxis(raw, 3, 1).reshape(count, blocks, dim)
+        raw = split_blocks(network(images * scale[:, None, None, None]), blocks)
         return ModelOutputs(-sigma[:, None] * score1, raw, sigma, head=self.head)

@@ -25,6 +25,13 @@ from hos_jax.types import Array
 Networks = Literal["shared", "per_order", "per_output"]
 
 
+def split_blocks(images: Array, blocks: int) -> Array:
+    """A network's output (N, H, W, k C), k blocks of C channels, as raw values (N, k, D)."""
+    count, height, width, outputs = images.shape
+    split = images.reshape(count, height, width, blocks, outputs // blocks)
+    return jnp.moveaxis(split, 3, 1).reshape(count, blocks, -1)
+
+
 @flax.struct.dataclass
 class ModelOutputs:
     """What a model says at a batch of N points; flattened in (H, W, C) order to D values.
@@ -150,13 +157,12 @@ class ScoreModel(nn.Module):
 
     def _evaluate(self, images: Array) -> tuple[Array, Array | None, Array | None]:
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
-        count, height, width, channels = images.shape
+        _, height, width, channels = images.shape
         if self.networks not in ("shared", "per_order", "per_output"):
             raise ValueError(
                 f"unknown networks {self.networks!r}; choose shared, per_order or per_output"
             )
-        dim = height * width * channels
-        blocks = self.head.blocks(dim) if self.head is not None else 0
+        blocks = self.head.blocks(height * width * channels) if self.head is not None else 0
 
         def evaluate(name, outputs):
             return self.network(out_channels=channels * outputs, name=name)(images)
@@ -176,7 +182,5 @@ class ScoreModel(nn.Module):
                 raw2 = evaluate("score2", blocks)
             if self.third_order:
                 raw3 = evaluate("score3", 1)
-        if blocks:
-            raw2 = raw2.reshape(count, height, width, blocks, channels)
-            raw2 = jnp.moveaxis(raw2, 3, 1).reshape(count, blocks, dim)
-        return raw1, raw2 if blocks else None, raw3 if self.third_order else None
+        raw2 = split_blocks(raw2, blocks) if blocks else None
+        return raw1, raw2, raw3 if self.third_order else None
