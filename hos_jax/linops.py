@@ -20,6 +20,7 @@ The methods `solve` and `inverse_quadratic_form_and_logdet` need a positive defi
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -150,6 +151,19 @@ class Diagonal(_Symmetric):
         return jnp.diag(self.diag)
 
 
+class _Woodbury(NamedTuple):
+    """P^-1 (r, r), F = diag(a)^(-1/2) U P^-T (D, r) and the Cholesky factor of P^-1 M P^-T."""
+
+    inverse: Array
+    factor: Array
+    outer: Array
+
+    def logdet(self) -> Array:
+        """log det M, a scalar."""
+        logs = jnp.log(jnp.diagonal(self.outer)) - jnp.log(jnp.diagonal(self.inverse))
+        return 2.0 * jnp.sum(logs)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DiagonalPlusLowRank(_Symmetric):
@@ -225,40 +239,51 @@ class DiagonalPlusLowRank(_Symmetric):
         factor = jnp.concatenate([self.factor, vector[:, None]], axis=1)
         return DiagonalPlusLowRank(self.diag, factor)
 
-    def _capacitance_cholesky(self) -> Array:
-        """Lower Cholesky factor of M = I + U^T diag(a)^-1 U, (r, r)."""
-        gram = self.factor.T @ (self.factor / self.diag[:, None])
-        capacitance = gram + jnp.eye(self.rank, dtype=gram.dtype)
-        # The eigenvalues of M are at least 1, but its entries may reach 1e7 in float32, where
-        # rounding alone can make it indefinite; a few ulps on the diagonal prevent that.
-        jitter = 8 * jnp.finfo(gram.dtype).eps
-        return jnp.linalg.cholesky(capacitance + jnp.diag(jitter * jnp.diagonal(capacitance)))
+    def _woodbury(self) -> _Woodbury:
+        """The factors of M = I + U^T diag(a)^-1 U that `solve` and `logdet` share.
+
+        M's eigenvalues are at least 1 but its entries may reach 1e7 in float32, where rounding
+        alone can make it indefinite. So a Cholesky factor P of a shifted M only preconditions:
+        with F = diag(a)^(-1/2) U P^-T the matrix P^-1 M P^-T = P^-1 P^-T + F^T F is close to I
+        and is formed without M (shifted Cholesky QR, Fukaya et al. 2020).
+        """
+        scaled = self.factor / jnp.sqrt(self.diag)[:, None]
+        identity = jnp.eye(self.rank, dtype=scaled.dtype)
+        constant = jax.lax.stop_gradient(scaled)
+        gram = identity + constant.T @ constant
+        rounding = 10.0 * jnp.finfo(gram.dtype).eps * (self.rank + math.sqrt(self.dim))
+        shift = rounding * jnp.max(jnp.diagonal(gram))
+        inner = jnp.linalg.cholesky(gram + shift * identity)
+        inverse = jsl.solve_triangular(inner, identity, lower=True)
+        factor = scaled @ inverse.T
+        outer = jnp.linalg.cholesky(inverse @ inverse.T + factor.T @ factor)
+        return _Woodbury(inverse, factor, outer)
 
     def solve(self, vector: Array) -> Array:
         """A^-1 v for positive a, (D,) or (D, k), by Woodbury's identity in O(D r^2)."""
-        scaled = Diagonal(self.diag).solve(vector)
-        cholesky = self._capacitance_cholesky()
-        weights = jsl.cho_solve((cholesky, True), self.factor.T @ scaled)
-        return scaled - Diagonal(self.diag).solve(self.factor @ weights)
+        _check_size(self.dim, vector)
+        woodbury, root = self._woodbury(), Diagonal(1.0 / jnp.sqrt(self.diag))
+        white = root.matvec(vector)
+        weights = jsl.cho_solve((woodbury.outer, True), woodbury.factor.T @ white)
+        return root.matvec(white - woodbury.factor @ weights)
 
     def logdet(self) -> Array:
         """log det A for positive a: sum log a + log det(I + U^T diag(a)^-1 U), a scalar."""
-        cholesky = self._capacitance_cholesky()
-        return jnp.sum(jnp.log(self.diag)) + 2.0 * jnp.sum(jnp.log(jnp.diagonal(cholesky)))
+        return jnp.sum(jnp.log(self.diag)) + self._woodbury().logdet()
 
     def inverse_quadratic_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
-        """v^T A^-1 v and log det A for positive a, with one r x r Cholesky factor for both.
+        """v^T A^-1 v and log det A for positive a, from the same r x r factors.
 
         With w = M^-1 U^T diag(a)^-1 v the form is n2((v - U w) / sqrt(a)) + n2(w): a sum of
         squares, where Woodbury's difference of two large numbers would lose float32's digits.
         """
         _check_size(self.dim, vector)
-        cholesky = self._capacitance_cholesky()
-        weights = jsl.cho_solve((cholesky, True), self.factor.T @ (vector / self.diag))
-        remainder = vector - self.factor @ weights
-        form = jnp.sum(jnp.square(remainder) / self.diag) + jnp.sum(jnp.square(weights))
-        logdet = jnp.sum(jnp.log(self.diag)) + 2.0 * jnp.sum(jnp.log(jnp.diagonal(cholesky)))
-        return QuadraticAndLogdet(form, logdet)
+        woodbury = self._woodbury()
+        white = vector / jnp.sqrt(self.diag)
+        weights = jsl.cho_solve((woodbury.outer, True), woodbury.factor.T @ white)
+        form = jnp.sum(jnp.square(white - woodbury.factor @ weights))
+        form += jnp.sum(jnp.square(woodbury.inverse.T @ weights))
+        return QuadraticAndLogdet(form, jnp.sum(jnp.log(self.diag)) + woodbury.logdet())
 
     def to_dense(self) -> Array:
         """The (D, D) array; for small D only."""

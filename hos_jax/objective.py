@@ -141,8 +141,7 @@ class Objective:
         if name == "d2sm_residual_plain":
             return losses.d2sm_residual(jax.vmap(losses.d2sm_residual_terms)(*arguments))
         terms = jax.vmap(losses.d2sm_residual_terms)(*arguments, at["clean"].scaled_hessian)
-        coefficient = losses.control_coefficient(terms.correlation, terms.control, mean=mean)
-        return losses.d2sm_residual(terms, coefficient)
+        return losses.d2sm_residual(terms, losses.control_coefficients(terms, mean=mean))
 
     def _third_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         """The third-order loss summed over the antithetic pair, (N,)."""

@@ -3,7 +3,7 @@
 from hos_jax.losses.first_order import dsm, dsm_vr, residual
 from hos_jax.losses.second_order import (
     ResidualTerms,
-    control_coefficient,
+    control_coefficients,
     d2sm,
     d2sm_residual,
     d2sm_residual_terms,
@@ -14,7 +14,7 @@ from hos_jax.losses.third_order import d3sm, d3sm_contraction, d3sm_diagonal
 
 __all__ = [
     "ResidualTerms",
-    "control_coefficient",
+    "control_coefficients",
     "d2sm",
     "d2sm_residual",
     "d2sm_residual_terms",

@@ -85,11 +85,18 @@ def d2sm_vr(
 
 
 class ResidualTerms(NamedTuple):
-    """The three parts of the residual loss: fit - correlation + coefficient * control."""
+    """The parts of the residual loss: fit - correlation + coefficients . controls, and what the
+    regression of the coefficients needs.
+
+    With K control variates <S(x), M_k> and the loss's gradient noise G in S: slopes are
+    <-G, M_k>, (K,), and gram is <M_j, M_k>, (K, K), Frobenius inner products.
+    """
 
     fit: Array
     correlation: Array
-    control: Array
+    controls: Array
+    slopes: Array
+    gram: Array
 
 
 def d2sm_residual_terms(
@@ -105,10 +112,15 @@ def d2sm_residual_terms(
     .. math::
         \text{fit} = \tfrac12 (\|S(y_+)\|_F^2 + \|S(y_-)\|_F^2), \quad
         A = \sum_\pm \langle S(y_\pm), r_\pm r_\pm^T - I \rangle, \quad
-        B = \langle S(x), z z^T - I \rangle
+        B_k = \langle S(x), M_k \rangle
 
-    B has mean zero given x. Without `scaled_hessian_clean` it is 0 (the plain residual form).
-    The residuals are used as constants: gradients stop at them.
+    with two matrices of mean zero given x, for W = z z^T - I and S_x the value of S(x), held
+    constant: M_1 = W and M_2 = S_x W + W S_x. Where s1 is nearly linear over the noise,
+    r r^T is (I + S_x) z z^T (I + S_x) up to terms that the pair cancels: M_1 takes out its order 0
+    and M_2 its order sigma^2.
+
+    Without `scaled_hessian_clean` the controls are 0 (the plain residual form). The residuals are
+    used as constants: gradients stop at them.
 
     Args:
       residual_plus, residual_minus: r at y+ and y-, (D,): z + sigma s1(y+), -z + sigma s1(y-).
@@ -122,56 +134,95 @@ def d2sm_residual_terms(
     check_vectors(
         plus=residual_plus, minus=residual_minus, noise=noise, s=scaled_hessian_plus.diagonal()
     )
-    correlation = -_noise_contrast(scaled_hessian_plus, jax.lax.stop_gradient(residual_plus))
-    correlation -= _noise_contrast(scaled_hessian_minus, jax.lax.stop_gradient(residual_minus))
-    fit = 0.5 * (scaled_hessian_plus.squared_norm() + scaled_hessian_minus.squared_norm())
+    residuals = jax.lax.stop_gradient((residual_plus, residual_minus))
+    matrices = scaled_hessian_plus, scaled_hessian_minus
+    correlation = -sum(_noise_contrast(s, r) for s, r in zip(matrices, residuals, strict=True))
+    fit = 0.5 * sum(s.squared_norm() for s in matrices)
     if scaled_hessian_clean is None:
-        return ResidualTerms(fit, correlation, jnp.zeros_like(fit))
-    return ResidualTerms(fit, correlation, -_noise_contrast(scaled_hessian_clean, noise))
+        zeros = jnp.zeros_like(noise, shape=(2,))
+        return ResidualTerms(fit, correlation, zeros, zeros, jnp.zeros_like(noise, shape=(2, 2)))
+    frozen, *pair = jax.lax.stop_gradient((scaled_hessian_clean, *matrices))
+    turned = frozen.matvec(noise)
+    power, form = noise @ noise, turned @ noise
+
+    def products(matrix: SymmetricMatrix) -> Array:
+        """<matrix, M_1> and <matrix, M_2>."""
+        second = turned @ matrix.matvec(noise) - matrix.inner(frozen)
+        return jnp.stack([-_noise_contrast(matrix, noise), 2.0 * second])
+
+    def outer_products(vector: Array) -> Array:
+        """<v v^T, M_1> and <v v^T, M_2>."""
+        along = vector @ noise
+        second = along * (vector @ turned) - frozen.quadratic_form(vector)
+        return jnp.stack([along**2 - vector @ vector, 2.0 * second])
+
+    traces = jnp.stack([power - noise.shape[0], 2.0 * (form - frozen.trace())])
+    slopes = sum(outer_products(r) - products(s) for s, r in zip(pair, residuals, strict=True))
+    mixed = 2.0 * (form * (power - 2.0) + frozen.trace())
+    second = 2.0 * (turned @ turned) * (power - 4.0) + 2.0 * form**2
+    gram = [power**2 - 2.0 * power + noise.shape[0], mixed, second + 4.0 * frozen.squared_norm()]
+    return ResidualTerms(
+        fit,
+        correlation,
+        products(scaled_hessian_clean),
+        slopes - 2.0 * traces,
+        jnp.stack(gram)[jnp.array([[0, 1], [1, 2]])],
+    )
 
 
-def control_coefficient(
-    correlation: Array, control: Array, *, mean: Callable[[Array], Array] = jnp.mean
+def control_coefficients(
+    terms: ResidualTerms, *, mean: Callable[[Array], Array] = jnp.mean
 ) -> Array:
-    r"""The coefficient of the control variate that a regression over the batch picks, a scalar.
+    r"""The coefficients of the control variates that a regression over the batch picks, (2,).
 
-    .. math:: \lambda = \mathrm{clip}(\mathrm{cov}(A, B) / \mathrm{mean}(B^2), 0, 2)
+    .. math:: \lambda = \mathrm{clip}(\mathrm{mean}(\text{gram})^{-1} \mathrm{mean}(\text{slopes}),
+        0, 2)
 
-    0 is the plain residual form, 2 full variance reduction. No gradient flows through it.
+    They minimize the variance of the loss's gradient in S, not of its value, which a few examples
+    of large S would decide. Near 0 is the plain residual form, 2 full variance reduction.
+    No gradient flows through them.
 
     Args:
-      correlation: A of `ResidualTerms`, (N,).
-      control: B, (N,).
+      terms: a batch of terms.
       mean: the batch mean; over devices pass one that also averages over them.
     """
-    covariance = mean(correlation * control) - mean(correlation) * mean(control)
-    power = mean(jnp.square(control))
-    safe_power = jnp.where(power > 0, power, 1.0)
-    coefficient = jnp.where(power > 0, covariance / safe_power, 0.0)
-    return jax.lax.stop_gradient(jnp.clip(coefficient, 0.0, 2.0))
+    slopes, gram = jax.lax.stop_gradient((terms.slopes, terms.gram))
+    slopes = jnp.stack([mean(slopes[:, k]) for k in range(2)])
+    first, mixed, second = mean(gram[:, 0, 0]), mean(gram[:, 0, 1]), mean(gram[:, 1, 1])
+    # The second control is 0 where S is, and collinear with the first where S is a multiple of I:
+    # what it has beyond the first must be more than rounding.
+    only_first = jnp.where(first > 0, slopes[0] / jnp.where(first > 0, first, 1.0), 0.0)
+    beyond = first * second - mixed**2
+    regular = beyond > 1e-3 * first * second
+    determinant = jnp.where(regular, beyond, 1.0)
+    both = jnp.stack(
+        [second * slopes[0] - mixed * slopes[1], first * slopes[1] - mixed * slopes[0]]
+    )
+    alone = jnp.stack([only_first, jnp.zeros_like(only_first)])
+    return jnp.clip(jnp.where(regular, both / determinant, alone), 0.0, 2.0)
 
 
-def d2sm_residual(terms: ResidualTerms, coefficient: Array | float = 0.0) -> Array:
-    r"""Residual form of `d2sm` with a control variate, dimensionless.
+def d2sm_residual(terms: ResidualTerms, coefficients: Array | float = 0.0) -> Array:
+    r"""Residual form of `d2sm` with control variates, dimensionless.
 
-    .. math:: \text{loss} = \text{fit} - A + \lambda B
+    .. math:: \text{loss} = \text{fit} - A + \lambda_1 B_1 + \lambda_2 B_2
 
     For an exact s1, E[r r^T - I | y] = S(y), so the minimizer is S = sigma^2 s2; an error of s1
     enters in second order, where in `d2sm` it enters in first order. The adaptive form is::
 
         terms = vmap(d2sm_residual_terms)(...)
-        coefficient = control_coefficient(terms.correlation, terms.control)
-        loss = d2sm_residual(terms, coefficient)
+        loss = d2sm_residual(terms, control_coefficients(terms))
 
     Args:
-      terms: from `d2sm_residual_terms`, scalars or a batch of them.
-      coefficient: lambda, a scalar; 0 is the plain form.
+      terms: from `d2sm_residual_terms`, of one example or a batch of them.
+      coefficients: lambda, (2,) or one scalar for both; 0 is the plain form.
 
     References:
       Centring as in Lu et al. 2022, "Maximum Likelihood Training for Score-Based Diffusion ODEs by
       High-Order Denoising Score Matching", arXiv 2206.08265, theorem 3.2.
     """
-    return terms.fit - terms.correlation + coefficient * terms.control
+    weights = jnp.broadcast_to(jnp.asarray(coefficients, terms.controls.dtype), (2,))
+    return terms.fit - terms.correlation + terms.controls @ weights
 
 
 def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:

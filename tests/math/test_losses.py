@@ -118,15 +118,23 @@ def test_second_order_losses_equal_their_dense_formula(kind, dim, sigma):
     identity = np.eye(dim)
     correlation = np.sum(dense[0] * (np.outer(plus, plus) - identity))
     correlation += np.sum(dense[1] * (np.outer(minus, minus) - identity))
-    control = np.sum(dense[2] * (np.outer(noise, noise) - identity))
+    white = np.outer(noise, noise) - identity
+    matrices = [white, dense[2] @ white + white @ dense[2]]
+    controls = [np.sum(dense[2] * matrix) for matrix in matrices]
+    wrong = np.outer(plus, plus) + np.outer(minus, minus) - 2 * identity - dense[0] - dense[1]
     fit = 0.5 * np.sum(dense[0] ** 2 + dense[1] ** 2)
     np.testing.assert_allclose(terms.fit, fit, rtol=1e-10)
     np.testing.assert_allclose(terms.correlation, correlation, rtol=1e-10)
-    np.testing.assert_allclose(terms.control, control, rtol=1e-10)
-    got = losses.d2sm_residual(terms, 0.7)
-    np.testing.assert_allclose(got, fit - correlation + 0.7 * control, rtol=1e-10)
+    np.testing.assert_allclose(terms.controls, controls, rtol=1e-10)
+    slopes = [np.sum(wrong * matrix) for matrix in matrices]
+    np.testing.assert_allclose(terms.slopes, slopes, rtol=1e-9)
+    gram = [[np.sum(a * b) for b in matrices] for a in matrices]
+    np.testing.assert_allclose(terms.gram, gram, rtol=1e-10)
+    got = losses.d2sm_residual(terms, jnp.array([0.7, 0.3]))
+    expected = fit - correlation + 0.7 * controls[0] + 0.3 * controls[1]
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
     plain = losses.d2sm_residual_terms(plus, s2[0], minus, s2[1], noise)
-    assert plain.control == 0.0
+    np.testing.assert_allclose(losses.d2sm_residual(plain, 1.0), fit - correlation, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "low_rank", "dense"])
@@ -153,16 +161,37 @@ def test_residual_losses_stop_the_gradient_at_the_residual():
     assert not jnp.any(jax.grad(objective)(noise))
 
 
-def test_control_coefficient_is_the_clipped_regression():
+def terms_of(slopes, gram):
+    """A batch of terms of which only what the regression needs is there."""
+    nothing = jnp.zeros(len(slopes))
+    return losses.ResidualTerms(nothing, nothing, slopes, jnp.asarray(slopes), jnp.asarray(gram))
+
+
+def test_control_coefficients_are_the_clipped_regression_on_both():
     rng = np.random.default_rng(3)
-    control = rng.normal(size=200_000)
-    for slope, expected in [(0.8, 0.8), (-1.0, 0.0), (5.0, 2.0)]:
-        correlation = slope * control + rng.normal(size=control.size) + 3.0
-        got = losses.control_coefficient(jnp.asarray(correlation), jnp.asarray(control))
-        np.testing.assert_allclose(got, expected, atol=4 / np.sqrt(control.size))
-    assert losses.control_coefficient(jnp.ones(4), jnp.zeros(4)) == 0.0
-    slope = jax.grad(lambda a: losses.control_coefficient(a, jnp.asarray(control[:5])))
-    assert not jnp.any(slope(jnp.asarray(control[:5])))
+    features = rng.normal(size=(50_000, 2, 3)) * np.array([[1.0], [0.1]])
+    features[:, 1] += 0.05 * features[:, 0]
+    gram = np.einsum("njp,nkp->njk", features, features)
+    for true, expected in [((0.8, 1.2), (0.8, 1.2)), ((1.9, 7.0), (1.9, 2.0))]:
+        target = np.einsum("k,nkp->np", np.array(true), features)
+        slopes = np.einsum("nkp,np->nk", features, target + rng.normal(size=target.shape))
+        got = losses.control_coefficients(terms_of(slopes, gram))
+        np.testing.assert_allclose(got, expected, atol=0.1)
+        solved = np.linalg.solve(gram.mean(axis=0), slopes.mean(axis=0))
+        np.testing.assert_allclose(got, np.clip(solved, 0, 2), rtol=1e-10)
+    got = losses.control_coefficients(terms_of(-slopes, gram))
+    np.testing.assert_array_equal(got, [0.0, 0.0])
+
+
+def test_control_coefficients_without_a_second_control_or_any():
+    slopes, gram = np.ones((4, 2)), np.zeros((4, 2, 2))
+    assert not np.any(losses.control_coefficients(terms_of(slopes, gram)))
+    gram[:, 0, 0] = 2.0
+    np.testing.assert_allclose(losses.control_coefficients(terms_of(slopes, gram)), [0.5, 0.0])
+    gram[:] = 1.0  # collinear, as where S is a multiple of the identity
+    np.testing.assert_allclose(losses.control_coefficients(terms_of(slopes, gram)), [1.0, 0.0])
+    gradient = jax.grad(lambda s: jnp.sum(losses.control_coefficients(terms_of(s, gram))))
+    assert not np.any(gradient(jnp.asarray(slopes)))
 
 
 def gaussian_problem(dim=4, sigma=0.6, count=40_000):
@@ -173,6 +202,37 @@ def gaussian_problem(dim=4, sigma=0.6, count=40_000):
     clean = jnp.asarray(rng.normal(size=(count, dim)) @ root.T)
     noise = jnp.asarray(rng.normal(size=(count, dim)))
     return clean, noise, jnp.asarray(-precision), sigma
+
+
+def test_what_the_controls_leave_of_the_noise_on_a_gaussian():
+    """There r is linear in z, and of z only a term of order S^2 is left in the gradient."""
+    clean, noise, hessian, sigma = gaussian_problem(count=300)
+    scaled = hessian * sigma**2
+
+    def gradient(x, z, coefficients):
+        def loss(parameter):
+            s2 = Dense(parameter)
+            plus, minus = (
+                sign * z + sigma * hessian @ (x + sign * sigma * z) for sign in (1.0, -1.0)
+            )
+            terms = losses.d2sm_residual_terms(plus, s2, minus, s2, z, s2)
+            return losses.d2sm_residual(terms, coefficients), terms
+
+        return jax.grad(loss, has_aux=True)(scaled)
+
+    batch = jax.vmap(gradient, (0, 0, None))
+    found, terms = batch(clean, noise, jnp.full(2, 2.0))
+    white = np.einsum("ni,nj->nij", noise, noise) - np.eye(4)
+    scores = np.asarray(sigma * clean @ hessian)
+    left = np.asarray(scaled + scaled @ scaled) + np.asarray(scaled) @ white @ np.asarray(scaled)
+    left = left + np.einsum("ni,nj->nij", scores, scores)
+    symmetric = 0.5 * (found + found.transpose(0, 2, 1))
+    np.testing.assert_allclose(symmetric, -2.0 * left, atol=1e-12)
+    picked = losses.control_coefficients(terms)
+    chosen, plain = (
+        jnp.sum(jnp.var(batch(clean, noise, value)[0], axis=0)) for value in (picked, jnp.zeros(2))
+    )
+    assert chosen < 0.5 * plain
 
 
 def total_loss(name, parameters, clean, noise, sigma):

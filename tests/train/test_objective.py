@@ -73,7 +73,7 @@ def test_objective_is_the_losses_at_their_points(problem, first_order, second_or
         terms = jax.tree.map(lambda *leaves: jnp.stack(leaves), *terms)
         coefficient = 0.0
         if second_order == "d2sm_residual":
-            coefficient = losses.control_coefficient(terms.correlation, terms.control)
+            coefficient = losses.control_coefficients(terms)
         second = losses.d2sm_residual(terms, coefficient)
     second = np.asarray(second) / DIM
     np.testing.assert_allclose(got["score2"], second, rtol=2e-3, atol=1e-5)
