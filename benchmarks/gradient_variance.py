@@ -19,20 +19,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
-from hos_jax import losses
+from hos_jax import figures, losses
 from hos_jax.linops import Dense
 from hos_jax.noise import perturb
-
-matplotlib.use("Agg")
 
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 POINTS = {"d2sm": 1, "d2sm_vr": 3, "residual": 2, "residual adaptive": 3, "residual NLL": 1}
 
 
-def gradients(name: str, smooth, sigma: float, clean, noise, coefficient):
+def gradients(name: str, smooth, sigma: float, clean, noise, coefficients):
     """The Newton step in Theta of one example, (D, D), dimensionless."""
     pair = perturb(clean, noise, sigma)
 
@@ -56,7 +54,7 @@ def gradients(name: str, smooth, sigma: float, clean, noise, coefficient):
         terms = losses.d2sm_residual_terms(
             residual, scaled, residual_minus, scaled_minus, noise, control
         )
-        return losses.d2sm_residual(terms, coefficient)
+        return losses.d2sm_residual(terms, coefficients)
 
     dim = clean.shape[0]
     gradient = jax.grad(loss)(jnp.zeros((dim, dim)))
@@ -67,8 +65,8 @@ def gradients(name: str, smooth, sigma: float, clean, noise, coefficient):
     return gradient / (1 if name == "d2sm" else 2)
 
 
-def coefficient_of(smooth, sigma, clean, noise):
-    """The control variate's coefficient at the exact scores."""
+def coefficients_of(smooth, sigma, clean, noise):
+    """The control variates' coefficients at the exact scores, (2,)."""
 
     def terms(x, z):
         pair = perturb(x, z, sigma)
@@ -77,8 +75,7 @@ def coefficient_of(smooth, sigma, clean, noise):
         minus = losses.residual(smooth.score(pair.minus), -z, sigma)
         return losses.d2sm_residual_terms(plus, scaled[0], minus, scaled[1], z, scaled[2])
 
-    found = jax.vmap(terms)(clean, noise)
-    return losses.control_coefficient(found.correlation, found.control)
+    return losses.control_coefficients(jax.vmap(terms)(clean, noise))
 
 
 def measure(law, name: str, sigma: float, count: int) -> dict:
@@ -89,28 +86,26 @@ def measure(law, name: str, sigma: float, count: int) -> dict:
 
     @jax.jit
     def run(clean, noise):
-        coefficient = coefficient_of(smooth, sigma, clean, noise)
-        found = jax.vmap(lambda x, z: gradients(name, smooth, sigma, x, z, coefficient))(
+        coefficients = coefficients_of(smooth, sigma, clean, noise)
+        found = jax.vmap(lambda x, z: gradients(name, smooth, sigma, x, z, coefficients))(
             clean, noise
         )
         mean, deviation = jnp.mean(found, axis=0), jnp.std(found, axis=0)
         worst = jnp.max(jnp.abs(mean) / deviation) * np.sqrt(count)
-        return jnp.sum(jnp.square(deviation)), worst, coefficient
+        return jnp.sum(jnp.square(deviation)), worst, coefficients
 
-    variance, worst, coefficient = jax.device_get(run(clean, noise))
+    variance, worst, coefficients = jax.device_get(run(clean, noise))
     return {
         "loss": name,
         "sigma": sigma,
         "variance": float(variance) * POINTS[name],
         "largest_deviation": float(worst),
-        "coefficient": float(coefficient) if name == "residual adaptive" else None,
+        "coefficients": coefficients.tolist() if name == "residual adaptive" else None,
     }
 
 
 def figure(rows: list[dict], path: Path) -> None:
     """The variances by noise level, one line per loss."""
-    from matplotlib import pyplot as plt
-
     plot, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     for name in POINTS:
         chosen = [row for row in rows if row["loss"] == name]
@@ -124,8 +119,7 @@ def figure(rows: list[dict], path: Path) -> None:
     axes.set_ylabel("variance of the step x points per example")
     axes.legend()
     axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plot.savefig(path, dpi=110)
+    figures.save(plot, path)
 
 
 def main() -> None:
@@ -139,15 +133,15 @@ def main() -> None:
     options = parser.parse_args()
     law = LAWS[options.law][0]()
     rows = []
-    print(f"{'loss':<20}{'sigma':>7}{'variance':>12}{'mean / s.e.':>13}{'coefficient':>13}")
+    print(f"{'loss':<20}{'sigma':>7}{'variance':>12}{'mean / s.e.':>13}{'coefficients':>14}")
     for name in POINTS:
         for sigma in SIGMAS:
             row = measure(law, name, sigma, options.count)
             rows.append({"law": options.law, **row})
-            shown = "" if row["coefficient"] is None else f"{row['coefficient']:.2f}"
+            shown = " ".join(f"{value:.2f}" for value in row["coefficients"] or ())
             print(
                 f"{name:<20}{sigma:>7}{row['variance']:>12.4g}"
-                f"{row['largest_deviation']:>13.1f}{shown:>13}",
+                f"{row['largest_deviation']:>13.1f}{shown:>14}",
                 flush=True,
             )
     if options.json:

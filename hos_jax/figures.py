@@ -121,7 +121,8 @@ def loss_curves(history: list[dict]) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG and forget it."""
+    """Write a figure as PNG, making its folder if need be, and forget it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
