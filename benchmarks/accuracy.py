@@ -78,10 +78,10 @@ LAWS = {
     ),
     "logistics20": (lambda: _logistics(20), ("low_rank", "dense"), False),
     "logistics100": (lambda: _logistics(100), ("low_rank",), False),
-    "mixture10": (lambda: _mixture(10, 0.2, 0.4), ("low_rank", "dense"), True),
+    "mixture10": (lambda: _mixture(10, 0.2, 0.4), ("low_rank", "dense"), False),
     "mixture20": (lambda: _mixture(20, 0.2, 0.4), ("low_rank", "dense"), False),
     # Components that touch: where two meet, in one point of a hundred, s2 has large peaks.
-    "touching10": (lambda: _mixture(10, 0.4, 0.8), ("low_rank",), False),
+    "touching10": (lambda: _mixture(10, 0.4, 0.8), ("low_rank", "dense"), True),
 }
 
 
@@ -196,7 +196,7 @@ class Cell:
         centred = method == "third: d3sm centred"
         pair = self.hessian_params("residual adaptive", "dense")
         hessian_model = self.hessian_model("dense", "residual adaptive")
-        network = self.network(out_channels=self.dim**2, name=None)
+        network = self.network(out_channels=self.dim**3, name=None)
         # Beyond order 2 the density varies on its own scale, here 1.
         unit = (self.sigma**2 / (self.sigma**2 + 1.0)) ** 1.5
 

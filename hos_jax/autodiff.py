@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from matfree import decomp
 
 from hos_jax.linops import Dense
+from hos_jax.matrix_functions import rounding_level_shift
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn, check_vectors
 
 
@@ -328,7 +329,7 @@ def _lanczos_eigenpairs(
         basis = jnp.eye(size, dtype=start.dtype)
         projected = _symmetric_part(jax.lax.map(matvec, basis))
     else:
-        shift = _rounding_level_shift(matvec, start, noise)
+        shift = rounding_level_shift(matvec, start, noise)
         tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
         basis, projected, *_ = tridiagonalise(lambda v: matvec(v) + shift * v, start)
     ritz_values, small_vectors = jnp.linalg.eigh(projected)
@@ -340,18 +341,6 @@ def _lanczos_eigenpairs(
     _, order = jax.lax.top_k(rank(values), count)
     residuals = jnp.linalg.norm(products - vectors * values[None], axis=0)
     return Eigenpairs(values[order], vectors[:, order], residuals[order])
-
-
-def _rounding_level_shift(matvec: Callable[[Array], Array], start: Array, noise: Array) -> Array:
-    """A diagonal, (D,), of a few ulps of A: with it no Krylov space ends before D vectors.
-
-    For A = c I, or a low rank, Lanczos meets an invariant subspace and would divide by zero.
-    """
-    info = jnp.finfo(start.dtype)
-    size = jnp.linalg.norm(matvec(start)) / jnp.linalg.norm(start)
-    # A positive floor whose square does not underflow, for A = 0.
-    size = jnp.maximum(size, info.tiny**0.25)
-    return 64 * info.eps * size * noise
 
 
 def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True) -> Array:

@@ -138,26 +138,16 @@ def langevin_samples(problem: Problem, params: Any) -> np.ndarray:
     def score_fn(position):
         return problem.model.apply(params, position.reshape(1, *shape), sigma).score1[0]
 
-    kernel = langevin.build_kernel()
-
-    @jax.jit
-    def sample(key):
-        start_key, noise_key, chain_key = jax.random.split(key, 3)
-        size = (sampling.chains, int(np.prod(shape)))
-        low, high = problem.data.value_range
-        start = jax.random.uniform(start_key, size, minval=low, maxval=high)
-        start += sigma * jax.random.normal(noise_key, size)
-        states = jax.vmap(lambda x: langevin.init(x, score_fn))(start)
-        final, finite = run_chains(
-            chain_key,
-            lambda key, state: kernel(key, state, score_fn, sampling.step_size),
-            states,
-            sampling.steps,
-        )
-        mean = jax.vmap(tweedie.posterior_mean, (0, 0, None))(*final, sigma)
-        return mean, finite
-
-    samples, finite = jax.device_get(sample(step_key(config.seed, EVALUATION_STEP)))
+    start_key, noise_key, chain_key = jax.random.split(step_key(config.seed, EVALUATION_STEP), 3)
+    size = (sampling.chains, int(np.prod(shape)))
+    low, high = problem.data.value_range
+    start = jax.random.uniform(start_key, size, minval=low, maxval=high)
+    start += sigma * jax.random.normal(noise_key, size)
+    sampler = langevin.as_top_level_api(score_fn, sampling.step_size)
+    chains = run_chains(
+        chain_key, sampler.step, jax.jit(jax.vmap(sampler.init))(start), sampling.steps
+    )
+    finite = chains.is_finite
     if not finite.all():
         logger.warning("%d of %d chains diverged and are left out", np.sum(~finite), len(finite))
     if not finite.any():
@@ -165,6 +155,8 @@ def langevin_samples(problem: Problem, params: Any) -> np.ndarray:
             "every Langevin chain diverged: choose a smaller sampling.step_size (stable below "
             f"2 sigma^2 = {2 * sigma**2:g})"
         )
+    denoise = jax.jit(jax.vmap(tweedie.posterior_mean, (0, 0, None)))
+    samples = jax.device_get(denoise(*chains.states, sigma))
     return samples[finite].reshape(-1, *shape)
 
 

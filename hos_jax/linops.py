@@ -292,6 +292,36 @@ class DiagonalPlusLowRank(_Symmetric):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class IsotropicPlusLowRank(DiagonalPlusLowRank):
+    """c I + U U^T: the low-rank structure whose matrix functions are of the same structure.
+
+    Attributes:
+      diag: c in every place, (D,); `from_multiple` makes it.
+      factor: U, (D, r).
+    """
+
+    @classmethod
+    def from_multiple(cls, multiple: Array | float, factor: Array) -> IsotropicPlusLowRank:
+        """c I + U U^T from the scalar c and U, (D, r)."""
+        return cls(jnp.full(factor.shape[:1], multiple, factor.dtype), factor)
+
+    @property
+    def multiple(self) -> Array:
+        """c, a scalar."""
+        return self.diag[0]
+
+    def scale(self, factor: Array | float) -> IsotropicPlusLowRank:
+        """b A for b >= 0; see `DiagonalPlusLowRank.scale`."""
+        scaled = super().scale(factor)
+        return IsotropicPlusLowRank(scaled.diag, scaled.factor)
+
+    def add_identity(self, multiple: Array | float = 1.0) -> IsotropicPlusLowRank:
+        """A + b I."""
+        return IsotropicPlusLowRank(self.diag + multiple, self.factor)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Dense(_Symmetric):
     """A symmetric matrix as it is, for small D.
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hos_jax.samplers.base import SamplingAlgorithm, all_finite
 from hos_jax.types import Array, PRNGKey, ScoreFn
 
 
@@ -56,7 +57,25 @@ def build_kernel() -> Callable:
         noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
         jump = step_size * state.score + jnp.sqrt(2.0 * step_size) * noise
         new_state = init(state.position + jump, score_fn)
-        is_finite = jnp.all(jnp.isfinite(new_state.position) & jnp.isfinite(new_state.score))
-        return new_state, LangevinInfo(jnp.sum(jnp.square(jump)), is_finite)
+        return new_state, LangevinInfo(jnp.sum(jnp.square(jump)), all_finite(new_state))
 
     return kernel
+
+
+def as_top_level_api(score_fn: ScoreFn, step_size: Array | float) -> SamplingAlgorithm:
+    """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it.
+
+    Raises:
+      ValueError: for a step size that is not positive.
+    """
+    return SamplingAlgorithm.of(init, build_kernel(), score_fn, step_size)
+
+
+def stability_limit(eigenvalues: Array) -> Array:
+    """The step size beyond which Langevin diverges where s2 has these eigenvalues, a scalar.
+
+    On a Gaussian x' = (I + eps s2) x + ... is stable for eps < 2 / max(-l); infinite if no
+    eigenvalue l is negative. At the limit its variance is infinite: take half of it or less.
+    """
+    steepest = jnp.max(-eigenvalues)
+    return jnp.where(steepest > 0, 2.0 / jnp.where(steepest > 0, steepest, 1.0), jnp.inf)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank
 
 DIM = 7
-STRUCTURES = ["diagonal", "low_rank", "low_rank_wide", "dense"]
+STRUCTURES = ["diagonal", "low_rank", "low_rank_wide", "low_rank_isotropic", "dense"]
 
 
 def make(structure, seed, positive=False):
@@ -19,6 +19,8 @@ def make(structure, seed, positive=False):
     diag = jnp.asarray(rng.uniform(0.3, 2.0, DIM) if positive else rng.normal(size=DIM))
     if structure == "diagonal":
         return Diagonal(diag)
+    if structure == "low_rank_isotropic":
+        return IsotropicPlusLowRank.from_multiple(diag[0], jnp.asarray(rng.normal(size=(DIM, 3))))
     if structure.startswith("low_rank"):
         rank = 2 if structure == "low_rank" else DIM + 3
         return DiagonalPlusLowRank(diag, jnp.asarray(rng.normal(size=(DIM, rank))))

@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "hos_jax"
 LAYERS = {
     0: ["types", "errors", "files"],
-    1: ["linops", "noise"],
+    1: ["linops", "matrix_functions", "noise"],
     2: ["tweedie", "autodiff", "distributions"],
-    3: ["losses", "models", "samplers", "uncertainty", "metrics", "objective"],
+    3: ["losses", "models", "samplers", "diagnostics", "uncertainty", "metrics", "objective"],
     4: ["parallel", "train_state", "checkpoint", "data"],
     5: ["fit", "train", "evaluate", "figures", "runners", "config", "cli"],
 }

@@ -7,7 +7,6 @@ import pytest
 
 from hos_jax import metrics, tweedie
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
-from hos_jax.samplers import langevin, run_chains
 
 DIM, COUNT = 6, 20_000
 
@@ -63,40 +62,6 @@ def test_tweedie_gives_the_gaussian_posterior(covariance, sigma):
 
 def test_posterior_covariance_keeps_the_structure():
     assert isinstance(tweedie.posterior_covariance(Diagonal(jnp.zeros(2)), 0.5), Diagonal)
-
-
-@pytest.mark.parametrize("step_size", [0.05, 0.5])
-def test_langevin_has_its_known_stationary_variance(step_size):
-    # On N(0, 1), x' = (1 - e) x + sqrt(2 e) w has variance 1 / (1 - e / 2): the bias is of order e.
-    kernel = langevin.build_kernel()
-
-    def score_fn(position):
-        return -position
-
-    start = jax.vmap(lambda x: langevin.init(x, score_fn))(jnp.zeros((COUNT, 2)))
-    final, finite = jax.jit(
-        lambda key: run_chains(
-            key, lambda k, state: kernel(k, state, score_fn, step_size), start, 200
-        )
-    )(jax.random.key(2))
-    assert finite.all()
-    values = np.asarray(final.position).ravel()
-    expected = 1 / (1 - step_size / 2)
-    assert abs(values.mean()) < 4 * np.sqrt(expected / values.size)
-    assert abs(values.var() - expected) < 4 * expected * np.sqrt(2 / values.size)
-
-
-def test_a_diverging_chain_is_reported():
-    kernel = langevin.build_kernel()
-
-    def score_fn(position):
-        return position**3
-
-    start = jax.vmap(lambda x: langevin.init(x, score_fn))(jnp.asarray([[0.0], [1e10]]))
-    _, finite = run_chains(jax.random.key(0), lambda k, s: kernel(k, s, score_fn, 1e-3), start, 30)
-    assert finite.tolist() == [True, False]
-    with pytest.raises(ValueError, match="at least 1"):
-        run_chains(jax.random.key(0), lambda k, s: (s, None), start, 0)
 
 
 def test_third_order_score_is_least_at_the_true_skewness():

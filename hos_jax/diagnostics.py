@@ -1,0 +1,119 @@
+r"""Diagnostics of chains: how many independent draws they are worth, and how far from the target.
+
+Draws are (chains, draws, D). Leave chains that are not finite out first; see `samplers.Chains`.
+"""
+
+from __future__ import annotations
+
+import blackjax.diagnostics
+import jax
+import jax.numpy as jnp
+
+from hos_jax.types import Array, PRNGKey
+
+
+def _check_draws(draws: Array, least: int) -> None:
+    if draws.ndim != 3 or draws.shape[1] < least:
+        raise ValueError(
+            f"expected draws of shape (chains, draws, D) with at least {least} draws, "
+            f"got {tuple(draws.shape)}"
+        )
+
+
+def _is_stuck(draws: Array) -> Array:
+    """Whether some chain never moves in a dimension, (D,)."""
+    return jnp.any(jnp.max(draws, axis=1) == jnp.min(draws, axis=1), axis=0)
+
+
+def effective_sample_size(draws: Array) -> Array:
+    """The number of independent draws that would give means as accurate, (D,).
+
+    Blackjax's multi-chain estimate (Geyer's initial monotone sequence). 0 in a dimension where some
+    chain never moves: its draws say nothing about the target.
+
+    Args:
+      draws: (chains, draws, D), finite, at least 4 draws.
+
+    Raises:
+      ValueError: for another shape.
+    """
+    _check_draws(draws, 4)
+    size = blackjax.diagnostics.effective_sample_size(draws)
+    return jnp.where(_is_stuck(draws), 0.0, jnp.reshape(size, draws.shape[-1:]))
+
+
+def split_r_hat(draws: Array) -> Array:
+    """Gelman and Rubin's ratio over half chains, (D,): near 1 when chains agree and are stationary.
+
+    Infinite in a dimension where some chain never moves.
+
+    Args:
+      draws: (chains, draws, D), finite, at least 4 draws; an odd last draw is left out.
+
+    Raises:
+      ValueError: for another shape.
+    """
+    _check_draws(draws, 4)
+    half = draws.shape[1] // 2
+    halves = jnp.concatenate([draws[:, :half], draws[:, half : 2 * half]])
+    ratio = blackjax.diagnostics.potential_scale_reduction(halves)
+    return jnp.where(_is_stuck(draws), jnp.inf, jnp.reshape(ratio, draws.shape[-1:]))
+
+
+def autocorrelation(draws: Array, max_lag: int) -> Array:
+    r"""Correlation of draws t apart, (max_lag + 1, D), t = 0 ... max_lag, pooled over chains.
+
+    .. math:: \rho_t = \frac{\sum_{c,i} (x_{c,i} - m)(x_{c,i+t} - m)}{\sum_{c,i} (x_{c,i} - m)^2}
+
+    with the mean m over all chains, so that chains which stay in different places correlate. The
+    sum at lag t has t terms less, which biases it towards 0. 1 at every lag where nothing moves.
+
+    Args:
+      draws: (chains, draws, D), finite.
+      max_lag: below the number of draws.
+
+    Raises:
+      ValueError: for another shape, or too few draws.
+    """
+    _check_draws(draws, max_lag + 1)
+    count = draws.shape[1]
+    centred = draws - jnp.mean(draws, axis=(0, 1), keepdims=True)
+    spectrum = jnp.fft.rfft(centred, n=2 * count, axis=1)
+    products = jnp.fft.irfft(jnp.square(jnp.abs(spectrum)), n=2 * count, axis=1)
+    sums = jnp.sum(products[:, : max_lag + 1], axis=0)
+    moves = sums[:1] > 0
+    return jnp.where(moves, sums / jnp.where(moves, sums[:1], 1.0), 1.0)
+
+
+def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections: int) -> Array:
+    r"""Sliced 2-Wasserstein distance of two samples, a scalar in data units.
+
+    .. math:: \Big( \frac1P \sum_{p=1}^P W_2^2(\theta_p^T X, \theta_p^T Y) \Big)^{1/2}
+
+    over directions theta uniform on the sphere; in one dimension W_2 compares sorted values. Two
+    samples of one law have a distance of order N^(-1/2), not 0.
+
+    Args:
+      key: of the directions.
+      first, second: (N, D) each.
+      projections: P.
+
+    Raises:
+      ValueError: if the shapes differ, or for fewer than one projection.
+
+    References:
+      Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
+    """
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(
+            f"expected two samples of one shape (N, D), got {first.shape} and {second.shape}"
+        )
+    if projections < 1:
+        raise ValueError(f"expected projections >= 1, got {projections}")
+    directions = jax.random.normal(key, (projections, first.shape[1]), first.dtype)
+
+    def squared_distance(direction: Array) -> Array:
+        unit = direction / jnp.linalg.norm(direction)
+        return jnp.mean(jnp.square(jnp.sort(first @ unit) - jnp.sort(second @ unit)))
+
+    return jnp.sqrt(jnp.mean(jax.lax.map(squared_distance, directions)))

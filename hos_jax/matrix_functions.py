@@ -1,0 +1,137 @@
+r"""Functions of structured symmetric matrices times a vector, f(A) v, without a D x D array.
+
+`matrix_function_product(matrix, function, vector)` takes the cheapest exact way that the structure
+allows:
+
+* `Diagonal`: elementwise.
+* `IsotropicPlusLowRank`, c I + U U^T: through the eigenvalues l of the r x r matrix U^T U, as
+
+  .. math:: f(A) v = f(c) v + U W \, \mathrm{diag}\Big(\frac{f(c + l) - f(c)}{l}\Big) W^T U^T v
+
+* `Dense`: through its eigendecomposition.
+* `DiagonalPlusLowRank`: f(diag + U U^T) has no such form, so by Lanczos: with K Krylov vectors Q
+  of (A, v) and T = Q^T A Q it is \|v\| Q f(T) e_1, exact when K reaches the number of distinct
+  eigenvalues that v sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from matfree import decomp
+
+from hos_jax.linops import (
+    Dense,
+    Diagonal,
+    DiagonalPlusLowRank,
+    IsotropicPlusLowRank,
+    SymmetricMatrix,
+)
+from hos_jax.types import Array
+
+SpectralFunction = Callable[[Array], Array]
+
+
+class MatrixFunctionProduct(NamedTuple):
+    """f(A) v and how far it may be off.
+
+    Attributes:
+      value: f(A) v, (D,).
+      relative_error: for Lanczos, the norm of what the last Krylov vector changed over the norm of
+        the value, a scalar: an estimate, usually above the error. 0 for the exact ways.
+    """
+
+    value: Array
+    relative_error: Array
+
+
+def rounding_level_shift(matvec: Callable[[Array], Array], start: Array, noise: Array) -> Array:
+    """A diagonal, (D,), of a few ulps of A: with it no Krylov space ends before D vectors.
+
+    For A = c I, or a low rank, Lanczos meets an invariant subspace and would divide by zero.
+
+    Args:
+      matvec: v -> A v.
+      start: the start vector of the Krylov space, (D,).
+      noise: numbers of order 1, (D,), all different.
+    """
+    info = jnp.finfo(start.dtype)
+    size = jnp.linalg.norm(matvec(start)) / jnp.linalg.norm(start)
+    # A positive floor whose square does not underflow, for A = 0.
+    size = jnp.maximum(size, info.tiny**0.25)
+    return 64 * info.eps * size * noise
+
+
+def matrix_function_product(
+    matrix: SymmetricMatrix,
+    function: SpectralFunction,
+    vector: Array,
+    *,
+    krylov_vectors: int = 20,
+) -> MatrixFunctionProduct:
+    """f(A) v for a structured symmetric A.
+
+    Matrix products run at the highest precision, or TF32 would limit the accuracy.
+
+    Args:
+      matrix: A, (D, D).
+      function: f, elementwise on an array of eigenvalues; finite on the whole spectrum.
+      vector: v, (D,).
+      krylov_vectors: K, for `DiagonalPlusLowRank`; at most D are used.
+
+    Raises:
+      ValueError: for fewer than two Krylov vectors, or a vector that is not (D,).
+    """
+    if krylov_vectors < 2:
+        raise ValueError(f"expected krylov_vectors >= 2, got {krylov_vectors}")
+    if vector.shape != (matrix.dim,):
+        raise ValueError(f"expected shape ({matrix.dim},), got {tuple(vector.shape)}")
+    exact = jnp.zeros((), vector.dtype)
+    with jax.default_matmul_precision("highest"):
+        if isinstance(matrix, Diagonal):
+            return MatrixFunctionProduct(function(matrix.diag) * vector, exact)
+        if isinstance(matrix, IsotropicPlusLowRank):
+            return MatrixFunctionProduct(_isotropic(matrix, function, vector), exact)
+        if isinstance(matrix, Dense):
+            values, vectors = jnp.linalg.eigh(matrix.matrix)
+            return MatrixFunctionProduct(vectors @ (function(values) * (vectors.T @ vector)), exact)
+        return _lanczos(matrix, function, vector, min(krylov_vectors, matrix.dim))
+
+
+def _isotropic(matrix: IsotropicPlusLowRank, function: SpectralFunction, vector: Array) -> Array:
+    values, vectors = jnp.linalg.eigh(matrix.factor.T @ matrix.factor)
+    base = function(matrix.multiple)
+    # An eigenvalue of U^T U at rounding level belongs to no direction of U.
+    limit = jnp.finfo(values.dtype).eps * values.shape[0] * jnp.max(jnp.abs(values))
+    present = values > limit
+    safe = jnp.where(present, values, 1.0)
+    difference = (function(matrix.multiple + safe) - base) / safe
+    weights = vectors.T @ (matrix.factor.T @ vector)
+    return base * vector + matrix.factor @ (vectors @ (jnp.where(present, difference, 0) * weights))
+
+
+def _lanczos(
+    matrix: DiagonalPlusLowRank, function: SpectralFunction, vector: Array, size: int
+) -> MatrixFunctionProduct:
+    dim = vector.shape[0]
+    norm = jnp.linalg.norm(vector)
+    direction = jnp.where(norm > 0, vector / jnp.where(norm > 0, norm, 1.0), dim**-0.5)
+    # Fixed and all different: nothing here depends on what they are.
+    noise = jnp.cos(1.0 + jnp.arange(dim, dtype=vector.dtype))
+    shift = rounding_level_shift(matrix.matvec, direction, noise)
+    tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
+    basis, projected, *_ = tridiagonalise(lambda v: matrix.matvec(v) + shift * v, direction)
+
+    def weights(count: int) -> Array:
+        """f(T) e_1 for the leading block of T, (count,)."""
+        values, vectors = jnp.linalg.eigh(projected[:count, :count])
+        return vectors @ (function(values) * vectors[0])
+
+    last = weights(size)
+    change = last - jnp.pad(weights(size - 1), (0, 1)) if size > 1 else jnp.zeros_like(last)
+    total = jnp.linalg.norm(last)
+    error = jnp.linalg.norm(change) / jnp.where(total > 0, total, 1.0)
+    return MatrixFunctionProduct(norm * (basis.T @ last), error)

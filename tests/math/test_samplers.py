@@ -1,0 +1,278 @@
+"""Langevin and Ozaki: laws, orders and limits against closed forms; the loop that runs chains."""
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from blackjax.util import run_inference_algorithm
+
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank
+from hos_jax.samplers import langevin, ozaki, run_chains
+
+DIM = 5
+
+
+def gaussian(dim=DIM, seed=0):
+    """A correlated Gaussian: its mean, covariance and precision."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(dim, dim))
+    covariance = root @ root.T / dim + 0.2 * np.eye(dim)
+    return rng.normal(size=dim), covariance, np.linalg.inv(covariance)
+
+
+def derivatives_of(mean, precision):
+    hessian = Dense(jnp.asarray(-precision))
+    return lambda x: (hessian.matvec(x - jnp.asarray(mean)), hessian)
+
+
+def one_step_samples(step_size, count):
+    mean, covariance, precision = gaussian()
+    sampler = ozaki.as_top_level_api(derivatives_of(mean, precision), step_size)
+    start = mean + 2.0
+    state = sampler.init(jnp.asarray(start))
+    keys = jax.random.split(jax.random.key(1), count)
+    moved, info = jax.jit(jax.vmap(sampler.step, (0, None)))(keys, state)
+    assert np.all(info.is_finite) and not np.any(info.lanczos_error)
+    return np.asarray(moved.position), start, mean, covariance, precision
+
+
+@pytest.mark.parametrize("step_size", [0.01, 0.1, 1.0, 10.0, 100.0])
+def test_ozaki_is_exact_in_law_on_a_gaussian(step_size):
+    count = 40_000
+    samples, start, mean, covariance, precision = one_step_samples(step_size, count)
+    values, vectors = np.linalg.eigh(precision)
+    decay = (vectors * np.exp(-step_size * values)) @ vectors.T
+    expected_mean = mean + decay @ (start - mean)
+    expected = covariance - decay @ covariance @ decay.T
+    standard_error = np.sqrt(np.diag(expected) / count)
+    assert np.all(np.abs(samples.mean(axis=0) - expected_mean) < 4 * standard_error)
+    variance = np.diag(expected)
+    entry_error = np.sqrt((np.outer(variance, variance) + expected**2) / count)
+    assert np.all(np.abs(np.cov(samples.T) - expected) < 4 * entry_error)
+
+
+@pytest.mark.parametrize("step_size", [0.1, 0.4])
+def test_langevin_has_its_known_bias_of_order_step_size(step_size):
+    # On N(0, 1), x' = (1 - e) x + sqrt(2 e) w has variance 1 / (1 - e / 2).
+    sampler = langevin.as_top_level_api(jnp.negative, step_size)
+    start = jax.vmap(sampler.init)(jnp.zeros((4000, 2)))
+    chains = run_chains(jax.random.key(2), sampler.step, start, 100)
+    assert chains.is_finite.all() and np.all(chains.finite_steps == 100)
+    values = np.asarray(chains.states.position).ravel()
+    expected = 1 / (1 - step_size / 2)
+    assert abs(values.mean()) < 4 * np.sqrt(expected / values.size)
+    assert abs(values.var() - expected) < 4 * expected * np.sqrt(2 / values.size)
+    assert abs(values.var() - 1) > 0.3 * step_size
+
+
+def test_ozaki_and_langevin_agree_to_order_three_halves():
+    mean, _, precision = gaussian()
+    derivatives_fn = derivatives_of(mean, precision)
+    start, key = jnp.asarray(mean + 1.0), jax.random.key(3)
+    gaps = []
+    for step_size in (1e-3, 1e-4, 1e-5):
+        first = ozaki.as_top_level_api(derivatives_fn, step_size)
+        second = langevin.as_top_level_api(lambda x: derivatives_fn(x)[0], step_size)
+        pair = [s.step(key, s.init(start))[0].position for s in (first, second)]
+        gaps.append(np.linalg.norm(pair[0] - pair[1]))
+    orders = np.diff(np.log10(gaps))
+    np.testing.assert_allclose(orders, -1.5, atol=0.02)
+
+
+STRUCTURED = {
+    "diagonal": Diagonal(jnp.array([-3.0, 0.0, 1.0, -1e-9, 2.0])),
+    "isotropic": IsotropicPlusLowRank.from_multiple(
+        -1.5, jnp.asarray(np.random.default_rng(5).normal(size=(DIM, 2)))
+    ),
+    "low_rank": DiagonalPlusLowRank(
+        jnp.array([-3.0, 0.0, 1.0, -0.5, -2.0]),
+        jnp.asarray(np.random.default_rng(6).normal(size=(DIM, 2))),
+    ),
+}
+
+
+@pytest.mark.parametrize("structure", list(STRUCTURED))
+def test_one_step_is_the_same_for_every_structure_and_its_dense_form(structure):
+    """Indefinite matrices, zero eigenvalues included; the same key gives the same noise."""
+    matrix = STRUCTURED[structure]
+    score = jnp.linspace(-1.0, 1.0, DIM)
+    state = [ozaki.OzakiState(jnp.zeros(DIM), score, m) for m in (matrix, Dense(matrix.to_dense()))]
+    for bound in (None, 0.5):
+        kernel = ozaki.build_kernel(krylov_vectors=DIM, growth_bound=bound)
+        moved = [
+            kernel(jax.random.key(4), s, lambda x, s=s: (s.score, s.hessian), 0.7)[0].position
+            for s in state
+        ]
+        np.testing.assert_allclose(moved[0], moved[1], rtol=1e-9, atol=1e-9)
+
+
+def test_growth_bound_limits_runaway_directions_and_nothing_else():
+    hessian = Diagonal(jnp.array([-1.0, 5.0]))
+    state = ozaki.OzakiState(jnp.zeros(2), jnp.ones(2), hessian)
+
+    def mean_step(bound):
+        kernel = ozaki.build_kernel(growth_bound=bound)
+        keys = jax.random.key(0), jax.random.key(0)
+        plus = kernel(keys[0], state, lambda x: (state.score, hessian), 2.0)[0].position
+        flipped = state._replace(score=-state.score)
+        minus = kernel(keys[1], flipped, lambda x: (state.score, hessian), 2.0)[0].position
+        return np.asarray(plus - minus) / 2
+
+    np.testing.assert_allclose(mean_step(None), [1 - np.exp(-2), np.expm1(10.0) / 5], rtol=1e-10)
+    bounded = [1 - np.exp(-2), 2.0 * np.expm1(3.0) / 3.0]
+    np.testing.assert_allclose(mean_step(3.0), bounded, rtol=1e-10)
+
+
+def test_step_in_float32_with_zero_and_huge_eigenvalues():
+    diag = jnp.array([0.0, -1e6, 1e-12, 40.0, -1e-30], jnp.float32)
+    one = jnp.ones(DIM, jnp.float32)
+    for matrix in (Diagonal(diag), Dense(jnp.diag(diag)), DiagonalPlusLowRank(diag, one[:, None])):
+        state = ozaki.OzakiState(one, one, matrix)
+        kernel = ozaki.build_kernel()
+        new, info = kernel(jax.random.key(0), state, lambda x, m=matrix: (one, m), jnp.float32(1))
+        assert info.is_finite and new.position.dtype == jnp.float32
+
+
+def test_lanczos_equals_dense_at_image_size_without_a_square_array():
+    """D = 784, rank 50, spectrum of s2 from -4 to about 25."""
+    rng = np.random.default_rng(7)
+    dim, rank = 784, 50
+    diag = -np.linspace(0.5, 4.0, dim)
+    directions = np.linalg.qr(rng.normal(size=(dim, rank)))[0]
+    matrix = DiagonalPlusLowRank(
+        jnp.asarray(diag), jnp.asarray(directions * np.sqrt(np.linspace(1, 28, rank)))
+    )
+    score = jnp.asarray(rng.normal(size=dim))
+    for step_size, bound in ((0.2, 1e-7), (1.0, 1e-4)):
+        kernel = ozaki.build_kernel(krylov_vectors=20, growth_bound=None)
+        moved = []
+        for m in (matrix, Dense(matrix.to_dense())):
+            state = ozaki.OzakiState(jnp.zeros(dim), score, m)
+            new, info = kernel(jax.random.key(0), state, lambda x, m=m: (score, m), step_size)
+            moved.append(new.position)
+            if m is matrix:
+                error = info.lanczos_error
+        found = np.linalg.norm(moved[0] - moved[1]) / np.linalg.norm(moved[1])
+        assert found < bound and found < 3 * error < 1.0
+    wide = jax.ShapeDtypeStruct((100_000,), jnp.float32)
+    factor = jax.ShapeDtypeStruct((100_000, 4), jnp.float32)
+
+    def step(key, position, d, u):
+        state = ozaki.OzakiState(position, position, DiagonalPlusLowRank(d, u))
+        return kernel(key, state, lambda x: (x, state.hessian), 0.1)[0].position
+
+    compiled = jax.jit(step).lower(jax.random.key(0), wide, wide, factor).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 150 * 4 * 100_000
+
+
+def test_lanczos_survives_an_exhausted_krylov_space():
+    """A multiple of I, a low rank and a zero score: fewer directions than Krylov vectors."""
+    for diag, factor in (
+        (jnp.full(30, -2.0), jnp.zeros((30, 1))),
+        (jnp.zeros(30), jnp.ones((30, 2))),
+    ):
+        matrix = DiagonalPlusLowRank(diag, factor)
+        kernel = ozaki.build_kernel(krylov_vectors=20)
+        for score in (jnp.zeros(30), jnp.linspace(0, 1, 30)):
+            moved = []
+            for m in (matrix, Dense(matrix.to_dense())):
+                state = ozaki.OzakiState(jnp.zeros(30), score, m)
+                moved.append(
+                    kernel(jax.random.key(0), state, lambda x, m=m, s=score: (s, m), 0.04)[
+                        0
+                    ].position
+                )
+            np.testing.assert_allclose(moved[0], moved[1], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["langevin", "ozaki"])
+def test_kernels_run_inside_blackjax_inference_loop(name):
+    mean, covariance, precision = gaussian()
+    derivatives_fn = derivatives_of(mean, precision)
+    if name == "ozaki":
+        algorithm = ozaki.as_top_level_api(derivatives_fn, 5.0)
+    else:
+        algorithm = langevin.as_top_level_api(lambda x: derivatives_fn(x)[0], 0.02)
+    assert set(blackjax.base.SamplingAlgorithm._fields) == set(algorithm._fields)
+    final, (states, info) = run_inference_algorithm(
+        jax.random.key(8), algorithm, 2000, initial_position=jnp.asarray(mean)
+    )
+    assert states.position.shape == (2000, DIM) and info.is_finite.all()
+    np.testing.assert_array_equal(final.position, states.position[-1])
+    size = blackjax.diagnostics.effective_sample_size(states.position[None])
+    assert np.all(size > (1000 if name == "ozaki" else 10))
+    error = np.sqrt(np.diag(covariance) / size)
+    assert np.all(np.abs(states.position.mean(axis=0) - mean) < 5 * error)
+
+
+def test_stability_limit_is_where_langevin_starts_to_diverge():
+    eigenvalues = jnp.array([-4.0, -1.0, 2.0])
+    limit = float(langevin.stability_limit(eigenvalues))
+    assert limit == 0.5
+    assert np.isinf(langevin.stability_limit(jnp.array([1.0, 0.0])))
+    grown = []
+    for step_size in (0.9 * limit, 1.1 * limit):
+        sampler = langevin.as_top_level_api(lambda x: -4.0 * x, step_size)
+        start = jax.vmap(sampler.init)(jnp.ones((8, 1)))
+        position = run_chains(jax.random.key(9), sampler.step, start, 200).states.position
+        grown.append(np.abs(position).max())
+    assert grown[0] < 20 and grown[1] > 1e6
+
+
+def walk(key, position):
+    """A random walk whose state tells every draw apart."""
+    new = position + jax.random.normal(key, position.shape)
+    return new, langevin.LangevinInfo(jnp.zeros(()), jnp.all(jnp.isfinite(new)))
+
+
+def test_chunks_thinning_and_burn_in_do_not_change_the_draws():
+    start, key = jnp.zeros((4, 2)), jax.random.key(10)
+    collect = {"collect": lambda position: position}
+    whole = run_chains(key, walk, start, 60, **collect)
+    assert whole.trajectory.shape == (60, 4, 2)
+    assert len(np.unique(whole.trajectory[0])) == 8
+    chunked = run_chains(key, walk, start, 60, chunk=7, **collect)
+    np.testing.assert_array_equal(chunked.trajectory, whole.trajectory)
+    thinned = run_chains(key, walk, start, 60, thinning=5, chunk=5, **collect)
+    np.testing.assert_array_equal(thinned.trajectory, whole.trajectory[4::5])
+    late = run_chains(key, walk, start, 40, burn_in=20, chunk=6, **collect)
+    np.testing.assert_array_equal(late.trajectory, whole.trajectory[20:])
+    bare = run_chains(key, walk, start, 60)
+    assert bare.trajectory is None
+    np.testing.assert_array_equal(bare.states, whole.trajectory[-1])
+
+
+def test_a_chain_that_diverges_is_reported_with_its_step():
+    sampler = langevin.as_top_level_api(lambda x: x**3, 1e-3)
+    start = jax.vmap(sampler.init)(jnp.asarray([[0.0], [1e10]]))
+    chains = run_chains(jax.random.key(0), sampler.step, start, 30)
+    assert chains.is_finite.tolist() == [True, False]
+    assert chains.finite_steps[0] == 30 and chains.finite_steps[1] < 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps >= 1"),
+        ({"thinning": 0}, "thinning >= 1"),
+        ({"thinning": 3}, "must divide"),
+        ({"burn_in": -1}, "burn_in"),
+        ({"chunk": 0}, "chunk >= 1"),
+    ],
+)
+def test_bad_numbers_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
+        run_chains(jax.random.key(0), walk, jnp.zeros((2, 1)), **{"steps": 10, **settings})
+
+
+def test_bad_sampler_settings_raise():
+    with pytest.raises(ValueError, match="step_size > 0"):
+        langevin.as_top_level_api(jnp.negative, 0.0)
+    with pytest.raises(ValueError, match="growth_bound > 0"):
+        ozaki.build_kernel(growth_bound=0.0)
+    state = ozaki.OzakiState(
+        jnp.zeros(3), jnp.zeros(3), DiagonalPlusLowRank(jnp.ones(3), jnp.ones((3, 1)))
+    )
+    with pytest.raises(ValueError, match="krylov_vectors >= 2"):
+        ozaki.build_kernel(krylov_vectors=1)(jax.random.key(0), state, None, 0.1)
