@@ -17,6 +17,7 @@ from hos_jax.errors import UserError
 from hos_jax.files import write_atomically
 
 CONFIG_FILE = "config.json"
+SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki")
 # What a resumed or tested run must have in common with the run on disk.
 IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -56,6 +57,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.networks = "per_order"
     config.model.data_std = 0.5
     config.model.output_units = "dimensionless"
+    # One model for the noise levels in between; without them for `noise` alone.
+    config.model.smallest_noise = none(float)
+    config.model.largest_noise = none(float)
     config.model.dtype = "float32"
     config.model.remat = False
 
@@ -93,6 +97,12 @@ def default_config() -> ml_collections.ConfigDict:
     config.sampling.chains = 36
     config.sampling.steps = 500
     config.sampling.step_size = 0.05
+    config.sampling.sampler = "langevin"
+    config.sampling.krylov_vectors = 10
+    # Annealing: noise levels, and at each of them steps of a fraction of sigma^2.
+    config.sampling.levels = 30
+    config.sampling.steps_per_level = 5
+    config.sampling.step_fraction = 0.2
     return config
 
 
@@ -129,6 +139,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "loss.second_order": tuple(SECOND_ORDER),
         "loss.third_order": tuple(THIRD_ORDER),
         "optim.schedule": ("constant", "cosine"),
+        "sampling.sampler": SAMPLERS,
     }
     for path, allowed in choices.items():
         value = _get(config, path)
@@ -143,7 +154,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "training.evaluate_every",
     ]
     positive += ["training.checkpoint_every", "training.keep_checkpoints", "sampling.batch_size"]
-    positive += ["sampling.images", "sampling.chains", "sampling.steps"]
+    positive += ["sampling.images", "sampling.chains", "sampling.steps", "sampling.levels"]
+    positive += ["sampling.steps_per_level", "sampling.step_fraction"]
     for path in positive:
         value = _get(config, path)
         _require(value > 0 and math.isfinite(value), f"{path} must be positive, got {value}")
@@ -186,6 +198,21 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         "loss.second_order=residual_nll needs model.positive_definite=True: the likelihood of an "
         "indefinite covariance does not exist",
     )
+    _validate_noise_range(config)
+    sampler = config.sampling.sampler
+    _require(
+        has_head or "ozaki" not in sampler,
+        f"sampling.sampler={sampler} needs a second-order model: choose another model.head",
+    )
+    _require(
+        model.smallest_noise is not None or "annealed" not in sampler,
+        f"sampling.sampler={sampler} needs a model of many noise levels: set model.smallest_noise "
+        "and model.largest_noise",
+    )
+    _require(
+        config.sampling.krylov_vectors >= 2,
+        f"sampling.krylov_vectors must be at least 2, got {config.sampling.krylov_vectors}",
+    )
     _require(
         model.output_units != "score" or not (has_head and model.positive_definite),
         "model.output_units=score needs model.positive_definite=False",
@@ -194,6 +221,24 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         model.output_units != "score" or not model.data_std,
         "model.output_units=score needs model.data_std=0: such a network gives the score itself",
     )
+
+
+def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
+    model = config.model
+    smallest, largest = model.smallest_noise, model.largest_noise
+    if smallest is None and largest is None:
+        return
+    _require(
+        smallest is not None and largest is not None,
+        "model.smallest_noise and model.largest_noise go together: set both or neither",
+    )
+    _require(
+        0 < smallest <= config.noise <= largest,
+        "need 0 < model.smallest_noise <= noise <= model.largest_noise, "
+        f"got {smallest}, {config.noise}, {largest}",
+    )
+    _require(model.name == "unet", f"model.name={model.name} takes no noise level; choose unet")
+    _require(bool(model.data_std), "a range of noise levels needs model.data_std > 0")
 
 
 def _get(config: ml_collections.ConfigDict, path: str) -> Any:

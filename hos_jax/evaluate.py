@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +21,10 @@ from hos_jax.checkpoint import Checkpoints
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.files import write_atomically
+from hos_jax.generate import draw_samples
 from hos_jax.models.score_model import ModelOutputs
 from hos_jax.noise import example_keys, step_key
-from hos_jax.samplers import langevin, run_chains
 from hos_jax.train import EVALUATION_STEP, Problem, RunLog, read_history
-
-logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 
@@ -121,45 +119,6 @@ def log_panel(problem: Problem, params: Any, step: int, log: RunLog) -> None:
     log.image(step, "held_out/denoising", figures.as_array(figure))
 
 
-def langevin_samples(problem: Problem, params: Any) -> np.ndarray:
-    """Samples of the noisy density by Langevin dynamics, each denoised once by Tweedie's formula.
-
-    Chains start at uniform noise over the range of the data plus Gaussian noise of size sigma.
-
-    Returns:
-      (chains, H, W, C), data units; a chain that left finite values is left out, with a warning.
-
-    Raises:
-      UserError: if no chain stayed finite.
-    """
-    config, shape = problem.config, problem.data.image_shape
-    sigma, sampling = config.noise, config.sampling
-
-    def score_fn(position):
-        return problem.model.apply(params, position.reshape(1, *shape), sigma).score1[0]
-
-    start_key, noise_key, chain_key = jax.random.split(step_key(config.seed, EVALUATION_STEP), 3)
-    size = (sampling.chains, int(np.prod(shape)))
-    low, high = problem.data.value_range
-    start = jax.random.uniform(start_key, size, minval=low, maxval=high)
-    start += sigma * jax.random.normal(noise_key, size)
-    sampler = langevin.as_top_level_api(score_fn, sampling.step_size)
-    chains = run_chains(
-        chain_key, sampler.step, jax.jit(jax.vmap(sampler.init))(start), sampling.steps
-    )
-    finite = chains.is_finite
-    if not finite.all():
-        logger.warning("%d of %d chains diverged and are left out", np.sum(~finite), len(finite))
-    if not finite.any():
-        raise UserError(
-            "every Langevin chain diverged: choose a smaller sampling.step_size (stable below "
-            f"2 sigma^2 = {2 * sigma**2:g})"
-        )
-    denoise = jax.jit(jax.vmap(tweedie.posterior_mean, (0, 0, None)))
-    samples = jax.device_get(denoise(*chains.states, sigma))
-    return samples[finite].reshape(-1, *shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
     """A run read back from its folder."""
@@ -210,7 +169,7 @@ def evaluate_run(
     history = read_history(workdir)
     if history:
         figures.save(figures.loss_curves(history), folder / "loss_curves.png")
-    samples = langevin_samples(run.problem, run.params)
+    samples = draw_samples(run.problem, run.params, progress=sys.stderr.isatty())
     value_range = run.problem.data.value_range
     figures.save(figures.sample_grid(samples, value_range), folder / "samples.png")
     result |= {

@@ -46,6 +46,10 @@ class Objective:
         residual losses always treat it as one.
       third_order: "none" or "d3sm_diagonal", centred by the model's covariance where it has one.
       third_order_weight: the weight of L_3.
+      balance_std: for a range of noise levels, the data's standard deviation s: L_1 of an example
+        is multiplied by 1 + sigma^2 / s^2, so that every level counts. As it stands the error of
+        the noise prediction vanishes at large sigma, where the noise is all there is to see
+        (Karras et al. 2022, table 1). None leaves it as it is.
 
     Raises:
       ValueError: for an unknown loss.
@@ -57,6 +61,7 @@ class Objective:
     stop_gradient_score1: bool = True
     third_order: str = "none"
     third_order_weight: float = 1.0
+    balance_std: float | None = None
 
     def __post_init__(self):
         for name, known in (
@@ -90,21 +95,25 @@ class Objective:
           model: `model(points, sigma)` gives `ModelOutputs` at a batch of points.
           clean: x, (N, H, W, C) or (N, D), data units.
           noise: z, of the shape of `clean`.
-          sigma: scalar, data units.
+          sigma: scalar or one per example, (N,), data units.
           mean: the batch mean that the control variate's coefficient uses.
         """
         count = clean.shape[0]
         flat_clean, flat_noise = clean.reshape(count, -1), noise.reshape(count, -1)
-        pair = jax.vmap(perturb, (0, 0, None))(flat_clean, flat_noise, sigma)
+        sigma = jnp.broadcast_to(jnp.asarray(sigma, clean.dtype), (count,))
+        pair = jax.vmap(perturb)(flat_clean, flat_noise, sigma)
         locations = {"plus": pair.plus, "minus": pair.minus, "clean": flat_clean}
         batch = jnp.concatenate([locations[point] for point in self.points])
-        outputs = model(batch.reshape(-1, *clean.shape[1:]), sigma)
+        levels = jnp.tile(sigma, len(self.points))
+        outputs = model(batch.reshape(-1, *clean.shape[1:]), levels)
         at = {
             point: outputs.at(index * count, (index + 1) * count)
             for index, point in enumerate(self.points)
         }
         dim = flat_clean.shape[1]
         first = self._first_order(at, flat_noise, sigma) * (sigma**2 / dim)
+        if self.balance_std is not None:
+            first = first * (1.0 + jnp.square(sigma / self.balance_std))
         if self.second_order == "none" and self.third_order == "none":
             return {"loss": first, "score1": first}
         values = {"score1": first}
@@ -119,9 +128,9 @@ class Objective:
 
     def _first_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         if self.first_order == "dsm":
-            return jax.vmap(losses.dsm, (0, 0, None))(at["plus"].score1, noise, sigma)
+            return jax.vmap(losses.dsm)(at["plus"].score1, noise, sigma)
         scores = at["plus"].score1, at["clean"].score1
-        return jax.vmap(losses.dsm_vr, (0, 0, 0, None))(*scores, noise, sigma)
+        return jax.vmap(losses.dsm_vr)(*scores, noise, sigma)
 
     def _second_order(self, at: dict, noise: Array, sigma, mean: Callable) -> Array:
         name = self.second_order
@@ -129,10 +138,9 @@ class Objective:
             detach = jax.lax.stop_gradient if self.stop_gradient_score1 else lambda s1: s1
             points = [at[point] for point in SECOND_ORDER[name]]
             scores = [item for point in points for item in (detach(point.score1), point.score2)]
-            axes = (0,) * (len(scores) + 1) + (None,)
             published = losses.d2sm if name == "d2sm" else losses.d2sm_vr
-            return jax.vmap(published, axes)(*scores, noise, sigma) * sigma**4
-        residual = jax.vmap(losses.residual, (0, 0, None))
+            return jax.vmap(published)(*scores, noise, sigma) * sigma**4
+        residual = jax.vmap(losses.residual)
         plus = residual(at["plus"].score1, noise, sigma)
         if name == "residual_nll":
             return jax.vmap(losses.residual_nll)(plus, at["plus"].covariance)
@@ -147,7 +155,7 @@ class Objective:
         """The third-order loss summed over the antithetic pair, (N,)."""
         total = 0.0
         for point, drawn in (("plus", noise), ("minus", -noise)):
-            residual = jax.vmap(losses.residual, (0, 0, None))(at[point].score1, drawn, sigma)
+            residual = jax.vmap(losses.residual)(at[point].score1, drawn, sigma)
             arguments = [at[point].scaled_third_diagonal, residual]
             if self.second_order != "none":
                 arguments.append(at[point].covariance)

@@ -74,7 +74,8 @@ class Problem:
         ):
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
         _check_batch(config.training.batch_size, len(data.train))
-        objective = Objective(**config.loss.to_dict())
+        balance = config.model.data_std if config.model.smallest_noise is not None else None
+        objective = Objective(**config.loss.to_dict(), balance_std=balance)
         optimizer = make_optimizer(config.optim, config.training.steps)
         return cls(config, data, model, objective, optimizer)
 
@@ -98,13 +99,15 @@ class Problem:
             lambda params: init_state(params, self.optimizer, ema), self._abstract_params()
         )
 
-    def losses(self, params: Any, clean: jax.Array, noise: jax.Array, mean: Callable) -> dict:
+    def losses(
+        self, params: Any, clean: jax.Array, noise: jax.Array, sigma: jax.Array, mean: Callable
+    ) -> dict:
         """The losses of a batch, each (N,); see `Objective.per_example`."""
         return self.objective.per_example(
             lambda points, sigma: self.model.apply(params, points, sigma),
             clean,
             noise,
-            self.config.noise,
+            sigma,
             mean=mean,
         )
 
@@ -157,6 +160,23 @@ def _noise_like(clean: jax.Array, key: jax.Array, first_index: int | jax.Array) 
     return jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
 
 
+def _noise_levels(
+    config: ml_collections.ConfigDict, count: int, key: jax.Array, first_index: int | jax.Array
+) -> jax.Array:
+    """sigma of `count` examples of a global batch, from its example `first_index` on, (count,).
+
+    With a range of levels they are log-uniform, and spread evenly over each batch: example i of B
+    takes the quantile u + i / B modulo 1, with one random u per batch.
+    """
+    smallest, largest = config.model.smallest_noise, config.model.largest_noise
+    if smallest is None:
+        return jnp.full((count,), config.noise)
+    index = first_index + jnp.arange(count)
+    offset = jax.random.uniform(jax.random.fold_in(key, 2**31 - 1))
+    quantile = (offset + index / config.training.batch_size) % 1.0
+    return smallest * (largest / smallest) ** quantile
+
+
 def make_train_step(problem: Problem) -> Callable:
     """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
 
@@ -166,13 +186,15 @@ def make_train_step(problem: Problem) -> Callable:
 
     def train_step(state: TrainState, images: jax.Array):
         clean = to_float(images, value_range)
-        noise = _noise_like(clean, step_key(config.seed, state.step), 0)
+        key = step_key(config.seed, state.step)
+        noise = _noise_like(clean, key, 0)
+        sigma = _noise_levels(config, len(clean), key, parallel.device_index() * len(clean))
 
         def mean(values):
             return parallel.mean_over_devices(jnp.mean(values))
 
         def loss_fn(params):
-            averages = jax.tree.map(jnp.mean, problem.losses(params, clean, noise, mean))
+            averages = jax.tree.map(jnp.mean, problem.losses(params, clean, noise, sigma, mean))
             return averages["loss"], averages
 
         gradients, losses = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -195,13 +217,16 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
 
     def evaluation_step(params, images, weights, first_index):
         clean = to_float(images, data.value_range)
-        noise = _noise_like(clean, step_key(config.seed, EVALUATION_STEP), first_index)
+        key = step_key(config.seed, EVALUATION_STEP)
+        noise = _noise_like(clean, key, first_index)
+        own = first_index + parallel.device_index() * len(clean)
+        sigma = _noise_levels(config, len(clean), key, own)
         total = parallel.sum_over_devices(jnp.sum(weights))
 
         def mean(values):
             return parallel.sum_over_devices(jnp.sum(values * weights)) / total
 
-        losses = problem.losses(params, clean, noise, mean)
+        losses = problem.losses(params, clean, noise, sigma, mean)
         return {name: mean(values) * total for name, values in losses.items()}
 
     mapped = parallel.map_over_devices(evaluation_step)

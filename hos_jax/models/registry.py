@@ -60,6 +60,7 @@ def make_model(model: ConfigDict) -> ScoreModel:
             data_std=model.data_std or None,
             output_units=model.output_units,
             third_order=model.third_order == "diagonal",
+            noise_conditional=model.smallest_noise is not None,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

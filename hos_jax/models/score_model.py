@@ -118,6 +118,8 @@ class ScoreModel(nn.Module):
       output_units: "dimensionless", or "score" for imported networks whose outputs are s1 and s2
         themselves; the latter needs an unconstrained head and `data_std=None`.
       third_order: whether the diagonal of T = sigma^3 s3 is an output too.
+      noise_conditional: whether the network is given sigma, (N,), as a second input: one model for
+        a range of noise levels.
     """
 
     network: Callable[..., nn.Module]
@@ -126,6 +128,7 @@ class ScoreModel(nn.Module):
     data_std: float | None = 0.5
     output_units: Literal["dimensionless", "score"] = "dimensionless"
     third_order: bool = False
+    noise_conditional: bool = False
 
     @nn.compact
     def __call__(self, noisy: Array, sigma: Array | float) -> ModelOutputs:
@@ -139,7 +142,7 @@ class ScoreModel(nn.Module):
         sigma = jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)
         scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
-        raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None])
+        raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None], sigma)
 
         flat = images.reshape(images.shape[0], -1)
         raw1 = raw1.reshape(flat.shape)
@@ -155,7 +158,7 @@ class ScoreModel(nn.Module):
             ] * raw1
         return ModelOutputs(prediction, raw2, sigma, raw3, self.head, self.output_units)
 
-    def _evaluate(self, images: Array) -> tuple[Array, Array | None, Array | None]:
+    def _evaluate(self, images: Array, sigma: Array) -> tuple[Array, Array | None, Array | None]:
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
         _, height, width, channels = images.shape
         if self.networks not in ("shared", "per_order", "per_output"):
@@ -165,7 +168,8 @@ class ScoreModel(nn.Module):
         blocks = self.head.blocks(height * width * channels) if self.head is not None else 0
 
         def evaluate(name, outputs):
-            return self.network(out_channels=channels * outputs, name=name)(images)
+            network = self.network(out_channels=channels * outputs, name=name)
+            return network(images, sigma) if self.noise_conditional else network(images)
 
         raw2 = raw3 = None
         if self.networks == "shared" and (blocks or self.third_order):

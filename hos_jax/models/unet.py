@@ -51,20 +51,42 @@ class GroupNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, swish, conv, norm, swish, conv, plus the (projected) input: (B,H,W,C) -> (B,H,W,F)."""
+    """Norm, swish, conv, norm, swish, conv, plus the (projected) input: (B,H,W,C) -> (B,H,W,F).
+
+    A condition, (B, E), scales and shifts every channel after the second norm.
+    """
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, condition: Array | None = None) -> Array:
         h = nn.swish(GroupNorm(self.dtype, name="norm1")(x))
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(h)
-        h = nn.swish(GroupNorm(self.dtype, name="norm2")(h))
+        h = GroupNorm(self.dtype, name="norm2")(h)
+        if condition is not None:
+            zeros = nn.initializers.zeros
+            modulation = nn.Dense(2 * self.features, kernel_init=zeros, name="condition")(condition)
+            scale, shift = jnp.split(modulation.astype(self.dtype)[:, None, None], 2, axis=-1)
+            h = h * (1.0 + scale) + shift
+        h = nn.swish(h)
         h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
         return x + h
+
+
+class NoiseEmbedding(nn.Module):
+    """Noise levels as features, (B,) -> (B, features): waves of log sigma, and two dense layers."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, sigma: Array) -> Array:
+        angles = jnp.log(sigma)[:, None] * jnp.geomspace(0.25, 4.0, 8)[None]
+        h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        h = nn.swish(nn.Dense(self.features, name="dense1")(h))
+        return nn.swish(nn.Dense(self.features, name="dense2")(h))
 
 
 class AttentionBlock(nn.Module):
@@ -114,13 +136,17 @@ class UNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, sigma: Array | None = None) -> Array:
+        """Evaluate at images; at given noise levels, (B,), with an embedding of them."""
         factor = self.patch_size * 2 ** (len(self.multipliers) - 1)
         _check_sizes(images.shape, self.features, factor)
         block: Callable = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+        condition = None
+        if sigma is not None:
+            condition = NoiseEmbedding(4 * self.features, name="noise_embedding")(sigma)
 
         def stage(h: Array, features: int, name: str) -> Array:
-            h = block(features, self.dtype, name=name)(h)
+            h = block(features, self.dtype, name=name)(h, condition)
             if max(h.shape[1:3]) <= self.attention_size:
                 h = AttentionBlock(self.dtype, name=f"{name}_attention")(h)
             return h

@@ -1,6 +1,15 @@
-"""Samplers driven by scores: kernels with blackjax's contract, and the loop that runs chains."""
+"""Samplers driven by scores: kernels with blackjax's contract, and the loops that run chains."""
 
 from hos_jax.samplers import langevin, ozaki
+from hos_jax.samplers.annealing import AnnealedChains, anneal_chains
 from hos_jax.samplers.base import Chains, SamplingAlgorithm, run_chains
 
-__all__ = ["Chains", "SamplingAlgorithm", "langevin", "ozaki", "run_chains"]
+__all__ = [
+    "AnnealedChains",
+    "Chains",
+    "SamplingAlgorithm",
+    "anneal_chains",
+    "langevin",
+    "ozaki",
+    "run_chains",
+]

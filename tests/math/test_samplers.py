@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from blackjax.util import run_inference_algorithm
 
+from hos_jax import distributions
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank
-from hos_jax.samplers import langevin, ozaki, run_chains
+from hos_jax.noise import geometric_sigmas
+from hos_jax.samplers import anneal_chains, langevin, ozaki, run_chains
 
 DIM = 5
 
@@ -276,3 +278,43 @@ def test_bad_sampler_settings_raise():
     )
     with pytest.raises(ValueError, match="krylov_vectors >= 2"):
         ozaki.build_kernel(krylov_vectors=1)(jax.random.key(0), state, None, 0.1)
+
+
+@pytest.mark.parametrize("name", ["langevin", "ozaki"])
+def test_annealing_finds_both_modes_in_their_proportions(name):
+    law = distributions.GaussianMixture(
+        jnp.array([0.3, 0.7]), jnp.array([[-3.0, 0.0], [3.0, 1.0]]), stds=jnp.array([0.5, 0.3])
+    )
+
+    def sampler_at(sigma):
+        smooth = law.smooth(sigma)
+        if name == "langevin":
+            return langevin.as_top_level_api(smooth.score, 0.1 * (sigma**2 + 0.09))
+        derivatives_fn = ozaki.join(smooth.score, smooth.hessian)
+        return ozaki.as_top_level_api(derivatives_fn, 0.3 * (sigma**2 + 0.09))
+
+    count = 2000
+    sigmas = geometric_sigmas(10.0, 0.05, 15)
+    start = 10.0 * jax.random.normal(jax.random.key(0), (count, 2))
+    chains = anneal_chains(jax.random.key(1), sampler_at, start, sigmas, 20, keep_trajectory=True)
+    assert chains.is_finite.all() and chains.trajectory.shape == (15, count, 2)
+    np.testing.assert_array_equal(chains.positions, chains.trajectory[-1])
+    right = np.asarray(chains.positions[:, 0] > 0)
+    assert abs(right.mean() - 0.7) < 0.06
+    for chosen, mean, std in ((right, [3.0, 1.0], 0.3), (~right, [-3.0, 0.0], 0.5)):
+        found = np.asarray(chains.positions)[chosen]
+        assert np.all(np.abs(found.mean(axis=0) - mean) < 0.1)
+        np.testing.assert_allclose(found.std(axis=0), std, rtol=0.2)
+
+
+def test_annealing_reports_diverged_chains_and_bad_arguments():
+    def sampler_at(sigma):
+        return langevin.as_top_level_api(lambda x: x**3, 1e-3 * sigma)
+
+    start = jnp.array([[0.0], [1e10]])
+    chains = anneal_chains(jax.random.key(0), sampler_at, start, jnp.array([1.0, 0.5]), 10)
+    assert chains.is_finite.tolist() == [True, False] and chains.trajectory is None
+    with pytest.raises(ValueError, match="steps >= 1"):
+        anneal_chains(jax.random.key(0), sampler_at, start, jnp.ones(2), 0)
+    with pytest.raises(ValueError, match="noise levels"):
+        anneal_chains(jax.random.key(0), sampler_at, start, jnp.ones(0), 1)

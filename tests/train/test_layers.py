@@ -12,7 +12,7 @@ LAYERS = {
     2: ["tweedie", "autodiff", "distributions"],
     3: ["losses", "models", "samplers", "diagnostics", "uncertainty", "metrics", "objective"],
     4: ["parallel", "train_state", "checkpoint", "data"],
-    5: ["fit", "train", "evaluate", "figures", "runners", "config", "cli"],
+    5: ["fit", "train", "evaluate", "generate", "classify", "figures", "runners", "config", "cli"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 FLAX_ALLOWED = {"models", *LAYERS[4], *LAYERS[5]}

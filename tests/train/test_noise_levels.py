@@ -1,0 +1,136 @@
+"""One model for a range of noise levels: its networks, its losses, its training, its samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import train
+from hos_jax.config import validate
+from hos_jax.errors import UserError
+from hos_jax.generate import draw_samples
+from hos_jax.models.registry import make_model
+from hos_jax.objective import Objective
+from hos_jax.train import Problem
+
+RANGE = {
+    "model__name": "unet",
+    "model__ngf": 8,
+    "model__multipliers": (1, 2),
+    "model__networks": "shared",
+    "model__smallest_noise": 0.05,
+    "model__largest_noise": 5.0,
+    "training__batch_size": 16,
+}
+
+
+def test_the_network_sees_the_noise_level_of_each_image(small_config):
+    model = make_model(small_config(**RANGE).model)
+    noisy = jnp.tile(jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), (3, 1, 1, 1))
+    params = model.init(jax.random.key(1), noisy, 0.5)
+    # The condition starts at zero: move every parameter, as training does.
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    sigma = jnp.array([0.1, 0.1, 2.0])
+    images = noisy / jnp.sqrt(sigma**2 + 0.25)[:, None, None, None] ** -1
+    trunk = model.apply(params, images, sigma).raw_second_order
+    np.testing.assert_allclose(trunk[0], trunk[1], rtol=1e-5)
+    single = [model.apply(params, images[i : i + 1], sigma[i]).score1[0] for i in range(3)]
+    np.testing.assert_allclose(
+        model.apply(params, images, sigma).score1, jnp.stack(single), rtol=1e-3, atol=1e-4
+    )
+    fixed = make_model(small_config(**{**RANGE, "model__smallest_noise": None}).model)
+    count = [len(jax.tree.leaves(p)) for p in (params, fixed.init(jax.random.key(1), noisy, 0.5))]
+    assert count[0] > count[1]
+
+
+def test_balanced_losses_weigh_each_example_by_its_level():
+    def model(points, sigma):
+        class Outputs:
+            score1 = -points.reshape(len(points), -1) / (sigma**2 + 1.0)[:, None]
+
+            @staticmethod
+            def at(start, stop):
+                part = Outputs()
+                part.score1 = Outputs.score1[start:stop]
+                return part
+
+        return Outputs()
+
+    clean, noise = (jax.random.normal(jax.random.key(k), (4, 3)) for k in range(2))
+    sigma = jnp.array([0.1, 0.5, 2.0, 8.0])
+    plain = Objective("dsm").per_example(model, clean, noise, sigma)["loss"]
+    balanced = Objective("dsm", balance_std=0.5).per_example(model, clean, noise, sigma)["loss"]
+    np.testing.assert_allclose(balanced / plain, 1 + (sigma / 0.5) ** 2, rtol=1e-5)
+    single = [
+        Objective("dsm").per_example(model, clean[i : i + 1], noise[i : i + 1], sigma[i])["loss"][0]
+        for i in range(4)
+    ]
+    np.testing.assert_allclose(plain, single, rtol=1e-5)
+
+
+def test_noise_levels_of_a_batch_cover_the_range_evenly(small_config):
+    config = small_config(**RANGE)
+    levels = np.sort(train._noise_levels(config, 16, jax.random.key(3), 0))
+    assert levels[0] >= 0.05 and levels[-1] <= 5.0
+    np.testing.assert_allclose(np.diff(np.log(levels)), np.log(100) / 16, rtol=1e-3)
+    other = np.sort(train._noise_levels(config, 16, jax.random.key(4), 0))
+    assert not np.allclose(levels, other)
+    halves = [train._noise_levels(config, 8, jax.random.key(3), first) for first in (0, 8)]
+    np.testing.assert_allclose(np.sort(np.concatenate(halves)), levels, rtol=1e-6)
+    single = train._noise_levels(small_config(), 5, jax.random.key(0), 0)
+    np.testing.assert_array_equal(single, np.full(5, 0.5, np.float32))
+
+
+@pytest.mark.parametrize("sampler", ["annealed_langevin", "annealed_ozaki"])
+def test_training_and_annealed_samples(small_config, tmp_path, sampler):
+    config = small_config(
+        **RANGE,
+        sampling__sampler=sampler,
+        sampling__levels=4,
+        sampling__steps_per_level=2,
+        sampling__krylov_vectors=4,
+    )
+    state = train.train_and_evaluate(config, tmp_path / "run")
+    assert int(state.step) == config.training.steps
+    samples = draw_samples(Problem.from_config(config), state.best_params)
+    assert samples.shape == (4, 8, 8, 1) and np.isfinite(samples).all()
+
+
+def test_ozaki_samples_at_one_level(small_config):
+    config = small_config(sampling__sampler="ozaki", sampling__krylov_vectors=4)
+    problem = Problem.from_config(config)
+    samples = draw_samples(problem, problem.init().params)
+    assert samples.shape == (4, 8, 8, 1) and np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__largest_noise": None}, "go together"),
+        ({"model__smallest_noise": 0.7}, "smallest_noise <= noise"),
+        ({"model__smallest_noise": 0.0}, "0 < model.smallest_noise"),
+        ({"model__name": "mlp"}, "choose unet"),
+        ({"model__data_std": 0.0}, "data_std > 0"),
+        (
+            {
+                "model__smallest_noise": None,
+                "model__largest_noise": None,
+                "sampling__sampler": "annealed_langevin",
+            },
+            "many noise levels",
+        ),
+        (
+            {
+                "model__head": "none",
+                "loss__second_order": "none",
+                "sampling__sampler": "ozaki",
+            },
+            "second-order model",
+        ),
+        ({"sampling__sampler": "mala"}, "choose one of langevin, ozaki"),
+        ({"sampling__krylov_vectors": 1}, "at least 2"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(small_config, changes, message):
+    with pytest.raises(UserError, match=message):
+        validate(small_config(**{**RANGE, **changes}))
