@@ -56,3 +56,43 @@ def test_losses_do_not_depend_on_the_number_of_devices(second_order):
     for other in results[1:]:
         np.testing.assert_allclose(other["losses"], results[0]["losses"], rtol=1e-5)
         np.testing.assert_allclose(other["held_out"], results[0]["held_out"], rtol=1e-5)
+
+
+CHAINS = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+from hos_jax.samplers import langevin, run_chains
+
+sampler = langevin.as_top_level_api(jnp.negative, 0.1)
+states = jax.vmap(sampler.init)(jnp.zeros((8, 3)))
+chains = run_chains(
+    jax.random.key(0), sampler.step, states, 20, thinning=5, collect=lambda s: s.position
+)
+try:
+    run_chains(jax.random.key(0), sampler.step, states, 1, devices=jax.devices() * 3)
+    refused = ""
+except ValueError as error:
+    refused = str(error)
+print(json.dumps({
+    "devices": len(chains.states.position.sharding.device_set),
+    "trajectory": np.asarray(chains.trajectory).tolist(),
+    "refused": refused,
+}))
+"""
+
+
+def test_chains_are_split_over_devices_and_draw_the_same():
+    results = []
+    for devices in (1, 4):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        out = subprocess.run(
+            [sys.executable, "-c", CHAINS],
+            env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        results.append(json.loads(out.stdout.splitlines()[-1]))
+        assert results[-1]["devices"] == devices
+        assert "evenly" in results[-1]["refused"]
+    np.testing.assert_allclose(results[1]["trajectory"], results[0]["trajectory"], rtol=1e-6)
