@@ -1,0 +1,203 @@
+r"""How quickly chains on digits change class: Ozaki against Langevin with the scores of a run.
+
+    make demo
+    python benchmarks/digit_mixing.py --run runs/demo [--json PATH] [--figure PATH]
+
+Chains sample the noisy density of the run from noisy held-out digits. Every few steps each state
+is denoised by one Tweedie step and classified, by a classifier trained here. A step size counts
+only while the chains stay on digits: in the second half of the run the mean confidence is at least
+90% of that on denoised held-out digits, and the sliced Wasserstein distance of the states to fresh
+noisy digits is at most `--distance` times that between two fresh samples of the same size. Of those
+the best has the most changes of class per chain and second. Seconds are of the chains alone,
+compilation left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from hos_jax import config as run_config
+from hos_jax import diagnostics, figures, tweedie
+from hos_jax.classify import class_change_rate, train_classifier
+from hos_jax.data import to_float
+from hos_jax.evaluate import load_run
+from hos_jax.files import write_atomically
+from hos_jax.generate import sampler_at
+from hos_jax.samplers import run_chains
+
+# In units of sigma^2.
+GRID = {"langevin": (0.1, 0.3, 0.6, 1.0, 1.5), "ozaki": (0.3, 1.0, 3.0, 10.0, 30.0)}
+
+
+class Digits:
+    """A run, a classifier, and noisy held-out digits."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        config = run_config.load(options.run)
+        run = load_run(config, options.run)
+        self.problem, self.params, self.sigma = run.problem, run.params, config.noise
+        self.classifier = train_classifier(self.problem.data)
+        data = self.problem.data
+        clean = to_float(data.held_out, data.value_range).reshape(len(data.held_out), -1)
+        order = np.random.default_rng(0).permutation(len(clean))
+        noise = np.random.default_rng(1).normal(size=clean.shape).astype(np.float32)
+        noisy = (clean + self.sigma * noise)[order]
+        self.start = jnp.asarray(noisy[: options.chains])
+        self.fresh = jnp.asarray(noisy[options.chains : 2 * options.chains])
+        self.typical_confidence = float(np.mean(self.classify(self.start).confidence))
+        self.typical_distance = self.distance(self.start)
+
+    def distance(self, positions) -> float:
+        key = jax.random.key(0)
+        return float(
+            diagnostics.sliced_wasserstein(key, jnp.asarray(positions), self.fresh, projections=100)
+        )
+
+    def classify(self, positions):
+        shape = (-1, *self.problem.data.image_shape)
+        denoised = _denoise(self.problem, self.params, self.sigma, jnp.asarray(positions))
+        return self.classifier.judge(denoised.reshape(shape))
+
+    def measure(self, name: str, fraction: float) -> dict:
+        """Changes of class, quality and seconds of one sampler at one step size."""
+        options, problem = self.options, self.problem
+        with problem.config.unlocked():
+            problem.config.sampling.sampler = name
+            problem.config.sampling.krylov_vectors = options.krylov_vectors
+        sampler = sampler_at(problem, self.params, self.sigma, fraction * self.sigma**2)
+        states = jax.jit(jax.vmap(sampler.init))(self.start)
+
+        @jax.jit
+        def loop(states):
+            def body(t, states):
+                keys = jax.random.split(jax.random.key(t), options.chains)
+                return jax.vmap(sampler.step)(keys, states)[0]
+
+            return jax.lax.fori_loop(0, options.every, body, states)
+
+        jax.block_until_ready(loop(states))
+        begun = time.perf_counter()
+        jax.block_until_ready(loop(states))
+        seconds = (time.perf_counter() - begun) / options.every
+        chains = run_chains(
+            jax.random.key(5),
+            sampler.step,
+            states,
+            options.steps,
+            thinning=options.every,
+            collect=lambda state: state.position,
+        )
+        row = {"sampler": name, "step_size": fraction, "seconds_per_step": seconds}
+        if not chains.is_finite.all():
+            return row | {"allowed": False, "changes": 0.0, "confidence": 0.0, "distance": np.inf}
+        verdicts = [self.classify(positions) for positions in chains.trajectory]
+        classes = np.stack([verdict.classes for verdict in verdicts])
+        late = slice(len(verdicts) // 2, None)
+        confidence = float(np.mean([verdict.confidence for verdict in verdicts[late]]))
+        distance = np.mean([self.distance(x) for x in chains.trajectory[late]])
+        ratio = float(distance / self.typical_distance)
+        changes = class_change_rate(classes) / options.every
+        return row | {
+            "changes": changes,
+            "changes_per_second": changes / seconds,
+            "confidence": confidence,
+            "distance": ratio,
+            "allowed": bool(
+                confidence >= 0.9 * self.typical_confidence and ratio <= options.distance
+            ),
+            "histogram": np.bincount(
+                classes[late].ravel(), minlength=self.classifier.classes
+            ).tolist(),
+            "apart_from_start": np.mean(classes != classes[0], axis=1).tolist(),
+        }
+
+
+@jax.jit
+def _posterior_mean(noisy, score1, sigma):
+    return jax.vmap(tweedie.posterior_mean, (0, 0, None))(noisy, score1, sigma)
+
+
+def _denoise(problem, params, sigma, noisy):
+    shape = (-1, *problem.data.image_shape)
+    return _posterior_mean(
+        noisy, problem.model.apply(params, noisy.reshape(shape), sigma).score1, sigma
+    )
+
+
+def figure(rows: list[dict], options, path: Path) -> None:
+    """Share of chains whose class is not that of their start, by step and by second."""
+    plot, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for row in rows:
+        if "apart_from_start" not in row:
+            continue
+        steps = options.every * np.arange(1, len(row["apart_from_start"]) + 1)
+        style = {"ls": "-" if row["sampler"] == "ozaki" else "--", "lw": 1 + row["allowed"]}
+        label = f"{row['sampler']} {row['step_size']:g}" + (
+            "" if row["allowed"] else " (off digits)"
+        )
+        axes[0].plot(steps, row["apart_from_start"], label=label, **style)
+        axes[1].plot(steps * row["seconds_per_step"], row["apart_from_start"], **style)
+    axes[0].set_xlabel("steps")
+    axes[1].set_xlabel("seconds")
+    axes[0].set_ylabel("share of chains in another class")
+    axes[0].legend(fontsize=7)
+    figures.save(plot, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--chains", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--krylov-vectors", type=int, default=10)
+    parser.add_argument("--distance", type=float, default=2.0)
+    options = parser.parse_args()
+    digits = Digits(options)
+    print(
+        f"classifier: held-out accuracy {digits.classifier.held_out_accuracy:.3f}, confidence on "
+        f"denoised digits {digits.typical_confidence:.3f}"
+    )
+    print(
+        f"{'sampler':<10}{'step':>7}{'ms/step':>9}{'changes/1000 steps':>20}{'changes/s':>11}"
+        f"{'confidence':>12}{'distance':>10}"
+    )
+    rows = []
+    for name, grid in GRID.items():
+        for fraction in grid:
+            row = digits.measure(name, fraction)
+            rows.append(row)
+            print(
+                f"{name:<10}{fraction:>7g}{1000 * row['seconds_per_step']:>9.1f}"
+                f"{1000 * row['changes']:>20.2f}{row.get('changes_per_second', 0.0):>11.4f}"
+                f"{row['confidence']:>12.3f}{row['distance']:>10.2f}"
+                f"{'' if row['allowed'] else '  off digits'}",
+                flush=True,
+            )
+    best = {
+        name: max(
+            (r["changes_per_second"] for r in rows if r["sampler"] == name and r["allowed"]),
+            default=float("nan"),
+        )
+        for name in GRID
+    }
+    print(f"changes per second, Ozaki / Langevin: {best['ozaki'] / best['langevin']:.2f}")
+    if options.json:
+        write_atomically(options.json, json.dumps(rows, indent=1) + "\n")
+    if options.figure:
+        figure(rows, options, options.figure)
+
+
+if __name__ == "__main__":
+    main()
