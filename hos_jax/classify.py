@@ -77,7 +77,7 @@ def train_classifier(
         logits = model.apply(params, moved)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
-    # A loop in Python: inside a compiled one XLA's CPU back end runs these gradients four times slower.
+    # A loop in Python: inside a compiled one these gradients take four times as long on a CPU.
     @jax.jit
     def step(params, state, index):
         index_key, shift_key = jax.random.split(jax.random.fold_in(loop_key, index))
