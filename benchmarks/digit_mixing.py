@@ -23,14 +23,15 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from chain_timing import make_loop
 
 from hos_jax import config as run_config
-from hos_jax import diagnostics, figures, tweedie
+from hos_jax import diagnostics, figures
 from hos_jax.classify import class_change_rate, train_classifier
 from hos_jax.data import to_float
 from hos_jax.evaluate import load_run
 from hos_jax.files import write_atomically
-from hos_jax.generate import sampler_at
+from hos_jax.generate import make_denoiser, sampler_at
 from hos_jax.samplers import run_chains
 
 # In units of sigma^2.
@@ -45,6 +46,7 @@ class Digits:
         config = run_config.load(options.run)
         run = load_run(config, options.run)
         self.problem, self.params, self.sigma = run.problem, run.params, config.noise
+        self.denoise = make_denoiser(self.problem, self.params, self.sigma)
         self.classifier = train_classifier(self.problem.data)
         data = self.problem.data
         clean = to_float(data.held_out, data.value_range).reshape(len(data.held_out), -1)
@@ -63,9 +65,7 @@ class Digits:
         )
 
     def classify(self, positions):
-        shape = (-1, *self.problem.data.image_shape)
-        denoised = _denoise(self.problem, self.params, self.sigma, jnp.asarray(positions))
-        return self.classifier.judge(denoised.reshape(shape))
+        return self.classifier.judge(self.denoise(jnp.asarray(positions)))
 
     def measure(self, name: str, fraction: float) -> dict:
         """Changes of class, quality and seconds of one sampler at one step size."""
@@ -76,17 +76,10 @@ class Digits:
         sampler = sampler_at(problem, self.params, self.sigma, fraction * self.sigma**2)
         states = jax.jit(jax.vmap(sampler.init))(self.start)
 
-        @jax.jit
-        def loop(states):
-            def body(t, states):
-                keys = jax.random.split(jax.random.key(t), options.chains)
-                return jax.vmap(sampler.step)(keys, states)[0]
-
-            return jax.lax.fori_loop(0, options.every, body, states)
-
-        jax.block_until_ready(loop(states))
+        loop = make_loop(sampler, states, options.every)
+        loop()
         begun = time.perf_counter()
-        jax.block_until_ready(loop(states))
+        loop()
         seconds = (time.perf_counter() - begun) / options.every
         chains = run_chains(
             jax.random.key(5),
@@ -119,18 +112,6 @@ class Digits:
             ).tolist(),
             "apart_from_start": np.mean(classes != classes[0], axis=1).tolist(),
         }
-
-
-@jax.jit
-def _posterior_mean(noisy, score1, sigma):
-    return jax.vmap(tweedie.posterior_mean, (0, 0, None))(noisy, score1, sigma)
-
-
-def _denoise(problem, params, sigma, noisy):
-    shape = (-1, *problem.data.image_shape)
-    return _posterior_mean(
-        noisy, problem.model.apply(params, noisy.reshape(shape), sigma).score1, sigma
-    )
 
 
 def figure(rows: list[dict], options, path: Path) -> None:

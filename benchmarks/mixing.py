@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chain_timing import make_loop
 
 from hos_jax import diagnostics, distributions
 from hos_jax.files import write_atomically
@@ -103,18 +104,10 @@ def measure(law, name: str, step_size: float, options) -> dict:
 
 def _seconds(sampler, states, steps: int) -> float:
     """The compiled loop, the second time it runs."""
-
-    @jax.jit
-    def loop(states):
-        def body(t, states):
-            keys = jax.random.split(jax.random.key(t), len(states.position))
-            return jax.vmap(sampler.step)(keys, states)[0]
-
-        return jax.lax.fori_loop(0, steps, body, states)
-
-    jax.block_until_ready(loop(states))
+    loop = make_loop(sampler, states, steps)
+    loop()
     begun = time.perf_counter()
-    jax.block_until_ready(loop(states))
+    loop()
     return time.perf_counter() - begun
 
 

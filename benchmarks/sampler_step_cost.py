@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chain_timing import make_loop
 
 from hos_jax.files import write_atomically
 from hos_jax.models.heads import SecondOrderHead
@@ -47,13 +48,8 @@ def make_loops(structure: str, krylov_vectors: int, options) -> dict:
     start = jax.random.normal(jax.random.key(1), (options.chains, int(np.prod(SHAPE))))
 
     def loop_of(sampler):
-        def body(t, states):
-            keys = jax.random.split(jax.random.key(t), options.chains)
-            return jax.vmap(sampler.step)(keys, states)[0]
-
         states = jax.jit(jax.vmap(sampler.init))(start)
-        loop = jax.jit(lambda s: jax.lax.fori_loop(0, options.steps, body, s).position)
-        return lambda: jax.block_until_ready(loop(states))
+        return make_loop(sampler, states, options.steps)
 
     return {name: loop_of(sampler) for name, sampler in samplers.items()}
 

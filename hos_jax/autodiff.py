@@ -18,10 +18,9 @@ from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from matfree import decomp
 
 from hos_jax.linops import Dense
-from hos_jax.matrix_functions import rounding_level_shift
+from hos_jax.matrix_functions import krylov_space
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn, check_vectors
 
 
@@ -329,9 +328,7 @@ def _lanczos_eigenpairs(
         basis = jnp.eye(size, dtype=start.dtype)
         projected = _symmetric_part(jax.lax.map(matvec, basis))
     else:
-        shift = rounding_level_shift(matvec, start, noise)
-        tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
-        basis, projected, *_ = tridiagonalise(lambda v: matvec(v) + shift * v, start)
+        basis, projected = krylov_space(matvec, start, noise, size)
     ritz_values, small_vectors = jnp.linalg.eigh(projected)
     _, chosen = jax.lax.top_k(rank(ritz_values), count)
     vectors = basis.T @ small_vectors[:, chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +38,20 @@ def sampler_at(
     return ozaki.as_top_level_api(derivatives_fn, step_size, krylov_vectors=sampling.krylov_vectors)
 
 
+def make_denoiser(
+    problem: Problem, params: Any, sigma: jax.Array | float
+) -> Callable[[jax.Array], jax.Array]:
+    """One Tweedie step at a noise level: flat noisy images (N, D) -> (N, H, W, C), data units."""
+    shape = (-1, *problem.data.image_shape)
+
+    @jax.jit
+    def denoise(noisy):
+        score1 = problem.model.apply(params, noisy.reshape(shape), sigma).score1
+        return jax.vmap(tweedie.posterior_mean, (0, 0, None))(noisy, score1, sigma).reshape(shape)
+
+    return denoise
+
+
 def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> np.ndarray:
     """`sampling.chains` samples, each denoised once by Tweedie's formula.
 
@@ -49,7 +64,7 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> np
     Raises:
       UserError: if no chain stayed finite.
     """
-    config, data = problem.config, problem.data
+    config = problem.config
     key = step_key(config.seed, EVALUATION_STEP)
     annealed = config.sampling.sampler.startswith("annealed")
     run = _annealed if annealed else _single_level
@@ -63,12 +78,7 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> np
             hint = f"sampling.step_size (Langevin is stable below 2 sigma^2 = {2 * sigma**2:g})"
         raise UserError(f"every chain diverged: choose a smaller {hint}")
 
-    @jax.jit
-    def denoise(noisy):
-        score1 = problem.model.apply(params, noisy.reshape(-1, *data.image_shape), sigma).score1
-        return jax.vmap(tweedie.posterior_mean, (0, 0, None))(noisy, score1, sigma)
-
-    return jax.device_get(denoise(positions))[finite].reshape(-1, *data.image_shape)
+    return jax.device_get(make_denoiser(problem, params, sigma)(positions))[finite]
 
 
 def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | None):

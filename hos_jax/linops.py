@@ -1,9 +1,10 @@
 r"""Structured symmetric matrices: the algebra of second-order scores without a D x D array.
 
-Three structures, all pytrees, all acting on one example (batch with `jax.vmap`):
+Structures, all pytrees, all acting on one example (batch with `jax.vmap`):
 
 * `Diagonal(diag)`: diag(a), with a of shape (D,).
 * `DiagonalPlusLowRank(diag, factor)`: diag(a) + U U^T, with U of shape (D, r).
+* `IsotropicPlusLowRank`: the same with diag(a) = c I.
 * `Dense(matrix)`: any symmetric (D, D) array, for small D and as the oracle of tests.
 
 With a low-rank structure every operation costs at most O(D (r + 2)^2) time and O(D (r + 2)) memory:
@@ -47,7 +48,7 @@ def _columns(vectors: Array) -> Array:
 
 
 class _Symmetric:
-    """What the three structures share; tests hold each law against `to_dense`."""
+    """What the structures share; tests hold each law against `to_dense`."""
 
     @property
     def dim(self) -> int:

@@ -41,28 +41,46 @@ class MatrixFunctionProduct(NamedTuple):
     Attributes:
       value: f(A) v, (D,).
       relative_error: for Lanczos, the norm of what the last Krylov vector changed over the norm of
-        the value, a scalar: an estimate, usually above the error. 0 for the exact ways.
+        the value, a scalar: an estimate of the error, not a bound. 0 for the exact ways.
     """
 
     value: Array
     relative_error: Array
 
 
-def rounding_level_shift(matvec: Callable[[Array], Array], start: Array, noise: Array) -> Array:
-    """A diagonal, (D,), of a few ulps of A: with it no Krylov space ends before D vectors.
+class KrylovSpace(NamedTuple):
+    """The Krylov space of a symmetric A and a start vector, by Lanczos.
 
-    For A = c I, or a low rank, Lanczos meets an invariant subspace and would divide by zero.
+    Attributes:
+      basis: its orthonormal vectors as rows, (K, D); the first is along the start vector.
+      projected: T, A on that basis, tridiagonal (K, K).
+    """
+
+    basis: Array
+    projected: Array
+
+
+def krylov_space(
+    matvec: Callable[[Array], Array], start: Array, noise: Array, size: int
+) -> KrylovSpace:
+    """A Krylov space of any size up to D, fully reorthogonalised; for A = c I or a low rank too.
+
+    There Lanczos would meet an invariant subspace and divide by zero: a diagonal of a few ulps of A
+    is added, with which no Krylov space ends before D vectors.
 
     Args:
       matvec: v -> A v.
-      start: the start vector of the Krylov space, (D,).
+      start: the start vector, (D,), not zero.
       noise: numbers of order 1, (D,), all different.
+      size: K.
     """
     info = jnp.finfo(start.dtype)
-    size = jnp.linalg.norm(matvec(start)) / jnp.linalg.norm(start)
+    scale = jnp.linalg.norm(matvec(start)) / jnp.linalg.norm(start)
     # A positive floor whose square does not underflow, for A = 0.
-    size = jnp.maximum(size, info.tiny**0.25)
-    return 64 * info.eps * size * noise
+    shift = 64 * info.eps * jnp.maximum(scale, info.tiny**0.25) * noise
+    tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
+    basis, projected, *_ = tridiagonalise(lambda v: matvec(v) + shift * v, start)
+    return KrylovSpace(basis, projected)
 
 
 def matrix_function_product(
@@ -121,9 +139,7 @@ def _lanczos(
     direction = jnp.where(norm > 0, vector / jnp.where(norm > 0, norm, 1.0), dim**-0.5)
     # Fixed and all different: nothing here depends on what they are.
     noise = jnp.cos(1.0 + jnp.arange(dim, dtype=vector.dtype))
-    shift = rounding_level_shift(matrix.matvec, direction, noise)
-    tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
-    basis, projected, *_ = tridiagonalise(lambda v: matrix.matvec(v) + shift * v, direction)
+    basis, projected = krylov_space(matrix.matvec, direction, noise, size)
 
     def weights(count: int) -> Array:
         """f(T) e_1 for the leading block of T, (count,)."""

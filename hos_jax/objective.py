@@ -39,7 +39,7 @@ class Objective:
 
     Attributes:
       first_order: "dsm" or "dsm_vr".
-      second_order: "none", "d2sm", "d2sm_vr", "d2sm_residual" (adaptive control variate),
+      second_order: "none", "d2sm", "d2sm_vr", "d2sm_residual" (adaptive control variates),
         "d2sm_residual_plain" or "residual_nll".
       first_order_weight: gamma sigma^2; published: 1 (diagonal model), 10 (low-rank model).
       stop_gradient_score1: whether s1 is a constant in the published second-order losses. The
@@ -96,7 +96,7 @@ class Objective:
           clean: x, (N, H, W, C) or (N, D), data units.
           noise: z, of the shape of `clean`.
           sigma: scalar or one per example, (N,), data units.
-          mean: the batch mean that the control variate's coefficient uses.
+          mean: the batch mean that the control variates' coefficients use.
         """
         count = clean.shape[0]
         flat_clean, flat_noise = clean.reshape(count, -1), noise.reshape(count, -1)

@@ -153,13 +153,6 @@ def _check_batch(batch_size: int, available: int) -> None:
         raise UserError(f"training.batch_size={batch_size} exceeds the {available} training images")
 
 
-def _noise_like(clean: jax.Array, key: jax.Array, first_index: int | jax.Array) -> jax.Array:
-    """Noise for this device's part of a global batch, independent of how it is split."""
-    count = clean.shape[0]
-    keys = example_keys(key, first_index + parallel.device_index() * count, count)
-    return jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
-
-
 def _noise_levels(
     config: ml_collections.ConfigDict, count: int, key: jax.Array, first_index: int | jax.Array
 ) -> jax.Array:
@@ -177,6 +170,23 @@ def _noise_levels(
     return smallest * (largest / smallest) ** quantile
 
 
+def _draw(
+    config: ml_collections.ConfigDict,
+    clean: jax.Array,
+    key: jax.Array,
+    first_index: int | jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Noise and noise levels for this device's part of a global batch, of images `clean`.
+
+    Neither depends on how the batch is split.
+    """
+    count = len(clean)
+    first = first_index + parallel.device_index() * count
+    keys = example_keys(key, first, count)
+    noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
+    return noise, _noise_levels(config, count, key, first)
+
+
 def make_train_step(problem: Problem) -> Callable:
     """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
 
@@ -187,8 +197,7 @@ def make_train_step(problem: Problem) -> Callable:
     def train_step(state: TrainState, images: jax.Array):
         clean = to_float(images, value_range)
         key = step_key(config.seed, state.step)
-        noise = _noise_like(clean, key, 0)
-        sigma = _noise_levels(config, len(clean), key, parallel.device_index() * len(clean))
+        noise, sigma = _draw(config, clean, key, 0)
 
         def mean(values):
             return parallel.mean_over_devices(jnp.mean(values))
@@ -218,9 +227,7 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
     def evaluation_step(params, images, weights, first_index):
         clean = to_float(images, data.value_range)
         key = step_key(config.seed, EVALUATION_STEP)
-        noise = _noise_like(clean, key, first_index)
-        own = first_index + parallel.device_index() * len(clean)
-        sigma = _noise_levels(config, len(clean), key, own)
+        noise, sigma = _draw(config, clean, key, first_index)
         total = parallel.sum_over_devices(jnp.sum(weights))
 
         def mean(values):

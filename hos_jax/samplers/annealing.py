@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hos_jax.samplers.base import SamplingAlgorithm
+from hos_jax.samplers.base import SamplingAlgorithm, check_counts, step_chains
 from hos_jax.types import Array, PRNGKey
 
 
@@ -63,11 +63,9 @@ def anneal_chains(
     Raises:
       ValueError: if steps < 1, or there is no level.
     """
-    if steps < 1:
-        raise ValueError(f"expected steps >= 1, got {steps}")
+    check_counts(steps=steps)
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
-    indices = jnp.arange(len(positions))
 
     @jax.jit
     def one_level(level_key, positions, finite, sigma):
@@ -76,9 +74,8 @@ def anneal_chains(
         def body(t, carry):
             states, finite = carry
             step_key = jax.random.fold_in(level_key, t)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, indices)
-            states, info = jax.vmap(sampler.step)(keys, states)
-            return states, finite & info.is_finite
+            states, stayed_finite = step_chains(step_key, sampler.step, states)
+            return states, finite & stayed_finite
 
         start = jax.vmap(sampler.init)(positions), finite
         states, finite = jax.lax.fori_loop(0, steps, body, start)

@@ -102,25 +102,23 @@ def run_chains(
       ValueError: for numbers below 1 (burn-in: below 0), a thinning that does not divide `steps`,
         or devices that do not divide the chains.
     """
-    _check_counts(steps=steps, thinning=thinning, chunk=chunk, burn_in=burn_in + 1)
+    check_counts(steps=steps, thinning=thinning, chunk=chunk)
+    if burn_in < 0:
+        raise ValueError(f"expected burn_in >= 0, got {burn_in}")
     if steps % thinning:
         raise ValueError(f"thinning must divide the number of steps, got {steps} and {thinning}")
     count = jax.tree.leaves(states)[0].shape[0]
     states = _over_devices(states, count, devices)
-    indices = jnp.arange(count)
 
-    def one_step(carry, t):
+    def one_step(t, carry):
         states, finite_steps, finite = carry
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, t), indices)
-        states, info = jax.vmap(step)(keys, states)
-        finite = finite & info.is_finite
-        return (states, finite_steps + finite.astype(jnp.int32), finite), None
+        states, stayed_finite = step_chains(jax.random.fold_in(key, t), step, states)
+        finite = finite & stayed_finite
+        return states, finite_steps + finite.astype(jnp.int32), finite
 
     @jax.jit
     def advance(carry, start, inner):
-        return jax.lax.fori_loop(
-            start, start + inner, lambda t, carry: one_step(carry, t)[0], carry
-        )
+        return jax.lax.fori_loop(start, start + inner, one_step, carry)
 
     def keep(carry, start):
         carry = advance(carry, start, thinning)
@@ -146,7 +144,16 @@ def run_chains(
     return Chains(carry[0], finite, finite_steps, trajectory)
 
 
-def _check_counts(**counts: int) -> None:
+def step_chains(key: PRNGKey, step: Step, states: Any) -> tuple[Any, Array]:
+    """One step of every chain, chain i with fold_in(key, i); states and `is_finite`, (chains,)."""
+    indices = jnp.arange(jax.tree.leaves(states)[0].shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+    states, info = jax.vmap(step)(keys, states)
+    return states, info.is_finite
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError for a number below 1."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"expected {name} >= 1, got {count}")

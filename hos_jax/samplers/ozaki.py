@@ -13,7 +13,7 @@ follows blackjax's contract: `kernel(rng_key, state, derivatives_fn, step_size) 
 
 References:
   Ozaki, "A bridge between nonlinear time series models and nonlinear stochastic dynamical
-  systems", 1992. Meng et al. 2021, section 6.
+  systems", 1992. Meng et al. 2021.
 """
 
 from __future__ import annotations

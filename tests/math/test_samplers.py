@@ -259,7 +259,7 @@ def test_a_chain_that_diverges_is_reported_with_its_step():
         ({"steps": 0}, "steps >= 1"),
         ({"thinning": 0}, "thinning >= 1"),
         ({"thinning": 3}, "must divide"),
-        ({"burn_in": -1}, "burn_in"),
+        ({"burn_in": -1}, "burn_in >= 0, got -1"),
         ({"chunk": 0}, "chunk >= 1"),
     ],
 )

@@ -30,6 +30,19 @@ print(json.dumps({"devices": jax.device_count(), "losses": losses, "held_out": h
 """
 
 
+def run_on(devices, script, *arguments):
+    """What a script prints last, as JSON, in a process of its own with that many devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    out = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(out.stdout.splitlines()[-1])
+
+
 @pytest.mark.parametrize("second_order", ["residual_nll", "d2sm_residual"])
 def test_losses_do_not_depend_on_the_number_of_devices(second_order):
     overrides = {
@@ -43,15 +56,7 @@ def test_losses_do_not_depend_on_the_number_of_devices(second_order):
     }
     results = []
     for devices in (1, 2, 4):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        out = subprocess.run(
-            [sys.executable, "-c", SCRIPT, json.dumps(overrides)],
-            env={**os.environ, "XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        results.append(json.loads(out.stdout.splitlines()[-1]))
+        results.append(run_on(devices, SCRIPT, json.dumps(overrides)))
         assert results[-1]["devices"] == devices
     for other in results[1:]:
         np.testing.assert_allclose(other["losses"], results[0]["losses"], rtol=1e-5)
@@ -84,15 +89,7 @@ print(json.dumps({
 def test_chains_are_split_over_devices_and_draw_the_same():
     results = []
     for devices in (1, 4):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        out = subprocess.run(
-            [sys.executable, "-c", CHAINS],
-            env={**os.environ, "XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        results.append(json.loads(out.stdout.splitlines()[-1]))
+        results.append(run_on(devices, CHAINS))
         assert results[-1]["devices"] == devices
         assert "evenly" in results[-1]["refused"]
     np.testing.assert_allclose(results[1]["trajectory"], results[0]["trajectory"], rtol=1e-6)
