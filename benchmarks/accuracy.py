@@ -9,7 +9,8 @@ Every method spends the same number of steps and of network evaluations. A direc
 as many for s1 and needs no more. A loss that looks at k points per example gets a batch of
 `--evaluations` / k. Same network (an MLP), same optimizer and schedule for all.
 
-Errors are against the exact score of the smoothed law at fresh noisy points:
+Errors are against the exact score of the smoothed law at fresh noisy points, the same for every
+method and seed:
 mse = mean of nF(estimate - exact) / D^2, relative = mean nF(estimate - exact) / mean nF(exact).
 Both are averaged over seeds, with the standard error over seeds. Rows are written to PATH as they
 finish, and what is already there is not run again.
@@ -48,6 +49,9 @@ DIRECT = {
 }
 THIRD = ("third: autodiff of dsm_vr", "third: d3sm", "third: d3sm centred")
 METHODS = (*AUTODIFF, *DIRECT, *THIRD)
+
+# Values kept for the exact tensors of a cell; more are computed again for each row.
+LARGEST_TRUTH = 2**27
 
 
 def _mixture(dim: int, smallest: float, largest: float) -> distributions.GaussianMixture:
@@ -97,6 +101,7 @@ class Cell:
         self.score_model = ScoreModel(self.network, data_std=1.0)
         self._scores: dict = {}
         self._hessians: dict = {}
+        self._truth: dict = {}
 
     def over_seeds(self, function, *arguments):
         """`function` for each seed: vmapped where that is fast, one by one on a CPU."""
@@ -241,34 +246,50 @@ class Cell:
         )
 
     def errors(self, make_estimate, params, exact, order: int = 2) -> list[dict]:
-        """Squared error and size of a tensor of that order over fresh noisy points, in chunks."""
-        chunk = min(500, self.options.points)
-        chunks = self.options.points // chunk
+        """Squared error and size of a tensor of that order, over the same points for all seeds."""
+        points, truth = self.truth(exact, order)
 
-        def dense(value):
-            return value if isinstance(value, jax.Array) else value.to_dense()
-
-        def one_seed(p, key):
+        def one_seed(p):
             estimate = make_estimate(p)
 
-            def one_chunk(chunk_key):
-                clean_key, noise_key = jax.random.split(chunk_key)
-                clean = self.law.sample(clean_key, chunk)
-                noisy = clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
-                truth = jax.vmap(lambda y: dense(exact(y)))(noisy)
-                wrong = jax.vmap(lambda y: dense(estimate(y)))(noisy) - truth
-                return jnp.sum(jnp.square(wrong)), jnp.sum(jnp.square(truth))
+            def one_chunk(chunk):
+                noisy, known = chunk
+                known = jax.vmap(exact)(noisy) if known is None else known
+                known = jax.vmap(_dense)(known)
+                wrong = jax.vmap(lambda y: _dense(estimate(y)))(noisy) - known
+                return jnp.sum(jnp.square(wrong)), jnp.sum(jnp.square(known))
 
-            keys = jax.random.split(jax.random.fold_in(key, 3), chunks)
-            return jax.tree.map(jnp.sum, jax.lax.map(one_chunk, keys))
+            return jax.tree.map(jnp.sum, jax.lax.map(one_chunk, (points, truth)))
 
-        run = jax.jit(lambda p, keys: self.over_seeds(one_seed, p, keys))
-        error, size = jax.device_get(run(params, self.keys))
-        per_entry = chunk * chunks * self.dim**order
+        error, size = jax.device_get(jax.jit(lambda p: self.over_seeds(one_seed, p))(params))
+        per_entry = points.shape[0] * points.shape[1] * self.dim**order
         return [
             {"seed": seed, "mse": float(e) / per_entry, "relative": float(e) / float(s)}
             for seed, (e, s) in enumerate(zip(error, size, strict=True))
         ]
+
+    def truth(self, exact, order: int):
+        """Fresh noisy points (chunks, n, D) and, where it fits, the exact tensor at each."""
+        if order not in self._truth:
+            chunk = min(500, self.options.points)
+            keys = jax.random.split(jax.random.key(7), self.options.points // chunk)
+
+            @functools.partial(jax.lax.map, xs=keys)
+            def points(key):
+                clean_key, noise_key = jax.random.split(key)
+                clean = self.law.sample(clean_key, chunk)
+                return clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
+
+            size = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(exact, points[0, 0])))
+            truth = None
+            if size * self.options.points <= LARGEST_TRUTH:
+                truth = jax.jit(lambda p: jax.lax.map(jax.vmap(exact), p))(points)
+            self._truth[order] = points, truth
+        return self._truth[order]
+
+
+def _dense(value):
+    return value if isinstance(value, jax.Array) else value.to_dense()
 
 
 def plan(options) -> list[tuple[str, float, str, str]]:
@@ -281,7 +302,7 @@ def plan(options) -> list[tuple[str, float, str, str]]:
                 if method in AUTODIFF:
                     entries.append((law, sigma, method, "-"))
                 elif method in DIRECT:
-                    entries += [(law, sigma, method, head) for head in heads]
+                    entries += [(law, sigma, method, h) for h in heads if h in options.heads]
                 elif third:
                     entries.append((law, sigma, method, "-"))
     return entries
@@ -383,6 +404,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
     parser.add_argument("--sigmas", nargs="+", type=float, default=list(SIGMAS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    heads = ("low_rank", "dense")
+    parser.add_argument("--heads", nargs="+", default=list(heads), choices=heads)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--evaluations", type=int, default=384)
     parser.add_argument("--width", type=int, default=128)
@@ -391,7 +414,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     options = parser.parse_args(argv)
     if options.quick:
-        options.laws, options.sigmas = ["mixture10"], [0.1]
+        options.laws, options.sigmas, options.heads = ["mixture10"], [0.1], ["low_rank"]
         options.steps, options.points = 1000, 10_000
     return options
 

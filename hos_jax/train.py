@@ -118,7 +118,7 @@ class Problem:
         optimize them than to run them unoptimized, and the time grows faster than their number.
         With hundreds of draws it is quicker to run them one by one, as most share a shape.
         """
-        if len(jax.tree.leaves(self._abstract_params())) > 150:
+        if len(jax.tree.leaves(self._abstract_params())) > 300:
             return self._init_params
         options = {"xla_backend_optimization_level": 0} if _on_cpu() else None
         return jax.jit(self._init_params, compiler_options=options)

@@ -15,7 +15,9 @@ from hos_jax.types import Array
 class HessianModel(nn.Module):
     r"""s2 from a network of its own; s1 comes from outside.
 
-    The network sees y / sqrt(sigma^2 + data_std^2) and gives the raw values of the head.
+    With v = sigma^2 + data_std^2, the network sees y / sqrt(v) and sqrt(v) s1(y), twice the channels
+    of the image, and gives the raw values of the head. Where s1 changes fast s2 is large: seeing s1
+    spares the network from finding these places again.
 
     Attributes:
       network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
@@ -43,5 +45,7 @@ class HessianModel(nn.Module):
         scale = 1.0 / jnp.sqrt(sigma**2 + self.data_std**2)
         blocks = self.head.blocks(height * width * channels)
         network = self.network(out_channels=channels * blocks, name="score2")
-        raw = split_blocks(network(images * scale[:, None, None, None]), blocks)
+        scale = scale[:, None, None, None]
+        inputs = jnp.concatenate([images * scale, score1.reshape(images.shape) / scale], axis=-1)
+        raw = split_blocks(network(inputs), blocks)
         return ModelOutputs(-sigma[:, None] * score1, raw, sigma, head=self.head)

@@ -1,8 +1,18 @@
 """Small runs for tests: an MLP on 8 x 8 digits, a few steps."""
 
+import os
+import shutil
+import tempfile
+
 import pytest
 
-from hos_jax.config import default_config
+# Before JAX is imported and before workers start: what one process compiles, all of them use.
+_CACHE = tempfile.mkdtemp(prefix="jax_cache_") if "PYTEST_XDIST_WORKER" not in os.environ else None
+if _CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+from hos_jax.config import default_config  # noqa: E402
 
 SMALL = {
     "data.name": "digits",
@@ -21,6 +31,11 @@ SMALL = {
     "sampling.chains": 4,
     "sampling.images": 2,
 }
+
+
+def pytest_unconfigure():
+    if _CACHE:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture

@@ -22,14 +22,16 @@ _NEEDED = ("tensorflow_datasets", "tensorflow", "array_record", "importlib_resou
 _MISSING = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=f"hos_jax[tfds] lacks {_MISSING}")
 
-# argv: the folder, the URL that replaces the published one ("" leaves it), where arrays are saved.
+# argv: the folder, the URL that replaces the published one ("" leaves it), where arrays are saved,
+# how many images the files have.
 _LOAD = """
 import json, sys
 import numpy as np
-root, url, out = sys.argv[1:]
+root, url, out, train, held_out = sys.argv[1:]
 if url:
     from tensorflow_datasets.image_classification import mnist
     mnist.FashionMNIST.URL = url
+    mnist._TRAIN_EXAMPLES, mnist._TEST_EXAMPLES = int(train), int(held_out)
 from hos_jax import data
 from hos_jax.errors import UserError
 report = {"error": None}
@@ -47,11 +49,11 @@ print(json.dumps(report))
 """
 
 
-def _load(root, url="", out=""):
+def _load(root, url="", out="", counts=(60_000, 10_000)):
     """Run `load` in a process of its own: (its report, its stderr)."""
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
-    command = [sys.executable, "-c", _LOAD, str(root), url, str(out)]
+    command = [sys.executable, "-c", _LOAD, str(root), url, str(out), *map(str, counts)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     # All of stdout is the report: what TFDS prints goes to stderr.
@@ -63,24 +65,28 @@ def _assert_nothing_prepared(root):
     assert not left, f"left behind: {left}"
 
 
-def test_prepare_then_read_without_tensorflow(tmp_path):
-    files = fashion_mnist_files(tmp_path)
+@pytest.mark.parametrize(
+    "counts", [(3000, 500), pytest.param((60_000, 10_000), marks=pytest.mark.slow)]
+)
+def test_prepare_then_read_without_tensorflow(tmp_path, counts):
+    files = fashion_mnist_files(tmp_path, *counts)
     root = tmp_path / "root"
     with served(files) as url:
-        report, _ = _load(root, url)
+        report, _ = _load(root, url, counts=counts)
     assert report == {"error": None, "value_range": [0.0, 1.0], "tensorflow": True}
 
     # The server is gone: what follows reads what was prepared.
     report, stderr = _load(root, out=tmp_path / "read.npz")
     assert report == {"error": None, "value_range": [0.0, 1.0], "tensorflow": False}
     assert stderr == ""
-    _assert_same_data(files, tmp_path / "read.npz")
+    _assert_same_data(files, tmp_path / "read.npz", counts)
     _assert_damage_is_reported(root)
 
 
-def _assert_same_data(files, saved):
+def _assert_same_data(files, saved, counts):
+    parts = (("train", "train"), ("t10k", "held_out"))
     with np.load(saved, allow_pickle=False) as arrays:
-        for part, split, count in (("train", "train", 60_000), ("t10k", "held_out", 10_000)):
+        for (part, split), count in zip(parts, counts, strict=True):
             images, labels = arrays[split], arrays[f"{split}_labels"]
             assert images.shape == (count, 28, 28, 1) and images.dtype == np.uint8
             assert labels.shape == (count,) and labels.dtype == np.int32

@@ -49,6 +49,7 @@ def test_losses_do_not_depend_on_the_number_of_devices(second_order):
         "data.name": "digits",
         "model.name": "mlp",
         "model.ngf": 16,
+        "model.depth": 1,
         "model.rank": 3,
         "optim.lr": 1e-3,
         "training.batch_size": 8,
