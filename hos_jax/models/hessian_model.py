@@ -15,9 +15,9 @@ from hos_jax.types import Array
 class HessianModel(nn.Module):
     r"""s2 from a network of its own; s1 comes from outside.
 
-    With v = sigma^2 + data_std^2, the network sees y / sqrt(v) and sqrt(v) s1(y), twice the channels
-    of the image, and gives the raw values of the head. Where s1 changes fast s2 is large: seeing s1
-    spares the network from finding these places again.
+    With v = sigma^2 + data_std^2, the network sees y / sqrt(v) and sqrt(v) s1(y), as twice the
+    channels of the image, and gives the raw values of the head. Where s1 changes fast s2 is large:
+    seeing s1 spares the network from finding these places again.
 
     Attributes:
       network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
