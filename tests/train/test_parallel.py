@@ -32,7 +32,7 @@ print(json.dumps({"devices": jax.device_count(), "losses": losses, "held_out": h
 
 def run_on(devices, script, *arguments):
     """What a script prints last, as JSON, in a process of its own with that many devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     out = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         env={**os.environ, "XLA_FLAGS": flags},
