@@ -46,7 +46,7 @@ class Digits:
         config = run_config.load(options.run)
         run = load_run(config, options.run)
         self.problem, self.params, self.sigma = run.problem, run.params, config.noise
-        self.denoise = make_denoiser(self.problem, self.params, self.sigma)
+        self.denoise = make_denoiser(self.problem, self.params)
         self.classifier = train_classifier(self.problem.data)
         data = self.problem.data
         clean = to_float(data.held_out, data.value_range).reshape(len(data.held_out), -1)
@@ -65,7 +65,7 @@ class Digits:
         )
 
     def classify(self, positions):
-        return self.classifier.judge(self.denoise(jnp.asarray(positions)))
+        return self.classifier.judge(self.denoise(jnp.asarray(positions), self.sigma))
 
     def measure(self, name: str, fraction: float) -> dict:
         """Changes of class, quality and seconds of one sampler at one step size."""

@@ -2,9 +2,9 @@ r"""Derivatives of any score function by automatic differentiation: what direct 
 
 Second order: the Jacobian of s1 as a dense matrix (`dense_hessian_fn`), in chunks of bounded memory
 (`chunked_hessian_fn`, `chunked_hessian_diagonal_fn`), one product at a time
-(`hessian_vector_product_fn`), by random probes (`hutchinson_trace`, `hutchinson_diagonal`), and its
-leading eigenpairs from products alone (`top_eigenpairs`). Third order: `third_derivative`,
-`third_derivative_diagonal`, `third_derivative_contraction`.
+(`hessian_vector_product_fn`), and by random probes (`hutchinson_trace`, `hutchinson_diagonal`); its
+leading eigenpairs follow from products alone by `hos_jax.lanczos.top_eigenpairs`. Third order:
+`third_derivative`, `third_derivative_diagonal`, `third_derivative_contraction`.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
 then returns is said where it matters. All act on one point (D,); batch with `vmap`. Everything is
@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import Dense
-from hos_jax.matrix_functions import krylov_space
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn, check_vectors
 
 
@@ -40,20 +39,6 @@ class Estimate(NamedTuple):
 
     estimate: Array
     standard_error: Array
-
-
-class Eigenpairs(NamedTuple):
-    """Approximate eigenpairs of a symmetric matrix A.
-
-    Attributes:
-      eigenvalues: l, (k,), in the order asked for.
-      eigenvectors: V, (D, k), orthonormal columns; signs are arbitrary.
-      residual_norms: |A v - l v| of each pair, (k,); some eigenvalue lies that close to l.
-    """
-
-    eigenvalues: Array
-    eigenvectors: Array
-    residual_norms: Array
 
 
 def _check_positive(**sizes: int) -> None:
@@ -264,80 +249,6 @@ def hutchinson_diagonal(
         return probe * product_fn(noisy, probe)
 
     return _monte_carlo_mean(sample, key, probes, chunk_size)
-
-
-def top_eigenpairs(
-    matvec: Callable[[Array], Array],
-    key: PRNGKey,
-    dim: int,
-    count: int,
-    *,
-    krylov_vectors: int | None = None,
-    which: Literal["algebraic", "magnitude"] = "algebraic",
-    dtype: jnp.dtype | type = float,
-) -> Eigenpairs:
-    r"""The leading eigenpairs of a symmetric matrix known by its products alone, by Lanczos.
-
-    One Krylov space from a random start, fully reorthogonalised; k + m + 1 products for m Krylov
-    vectors, and memory O(m D). The leading pairs converge first, the faster the better they are
-    separated; `residual_norms` tells. For m = D, where memory is D x D anyway, the unit vectors
-    replace the Krylov space and every pair is exact.
-
-    Copies of one eigenvalue appear in a Krylov space through rounding alone: with a degenerate
-    spectrum the results are still eigenpairs, but a later copy may be missing. Matrix products run
-    at the highest precision, those of `matvec` included, or TF32 would limit the accuracy.
-
-    Args:
-      matvec: v -> A v, (D,) -> (D,), linear with symmetric A; for a score at y,
-        `functools.partial(hessian_vector_product_fn(score_fn, symmetrize=True), y)`.
-      key: of the random start vector.
-      dim: D.
-      count: k, how many pairs.
-      krylov_vectors: m, from k to D; min(D, max(2 k + 1, 20)) unless given.
-      which: "algebraic", descending by value, or "magnitude", descending by absolute value.
-      dtype: floating type of the vectors that `matvec` is given.
-
-    Raises:
-      ValueError: unless 1 <= count <= krylov_vectors <= dim, and for another `which`.
-
-    References:
-      Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
-    """
-    size = min(dim, max(2 * count + 1, 20)) if krylov_vectors is None else krylov_vectors
-    if not 1 <= count <= size <= dim:
-        raise ValueError(
-            f"expected 1 <= count <= krylov_vectors <= dim, got {count}, {size} and {dim}"
-        )
-    if which not in ("algebraic", "magnitude"):
-        raise ValueError(f"expected which 'algebraic' or 'magnitude', got {which!r}")
-    start, noise = jax.random.normal(key, (2, dim), dtype)
-    with jax.default_matmul_precision("highest"):
-        return _lanczos_eigenpairs(matvec, start, noise, count, size, which)
-
-
-def _lanczos_eigenpairs(
-    matvec: Callable[[Array], Array],
-    start: Array,
-    noise: Array,
-    count: int,
-    size: int,
-    which: str,
-) -> Eigenpairs:
-    rank = jnp.abs if which == "magnitude" else jnp.asarray
-    if size == start.shape[0]:
-        basis = jnp.eye(size, dtype=start.dtype)
-        projected = _symmetric_part(jax.lax.map(matvec, basis))
-    else:
-        basis, projected = krylov_space(matvec, start, noise, size)
-    ritz_values, small_vectors = jnp.linalg.eigh(projected)
-    _, chosen = jax.lax.top_k(rank(ritz_values), count)
-    vectors = basis.T @ small_vectors[:, chosen]
-    # Rayleigh quotients and residuals belong to A itself, free of the shift.
-    products = jax.lax.map(matvec, vectors.T).T
-    values = jnp.sum(vectors * products, axis=0)
-    _, order = jax.lax.top_k(rank(values), count)
-    residuals = jnp.linalg.norm(products - vectors * values[None], axis=0)
-    return Eigenpairs(values[order], vectors[:, order], residuals[order])
 
 
 def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True) -> Array:

@@ -1,4 +1,4 @@
-"""Evaluation of a finished run: the held-out table, panels, variance maps and samples."""
+"""Evaluation of a finished run: what `--test` prints, writes and draws."""
 
 from __future__ import annotations
 
@@ -6,111 +6,56 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from hos_jax import config as run_config
-from hos_jax import figures, metrics, tweedie
+from hos_jax import figures
 from hos_jax.checkpoint import Checkpoints
-from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.files import write_atomically
-from hos_jax.generate import draw_samples
-from hos_jax.models.score_model import ModelOutputs
-from hos_jax.noise import example_keys, step_key
-from hos_jax.train import EVALUATION_STEP, Problem, RunLog, read_history
+from hos_jax.generate import course_curves, draw_samples
+from hos_jax.held_out import direction_scores, first_held_out, held_out_metrics
+from hos_jax.report import REPORT_FILE, write_report
+from hos_jax.train import Problem, RunLog, read_history
+from hos_jax.uncertainty import Posterior
 
 METRICS_FILE = "metrics.json"
-
-
-class Denoised(NamedTuple):
-    """Denoising of a batch of images, flattened to (N, D), data units."""
-
-    noisy: jax.Array
-    mean: jax.Array
-    standard_deviation: jax.Array | None
-    outputs: ModelOutputs
-
-
-def make_denoiser(problem: Problem) -> Callable[[Any, jax.Array, jax.Array], Denoised]:
-    """`denoise(params, clean, keys)`: add noise to clean images (N, H, W, C) and take it away."""
-    sigma = problem.config.noise
-
-    @jax.jit
-    def denoise(params, clean, keys):
-        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
-        noisy = clean + sigma * noise
-        outputs = problem.model.apply(params, noisy, sigma)
-        flat = noisy.reshape(len(noisy), -1)
-        mean = jax.vmap(tweedie.posterior_mean, (0, 0, None))(flat, outputs.score1, sigma)
-        deviation = None
-        if outputs.head is not None:
-            variances = jax.vmap(lambda c: c.diagonal())(outputs.covariance)
-            deviation = sigma * jnp.sqrt(jnp.maximum(variances, 0.0))
-        return Denoised(flat, mean, deviation, outputs)
-
-    return denoise
-
-
-def held_out_metrics(problem: Problem, params: Any) -> dict[str, float]:
-    """Averages over the whole held-out set, each with its standard error over images.
-
-    `denoise_mse` in data units^2; with a second-order model also `nll_per_dim`, `calibration` and
-    `coverage_90` of the error in units of sigma (see `metrics.CovarianceScores`), and with a
-    third-order model `third_order` (see `metrics.third_order_score`).
-    """
-    config, data = problem.config, problem.data
-    size = min(config.sampling.batch_size, len(data.held_out))
-    denoise = make_denoiser(problem)
-
-    @jax.jit
-    def scores(params, clean, keys):
-        denoised = denoise(params, clean, keys)
-        error = clean.reshape(len(clean), -1) - denoised.mean
-        scaled = error / config.noise
-        values = {"denoise_mse": jnp.mean(jnp.square(error), axis=1)}
-        if denoised.outputs.head is not None:
-            found = jax.vmap(metrics.covariance_scores)(scaled, denoised.outputs.covariance)
-            values |= found._asdict()
-        if denoised.outputs.raw_third_order is not None:
-            variance = jnp.zeros_like(error)
-            if denoised.standard_deviation is not None:
-                variance = jnp.square(denoised.standard_deviation / config.noise)
-            third = denoised.outputs.scaled_third_diagonal
-            values["third_order"] = jax.vmap(metrics.third_order_score)(third, scaled, variance)
-        return values
-
-    parts = []
-    for start in range(0, len(data.held_out), size):
-        # The last batch is moved back to keep its shape; the images it repeats are cut off.
-        first = min(start, len(data.held_out) - size)
-        clean = to_float(data.held_out[first : first + size], data.value_range)
-        keys = example_keys(step_key(config.seed, EVALUATION_STEP), first, size)
-        values = jax.device_get(scores(params, clean, keys))
-        parts.append({name: value[start - first :] for name, value in values.items()})
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    result = {name: float(np.mean(values)) for name, values in joined.items()}
-    errors = {name: float(np.std(values) / np.sqrt(len(values))) for name, values in joined.items()}
-    return {**result, "standard_error": errors, "held_out_images": len(data.held_out)}
+SHOWN_DIRECTIONS = 5
+SHOWN_PIXELS = 3
 
 
 def panel(problem: Problem, params: Any, count: int) -> Any:
     """The denoising panel of the first `count` held-out images, as a figure."""
-    data, config = problem.data, problem.config
-    clean = to_float(data.held_out[:count], data.value_range)
-    keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, len(clean))
-    denoised = make_denoiser(problem)(params, clean, keys)
+    clean, denoised = first_held_out(problem, params, count)
     as_images = [
         None if values is None else np.asarray(values).reshape(clean.shape)
         for values in (denoised.noisy, denoised.mean, denoised.standard_deviation)
     ]
-    return figures.denoising_panel(np.asarray(clean), *as_images, data.value_range, config.noise)
+    return figures.denoising_panel(
+        clean, *as_images, problem.data.value_range, problem.config.noise
+    )
+
+
+def posterior_figures(problem: Problem, params: Any, count: int) -> tuple[Any, Any]:
+    """Leading directions and covariance rows of the first `count` held-out images, two figures."""
+    clean, denoised = first_held_out(problem, params, count)
+    shape, value_range = clean.shape[1:], problem.data.value_range
+    leading = min(SHOWN_DIRECTIONS, clean[0].size)
+    pairs = jax.jit(jax.vmap(lambda p: p.top_eigenpairs(leading)))(denoised.posterior)
+    directions = np.moveaxis(np.asarray(pairs.eigenvectors), 2, 1).reshape(len(clean), -1, *shape)
+    noisy, mean = (np.asarray(a).reshape(clean.shape) for a in (denoised.noisy, denoised.mean))
+    deviations = np.sqrt(np.asarray(pairs.eigenvalues))
+    first = figures.posterior_directions(noisy, mean, directions, deviations, value_range)
+    deviation = np.asarray(denoised.standard_deviation).reshape(clean.shape)
+    pixels = np.stack([figures.uncertain_pixels(image, SHOWN_PIXELS) for image in deviation])
+    rows = jax.jit(jax.vmap(jax.vmap(Posterior.row, (None, 0))))(denoised.posterior, pixels)
+    rows = np.asarray(rows).reshape(len(clean), -1, *shape)
+    return first, figures.covariance_rows(mean, pixels, rows, value_range)
 
 
 def log_panel(problem: Problem, params: Any, step: int, log: RunLog) -> None:
@@ -151,7 +96,7 @@ def load_run(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
 def evaluate_run(
     config: ml_collections.ConfigDict, workdir: Path | str, image_folder: str = "figures"
 ) -> dict[str, Any]:
-    """Evaluate a run: figures into `workdir / image_folder`, numbers into `metrics.json`.
+    """Evaluate a run: figures into `workdir / image_folder`, `metrics.json` and `report.html`.
 
     Returns:
       What was written to `metrics.json`.
@@ -166,12 +111,17 @@ def evaluate_run(
     folder.mkdir(parents=True, exist_ok=True)
     result = held_out_metrics(run.problem, run.params)
     figures.save(panel(run.problem, run.params, config.sampling.images), folder / "denoising.png")
+    if config.model.head != "none":
+        result["directions"] = direction_scores(run.problem, run.params)
+        drawn = figures.calibration(result["reliability"], result["directions"])
+        figures.save(drawn, folder / "calibration.png")
+        directions, rows = posterior_figures(run.problem, run.params, config.sampling.images)
+        figures.save(directions, folder / "directions.png")
+        figures.save(rows, folder / "covariance_rows.png")
     history = read_history(workdir)
     if history:
         figures.save(figures.loss_curves(history), folder / "loss_curves.png")
-    samples = draw_samples(run.problem, run.params, progress=sys.stderr.isatty())
-    value_range = run.problem.data.value_range
-    figures.save(figures.sample_grid(samples, value_range), folder / "samples.png")
+    result["sampling"] = _sample(run, folder)
     result |= {
         "step": run.step,
         "noise": config.noise,
@@ -181,7 +131,27 @@ def evaluate_run(
         "versions": run_config.versions(),
     }
     write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
+    write_report(run.problem, run.params, result, folder, workdir / REPORT_FILE)
     return result
+
+
+def _sample(run: LoadedRun, folder: Path) -> dict[str, Any]:
+    """Draw samples, show them and how their chains went; the numbers of the latter."""
+    problem, sampling = run.problem, run.problem.config.sampling
+    samples = draw_samples(problem, run.params, progress=sys.stderr.isatty())
+    value_range = problem.data.value_range
+    figures.save(figures.sample_grid(samples.images, value_range), folder / "samples.png")
+    annealed = sampling.sampler.startswith("annealed")
+    titles = [
+        f"sigma {sigma:.2g}" if annealed else f"step {step}"
+        for step, sigma in zip(samples.steps, samples.sigmas, strict=True)
+    ]
+    shown = figures.trajectories(samples.course[:, : sampling.images], titles, value_range)
+    figures.save(shown, folder / "trajectories.png")
+    curves = course_curves(problem, run.params, samples)
+    figures.save(figures.mixing_curves(curves), folder / "mixing.png")
+    finite = samples.images.shape[0]
+    return {"sampler": sampling.sampler, "chains": sampling.chains, "finite": finite, **curves}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -72,6 +72,149 @@ def denoising_panel(
     return figure
 
 
+def calibration(reliability: list[dict[str, float]], directions: dict[str, Any]) -> Any:
+    """A figure of `calibration.reliability` and `evaluate.direction_scores`, in three panels.
+
+    Bins with less than 0.1% of the values are left out.
+    """
+    rows = [row for row in reliability if row["share"] >= 1e-3]
+    predicted = np.sqrt([row["predicted"] for row in rows])
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.6, 3.6), layout="constrained")
+    sizes = 15 + 300 * np.array([row["share"] for row in rows])
+    left.plot(predicted, predicted, color="gray", linewidth=0.8, label="perfect")
+    realised = np.sqrt([row["realised"] for row in rows])
+    left.scatter(predicted, realised, sizes, alpha=0.6, label="bins, by share of values")
+    left.set(xscale="log", yscale="log", xlabel="predicted deviation / sigma")
+    left.set_ylabel("realised error (root mean square) / sigma")
+    names = [name for name in rows[0] if name.startswith("coverage_")]
+    for index, name in enumerate(names):
+        level = int(name.removeprefix("coverage_"))
+        middle.plot(predicted, [row[name] for row in rows], "o-", color=f"C{index}", markersize=4)
+        middle.axhline(level / 100, color=f"C{index}", linestyle="--", linewidth=0.8)
+        middle.text(predicted[0], level / 100, f"{level}%", fontsize=8, va="bottom")
+    middle.set(xscale="log", ylim=(0, 1.02), xlabel="predicted deviation / sigma")
+    middle.set_ylabel("share of errors inside the interval")
+    for name, label in (
+        ("model", "posterior's own"),
+        ("predicted", "posterior's own, predicted"),
+        ("pca", "principal components of the data"),
+        ("random", "random"),
+    ):
+        style = "--" if name == "predicted" else "o-"
+        count = 1 + np.arange(len(directions[name]))
+        right.plot(count, directions[name], style, markersize=3, label=label)
+    right.set(xlabel="leading directions", ylim=(0, None))
+    right.set_ylabel("share of the squared error")
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    return figure
+
+
+def _signed(axis: Any, image: np.ndarray) -> None:
+    """Show numbers of both signs, (H, W, C) averaged over channels, 0 in white."""
+    values = image.mean(axis=-1)
+    top = float(np.abs(values).max()) or 1.0
+    axis.imshow(values, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+
+
+def posterior_directions(
+    noisy: np.ndarray,
+    mean: np.ndarray,
+    directions: np.ndarray,
+    deviations: np.ndarray,
+    value_range: tuple[float, float],
+) -> Any:
+    """A figure with a row per image: noisy, denoised, and the directions of largest variance.
+
+    Args:
+      noisy, mean: (N, H, W, C), data units.
+      directions: eigenvectors of the posterior covariance, (N, k, H, W, C), of either sign.
+      deviations: the square roots of their eigenvalues, (N, k), data units.
+      value_range: black and white of the data.
+    """
+    rows, count = directions.shape[:2]
+    figure, axes = plt.subplots(
+        rows,
+        2 + count,
+        figsize=(1.4 * (2 + count), 1.55 * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    for row in range(rows):
+        for axis, image in zip(axes[row], (noisy[row], mean[row]), strict=False):
+            axis.imshow(_shown(image, value_range), interpolation="nearest")
+        for axis, image, deviation in zip(
+            axes[row, 2:], directions[row], deviations[row], strict=True
+        ):
+            _signed(axis, image)
+            axis.set_title(f"deviation {deviation:.2g}", fontsize=8)
+    axes[0, 0].set_title("noisy", fontsize=8)
+    axes[0, 1].set_title("denoised", fontsize=8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
+def uncertain_pixels(deviation: np.ndarray, count: int) -> np.ndarray:
+    """Flat indices of the values of largest deviation, (count,), no two of them close together.
+
+    Args:
+      deviation: (H, W, C).
+      count: how many; fewer distinct places than that repeat the first.
+    """
+    height, width, _ = deviation.shape
+    left = deviation.copy()
+    radius = max(1, max(height, width) // 8)
+    chosen: list[int] = []
+    for _ in range(count):
+        if not (left > 0).any():
+            chosen.append(chosen[0] if chosen else 0)
+            continue
+        place = int(left.argmax())
+        chosen.append(place)
+        row, column, _ = np.unravel_index(place, left.shape)
+        rows = slice(max(row - radius, 0), row + radius + 1)
+        left[rows, max(column - radius, 0) : column + radius + 1] = 0.0
+    return np.array(chosen, np.int32)
+
+
+def covariance_rows(
+    mean: np.ndarray, pixels: np.ndarray, rows: np.ndarray, value_range: tuple[float, float]
+) -> Any:
+    """A figure with a row per image: denoised, then the covariance of chosen pixels with all.
+
+    Args:
+      mean: (N, H, W, C), data units.
+      pixels: flat indices of the chosen values, (N, k).
+      rows: their rows of the posterior covariance, (N, k, H, W, C), data units^2.
+      value_range: black and white of the data.
+    """
+    count, chosen = pixels.shape
+    figure, axes = plt.subplots(
+        count,
+        1 + chosen,
+        figsize=(1.5 * (1 + chosen), 1.5 * count + 0.2),
+        squeeze=False,
+        layout="constrained",
+    )
+    for index in range(count):
+        axes[index, 0].imshow(_shown(mean[index], value_range), interpolation="nearest")
+        for number, (pixel, image) in enumerate(zip(pixels[index], rows[index], strict=True)):
+            axis = axes[index, 1 + number]
+            row, column, _ = np.unravel_index(pixel, mean.shape[1:])
+            _signed(axis, image)
+            for marked in (axis, axes[index, 0]):
+                marked.plot(column, row, "x", color=f"C{2 + number}", markersize=6)
+    axes[0, 0].set_title("denoised", fontsize=9)
+    for number in range(chosen):
+        axes[0, 1 + number].set_title(f"covariance with x {number + 1}", fontsize=9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
 def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
     """A figure with the images, (N, H, W, C), in a near-square grid."""
     columns = int(np.ceil(np.sqrt(len(images))))
@@ -83,6 +226,47 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
         axis.imshow(_shown(image, value_range), interpolation="nearest")
     for axis in axes.flat:
         axis.set_axis_off()
+    return figure
+
+
+def trajectories(course: np.ndarray, titles: list[str], value_range: tuple[float, float]) -> Any:
+    """A figure of chains over time: a row per chain, a column per kept step.
+
+    Args:
+      course: (kept, chains, H, W, C), data units.
+      titles: one per kept step.
+      value_range: black and white of the data.
+    """
+    kept, chains = course.shape[:2]
+    figure, axes = plt.subplots(
+        chains, kept, figsize=(0.9 * kept, 0.9 * chains + 0.3), squeeze=False, layout="constrained"
+    )
+    for row in range(chains):
+        for column in range(kept):
+            axes[row, column].imshow(
+                _shown(course[column, row], value_range), interpolation="nearest"
+            )
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure
+
+
+def mixing_curves(curves: dict[str, list[float]]) -> Any:
+    """A figure of `generate.course_curves`: correlation with the start, distance from the data."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    left.plot(curves["step"], curves["correlation"], "o-", markersize=4)
+    left.axhline(0.0, color="gray", linewidth=0.8)
+    left.set_title("correlation with the first kept step", fontsize=10)
+    right.plot(curves["step"], curves["distance"], "o-", markersize=4, label="chains")
+    right.plot(curves["step"], curves["distance_of_data"], "--", label="training images")
+    right.set_title("sliced Wasserstein distance from the data", fontsize=10)
+    right.set_ylim(bottom=0.0)
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
     return figure
 
 

@@ -1,22 +1,26 @@
-"""Samples from a trained run: which chains the config asks for, and their Tweedie denoising."""
+"""Samples from a trained run: the chains that the config asks for, denoised, and their course."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import tweedie
+from hos_jax import diagnostics, tweedie
+from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.noise import geometric_sigmas, step_key
 from hos_jax.samplers import SamplingAlgorithm, anneal_chains, langevin, ozaki, run_chains
 from hos_jax.train import EVALUATION_STEP, Problem
 
 logger = logging.getLogger(__name__)
+
+# At most so many steps of a chain are shown.
+KEPT = 10
 
 
 def sampler_at(
@@ -39,27 +43,41 @@ def sampler_at(
 
 
 def make_denoiser(
-    problem: Problem, params: Any, sigma: jax.Array | float
-) -> Callable[[jax.Array], jax.Array]:
-    """One Tweedie step at a noise level: flat noisy images (N, D) -> (N, H, W, C), data units."""
+    problem: Problem, params: Any
+) -> Callable[[jax.Array, jax.Array | float], jax.Array]:
+    """One Tweedie step: flat noisy images (N, D) and sigma -> (N, H, W, C), data units."""
     shape = (-1, *problem.data.image_shape)
 
     @jax.jit
-    def denoise(noisy):
+    def denoise(noisy, sigma):
         score1 = problem.model.apply(params, noisy.reshape(shape), sigma).score1
         return jax.vmap(tweedie.posterior_mean, (0, 0, None))(noisy, score1, sigma).reshape(shape)
 
     return denoise
 
 
-def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> np.ndarray:
+class Samples(NamedTuple):
+    """What `draw_samples` returns; chains that left finite values are left out.
+
+    Attributes:
+      images: the end of every chain, denoised, (chains, H, W, C), data units.
+      course: the same chains at several steps, the last included, each position denoised,
+        (kept, chains, H, W, C), data units.
+      steps: the number of steps taken at each, (kept,).
+      sigmas: the noise level of each, (kept,), data units.
+    """
+
+    images: np.ndarray
+    course: np.ndarray
+    steps: np.ndarray
+    sigmas: np.ndarray
+
+
+def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Samples:
     """`sampling.chains` samples, each denoised once by Tweedie's formula.
 
     Chains at one noise level start at uniform noise over the range of the data plus Gaussian noise
     of size sigma; annealed ones at Gaussian noise of the largest level.
-
-    Returns:
-      (chains, H, W, C), data units; a chain that left finite values is left out, with a warning.
 
     Raises:
       UserError: if no chain stayed finite.
@@ -69,16 +87,23 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> np
     annealed = config.sampling.sampler.startswith("annealed")
     run = _annealed if annealed else _single_level
     label = config.sampling.sampler.replace("_", " ") if progress else None
-    positions, finite, sigma = run(problem, params, key, label)
+    trajectory, finite, steps, sigmas = run(problem, params, key, label)
     if not finite.all():
         logger.warning("%d of %d chains diverged and are left out", np.sum(~finite), len(finite))
     if not finite.any():
         hint = "sampling.step_fraction"
         if not annealed:
-            hint = f"sampling.step_size (Langevin is stable below 2 sigma^2 = {2 * sigma**2:g})"
+            limit = 2 * config.noise**2
+            hint = f"sampling.step_size (Langevin is stable below 2 sigma^2 = {limit:g})"
         raise UserError(f"every chain diverged: choose a smaller {hint}")
-
-    return jax.device_get(make_denoiser(problem, params, sigma)(positions))[finite]
+    denoise = make_denoiser(problem, params)
+    course = np.stack(
+        [
+            jax.device_get(denoise(positions, sigma))
+            for positions, sigma in zip(trajectory[:, finite], sigmas, strict=True)
+        ]
+    )
+    return Samples(course[-1], course, steps, sigmas)
 
 
 def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | None):
@@ -90,8 +115,19 @@ def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | No
     start += config.noise * jax.random.normal(noise_key, size)
     sampler = sampler_at(problem, params, config.noise, sampling.step_size)
     states = jax.jit(jax.vmap(sampler.init))(start)
-    chains = run_chains(chain_key, sampler.step, states, sampling.steps, progress=label)
-    return chains.states.position, chains.is_finite, config.noise
+    kept = max(k for k in range(1, KEPT + 1) if sampling.steps % k == 0)
+    chains = run_chains(
+        chain_key,
+        sampler.step,
+        states,
+        sampling.steps,
+        thinning=sampling.steps // kept,
+        collect=lambda state: state.position,
+        chunk=1,
+        progress=label,
+    )
+    steps = np.arange(1, kept + 1) * (sampling.steps // kept)
+    return chains.trajectory, chains.is_finite, steps, np.full(kept, config.noise, np.float32)
 
 
 def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
@@ -107,6 +143,47 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
         start,
         jnp.asarray(sigmas),
         sampling.steps_per_level,
+        keep_trajectory=True,
         progress=label,
     )
-    return chains.positions, chains.is_finite, model.smallest_noise
+    last = len(sigmas) - 1
+    kept = np.unique(np.linspace(0, last, min(KEPT, len(sigmas))).round().astype(int))
+    steps = (kept + 1) * sampling.steps_per_level
+    return chains.trajectory[kept], chains.is_finite, steps, np.asarray(sigmas)[kept]
+
+
+def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, list[float]]:
+    """How chains forget their start and approach the data, at the steps of `samples.course`.
+
+    Returns:
+      `step`; `correlation` of the denoised images with those at the first kept step, over chains
+      and pixels; `distance`, sliced Wasserstein, from training images that got the same noise and
+      were denoised by the same model; `distance_of_data`, that between two such sets of the same
+      size, which is what perfect samples would have.
+    """
+    data = problem.data
+    count = min(samples.course.shape[1], len(data.train) // 2)
+    key = jax.random.key(problem.config.seed)
+    denoise = make_denoiser(problem, params)
+    clean = to_float(data.train[: 2 * count], data.value_range).reshape(2 * count, -1)
+    noise = jax.random.normal(key, clean.shape)
+    first = samples.course[0] - samples.course[0].mean(axis=0)
+    correlation, distance, floor = [], [], []
+
+    def apart(a, b):
+        a, b = (jnp.asarray(images).reshape(count, -1) for images in (a, b))
+        return float(diagnostics.sliced_wasserstein(key, a, b, projections=200))
+
+    for images, sigma in zip(samples.course, samples.sigmas, strict=True):
+        centred = images - images.mean(axis=0)
+        size = np.sqrt(np.sum(first**2) * np.sum(centred**2))
+        correlation.append(float(np.sum(first * centred) / size) if size > 0 else 1.0)
+        reference = denoise(clean + sigma * noise, sigma)
+        distance.append(apart(images[:count], reference[:count]))
+        floor.append(apart(reference[count:], reference[:count]))
+    return {
+        "step": samples.steps.tolist(),
+        "correlation": correlation,
+        "distance": distance,
+        "distance_of_data": floor,
+    }

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from matfree import decomp
 
+from hos_jax.lanczos import krylov_space
 from hos_jax.linops import (
     Dense,
     Diagonal,
@@ -46,41 +46,6 @@ class MatrixFunctionProduct(NamedTuple):
 
     value: Array
     relative_error: Array
-
-
-class KrylovSpace(NamedTuple):
-    """The Krylov space of a symmetric A and a start vector, by Lanczos.
-
-    Attributes:
-      basis: its orthonormal vectors as rows, (K, D); the first is along the start vector.
-      projected: T, A on that basis, tridiagonal (K, K).
-    """
-
-    basis: Array
-    projected: Array
-
-
-def krylov_space(
-    matvec: Callable[[Array], Array], start: Array, noise: Array, size: int
-) -> KrylovSpace:
-    """A Krylov space of any size up to D, fully reorthogonalised; for A = c I or a low rank too.
-
-    There Lanczos would meet an invariant subspace and divide by zero: a diagonal of a few ulps of A
-    is added, with which no Krylov space ends before D vectors.
-
-    Args:
-      matvec: v -> A v.
-      start: the start vector, (D,), not zero.
-      noise: numbers of order 1, (D,), all different.
-      size: K.
-    """
-    info = jnp.finfo(start.dtype)
-    scale = jnp.linalg.norm(matvec(start)) / jnp.linalg.norm(start)
-    # A positive floor whose square does not underflow, for A = 0.
-    shift = 64 * info.eps * jnp.maximum(scale, info.tiny**0.25) * noise
-    tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
-    basis, projected, *_ = tridiagonalise(lambda v: matvec(v) + shift * v, start)
-    return KrylovSpace(basis, projected)
 
 
 def matrix_function_product(

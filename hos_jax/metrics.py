@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-from jax.scipy.special import ndtri
-
 from hos_jax.linops import Diagonal, SymmetricMatrix
 from hos_jax.losses import d3sm_diagonal
 from hos_jax.types import Array, check_vectors
@@ -18,25 +15,10 @@ class CovarianceScores(NamedTuple):
     Attributes:
       nll_per_dim: (e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant.
       calibration: e^T C^-1 e / D; 1 on average when the covariance is right.
-      coverage_90: share of the values whose error lies in the central 90% interval.
     """
 
     nll_per_dim: Array
     calibration: Array
-    coverage_90: Array
-
-
-def marginal_coverage(error: Array, covariance: SymmetricMatrix, level: float) -> Array:
-    """Share of values with |e_i| at most the central interval of N(0, C_ii) at `level`, a scalar.
-
-    Raises:
-      ValueError: if the shapes differ, or unless 0 < level < 1.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}")
-    check_vectors(error=error, covariance_diagonal=covariance.diagonal())
-    half_width = ndtri(0.5 + level / 2) * jnp.sqrt(covariance.diagonal())
-    return jnp.mean((jnp.abs(error) <= half_width).astype(error.dtype))
 
 
 def third_order_score(scaled_third_diagonal: Array, error: Array, variance: Array) -> Array:
@@ -74,5 +56,4 @@ def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceSc
     return CovarianceScores(
         nll_per_dim=0.5 * (form + logdet) / dim,
         calibration=form / dim,
-        coverage_90=marginal_coverage(error, covariance, 0.9),
     )

@@ -12,14 +12,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hos_jax.samplers.base import SamplingAlgorithm, check_counts, step_chains
+from hos_jax.samplers.base import SamplingAlgorithm, check_counts, over_devices, step_chains
 from hos_jax.types import Array, PRNGKey
 
 
@@ -45,6 +45,7 @@ def anneal_chains(
     steps: int,
     *,
     keep_trajectory: bool = False,
+    devices: list[Any] | None = None,
     progress: str | None = None,
 ) -> AnnealedChains:
     """Run chains through noise levels, `steps` steps at each, compiled once for all levels.
@@ -58,10 +59,11 @@ def anneal_chains(
       sigmas: the levels in the order they are run, (levels,), data units.
       steps: per level, at least 1.
       keep_trajectory: keep the positions after each level, on the host.
+      devices: see `run_chains`.
       progress: the label of a progress bar; None for none.
 
     Raises:
-      ValueError: if steps < 1, or there is no level.
+      ValueError: if steps < 1, there is no level, or devices do not divide the chains.
     """
     check_counts(steps=steps)
     if sigmas.ndim != 1 or not len(sigmas):
@@ -81,6 +83,7 @@ def anneal_chains(
         states, finite = jax.lax.fori_loop(0, steps, body, start)
         return states.position, finite
 
+    positions = over_devices(positions, devices)
     finite = jnp.ones(len(positions), bool)
     kept = []
     for index in tqdm(range(len(sigmas)), desc=progress, disable=progress is None, unit="level"):

@@ -107,8 +107,8 @@ def run_chains(
         raise ValueError(f"expected burn_in >= 0, got {burn_in}")
     if steps % thinning:
         raise ValueError(f"thinning must divide the number of steps, got {steps} and {thinning}")
+    states = over_devices(states, devices)
     count = jax.tree.leaves(states)[0].shape[0]
-    states = _over_devices(states, count, devices)
 
     def one_step(t, carry):
         states, finite_steps, finite = carry
@@ -159,8 +159,17 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"expected {name} >= 1, got {count}")
 
 
-def _over_devices(states: Any, count: int, devices: list[Any] | None) -> Any:
-    """The states with their chains split evenly over devices."""
+def over_devices(states: Any, devices: list[Any] | None = None) -> Any:
+    """The states, leaves (chains, ...), with their chains split evenly over devices.
+
+    Args:
+      states: of all chains.
+      devices: None for all local devices if they divide the number of chains, else one.
+
+    Raises:
+      ValueError: for given devices that do not divide the number of chains.
+    """
+    count = jax.tree.leaves(states)[0].shape[0]
     if devices is None:
         devices = jax.local_devices()
         if count % len(devices):

@@ -47,11 +47,24 @@ def test_train_resume_and_test(command, tmp_path):
     done = command(*LOW_RANK, "--doc", "a", "--noise", "0.3", "--test", "-i", "pictures")
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "a" / "pictures").iterdir()}
-    assert names == {"denoising.png", "loss_curves.png", "samples.png"}
+    assert names == {
+        "calibration.png",
+        "covariance_rows.png",
+        "denoising.png",
+        "directions.png",
+        "loss_curves.png",
+        "mixing.png",
+        "samples.png",
+        "trajectories.png",
+    }
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
     for name in ("denoise_mse", "nll_per_dim", "calibration", "coverage_90"):
         assert np.isfinite(metrics[name]) and name in done.stdout
     assert metrics["training_seconds"] > 0 and metrics["versions"]["jax"]
+    assert metrics["coverage_50"] < metrics["coverage_90"] < metrics["coverage_95"]
+    assert sum(row["share"] for row in metrics["reliability"]) == pytest.approx(1.0)
+    assert metrics["violations"] == {"count": 0, "largest": 0.0}
+    assert len(metrics["directions"]["model"]) == len(metrics["directions"]["pca"]) == 12
 
 
 @pytest.mark.parametrize("second_order", ["d2sm", "d2sm_vr", "d2sm_residual"])

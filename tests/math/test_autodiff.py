@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import autodiff
+from hos_jax import autodiff, lanczos
 from hos_jax.linops import Dense
 
 # These tests mostly compile, which takes half the time without optimization.
@@ -194,7 +194,7 @@ def test_hutchinson_keeps_its_standard_error_in_float32():
 
 @functools.partial(jit, static_argnums=(2, 3, 4))
 def pairs_of_matrix(matrix, key, count, size, which="algebraic"):
-    return autodiff.top_eigenpairs(
+    return lanczos.top_eigenpairs(
         lambda v: matrix @ v,
         key,
         matrix.shape[0],
@@ -281,12 +281,12 @@ def test_eigenpairs_of_a_score_batch_and_compile():
     @jax.vmap
     def pairs_fn(y, key):
         matvec = functools.partial(product_fn, y)
-        return autodiff.top_eigenpairs(matvec, key, 30, 2, krylov_vectors=29)
+        return lanczos.top_eigenpairs(matvec, key, 30, 2, krylov_vectors=29)
 
     hessian_fn = jit(jax.hessian(log_density))
     batch = jax.device_get(pairs_fn(points, jax.random.split(jax.random.key(11), 2)))
     for index in range(2):
-        pairs = autodiff.Eigenpairs(*(leaf[index] for leaf in batch))
+        pairs = lanczos.Eigenpairs(*(leaf[index] for leaf in batch))
         matrix = hessian_fn(points[index])
         assert_eigenpairs(pairs, matrix, np.linalg.eigvalsh(matrix)[::-1][:2], 1e-6)
 
@@ -336,7 +336,7 @@ def test_memory_of_eigenpairs_is_that_of_the_krylov_vectors():
     dim, size = 256 * 256 * 3, 12
     diagonal = jax.ShapeDtypeStruct((dim,), jnp.float32)
     used = planned_memory(
-        lambda a, key: autodiff.top_eigenpairs(
+        lambda a, key: lanczos.top_eigenpairs(
             lambda v: a * v, key, dim, 4, krylov_vectors=size, dtype=jnp.float32
         ),
         diagonal,
@@ -367,9 +367,9 @@ def test_bad_arguments_raise():
             function(SCORE_FN, NOISY, key, probes=2, chunk_size=-1)
     for count, size in [(0, 3), (4, 3), (2, 6)]:
         with pytest.raises(ValueError, match=f"<= dim, got {count}, {size} and 5"):
-            autodiff.top_eigenpairs(lambda v: v, key, 5, count, krylov_vectors=size)
+            lanczos.top_eigenpairs(lambda v: v, key, 5, count, krylov_vectors=size)
     with pytest.raises(ValueError, match="'magnitude', got 'least'"):
-        autodiff.top_eigenpairs(lambda v: v, key, 5, 2, which="least")
+        lanczos.top_eigenpairs(lambda v: v, key, 5, 2, which="least")
     with pytest.raises(ValueError, match="use vmap"):
         autodiff.third_derivative(SCORE_FN, matrix)
     with pytest.raises(ValueError, match="use vmap"):

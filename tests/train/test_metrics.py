@@ -32,15 +32,11 @@ def test_scores_of_a_right_and_of_a_wrong_covariance(covariance, scale):
     logdet = np.linalg.slogdet(np.asarray(claimed.to_dense()))[1]
     check(found.calibration, 1 / scale)
     check(found.nll_per_dim, 0.5 * (1 / scale + logdet / DIM))
-    # P(|e| <= 1.645 sqrt(scale)) for a standard normal e.
-    check(found.coverage_90, {1.0: 0.9, 4.0: 0.9989976}[scale])
 
 
-def test_metrics_refuse_wrong_shapes_and_levels(covariance):
+def test_metrics_refuse_wrong_shapes(covariance):
     with pytest.raises(ValueError, match="one shape"):
         metrics.covariance_scores(jnp.zeros(DIM + 1), covariance)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        metrics.marginal_coverage(jnp.zeros(DIM), covariance, 1.0)
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.5])

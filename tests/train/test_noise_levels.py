@@ -8,7 +8,7 @@ import pytest
 from hos_jax import train
 from hos_jax.config import validate
 from hos_jax.errors import UserError
-from hos_jax.generate import draw_samples
+from hos_jax.generate import course_curves, draw_samples
 from hos_jax.models.registry import make_model
 from hos_jax.objective import Objective
 from hos_jax.train import Problem
@@ -93,15 +93,23 @@ def test_training_and_annealed_samples(small_config, tmp_path):
     assert int(state.step) == config.training.steps
     for sampler in ("annealed_langevin", "annealed_ozaki"):
         config.sampling.sampler = sampler
-        samples = draw_samples(Problem.from_config(config), state.best_params)
-        assert samples.shape == (4, 8, 8, 1) and np.isfinite(samples).all()
+        problem = Problem.from_config(config)
+        samples = draw_samples(problem, state.best_params)
+        assert samples.images.shape == (4, 8, 8, 1) and np.isfinite(samples.course).all()
+        np.testing.assert_array_equal(samples.course[-1], samples.images)
+        np.testing.assert_array_equal(samples.steps, [2, 4, 6, 8])
+        np.testing.assert_allclose(samples.sigmas[[0, -1]], [5.0, 0.05], rtol=1e-5)
+        curves = course_curves(problem, state.best_params, samples)
+        assert curves["correlation"][0] == pytest.approx(1.0, abs=1e-5)
+        assert len(curves["distance"]) == 4 and np.isfinite(curves["distance"]).all()
 
 
 def test_ozaki_samples_at_one_level(small_config):
     config = small_config(sampling__sampler="ozaki", sampling__krylov_vectors=4)
     problem = Problem.from_config(config)
     samples = draw_samples(problem, problem.init().params)
-    assert samples.shape == (4, 8, 8, 1) and np.isfinite(samples).all()
+    assert samples.course.shape == (5, 4, 8, 8, 1) and np.isfinite(samples.course).all()
+    np.testing.assert_array_equal(samples.steps, [1, 2, 3, 4, 5])
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,19 @@ def test_losses_do_not_depend_on_the_number_of_devices(second_order):
 CHAINS = """
 import json
 import jax, jax.numpy as jnp, numpy as np
-from hos_jax.samplers import langevin, run_chains
+from hos_jax.samplers import anneal_chains, langevin, run_chains
 
 sampler = langevin.as_top_level_api(jnp.negative, 0.1)
 states = jax.vmap(sampler.init)(jnp.zeros((8, 3)))
 chains = run_chains(
     jax.random.key(0), sampler.step, states, 20, thinning=5, collect=lambda s: s.position
+)
+annealed = anneal_chains(
+    jax.random.key(1),
+    lambda sigma: langevin.as_top_level_api(lambda x: -x / (1 + sigma**2), sigma**2 / 5),
+    jnp.ones((8, 3)),
+    jnp.array([3.0, 1.0]),
+    4,
 )
 try:
     run_chains(jax.random.key(0), sampler.step, states, 1, devices=jax.devices() * 3)
@@ -81,6 +88,8 @@ except ValueError as error:
     refused = str(error)
 print(json.dumps({
     "devices": len(chains.states.position.sharding.device_set),
+    "annealed_devices": len(annealed.positions.sharding.device_set),
+    "annealed": np.asarray(annealed.positions).tolist(),
     "trajectory": np.asarray(chains.trajectory).tolist(),
     "refused": refused,
 }))
@@ -91,6 +100,7 @@ def test_chains_are_split_over_devices_and_draw_the_same():
     results = []
     for devices in (1, 4):
         results.append(run_on(devices, CHAINS))
-        assert results[-1]["devices"] == devices
+        assert results[-1]["devices"] == results[-1]["annealed_devices"] == devices
         assert "evenly" in results[-1]["refused"]
-    np.testing.assert_allclose(results[1]["trajectory"], results[0]["trajectory"], rtol=1e-6)
+    for name in ("trajectory", "annealed"):
+        np.testing.assert_allclose(results[1][name], results[0][name], rtol=1e-5)

@@ -1,0 +1,133 @@
+r"""Is a predicted posterior right? Measured on errors that were really made.
+
+`bin_sums` sorts values by their predicted variance, and `reliability` says for each bin what was
+predicted and what happened. `captured_shares` says how much of an error lies in given directions:
+the leading ones of the posterior should beat those of the data as a whole, and random ones.
+Variances are in units of sigma^2 and errors in units of sigma, so that noise levels compare.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from hos_jax.types import Array, check_vectors
+from hos_jax.uncertainty import Posterior
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+# Four bins a decade; what lies outside counts in the first or last one.
+VARIANCE_EDGES = np.geomspace(1e-4, 10.0, 21)
+
+
+class BinSums(NamedTuple):
+    """Sums over values, by bin of predicted variance; add those of batches up.
+
+    Attributes:
+      count: number of values, (bins,).
+      variance: predicted variances, (bins,), units of sigma^2.
+      squared_error: (bins,), units of sigma^2.
+      inside: how many errors lie in the central interval at each of `LEVELS`, (bins, levels).
+    """
+
+    count: Array
+    variance: Array
+    squared_error: Array
+    inside: Array
+
+
+def inside_intervals(posterior: Posterior, clean: Array) -> Array:
+    """Whether each value lies in its central interval at each of `LEVELS`, bool (D, levels).
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    check_vectors(mean=posterior.mean, clean=clean)
+    intervals = [posterior.marginal_interval(level) for level in LEVELS]
+    return jnp.stack([(i.lower <= clean) & (clean <= i.upper) for i in intervals], axis=-1)
+
+
+def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
+    """Sums of one example.
+
+    Args:
+      variance: predicted variances, (D,), units of sigma^2.
+      error: clean value minus posterior mean, (D,), units of sigma.
+      inside: bool (D, levels), see `inside_intervals`.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    check_vectors(variance=variance, error=error)
+    if inside.shape != (variance.shape[0], len(LEVELS)):
+        raise ValueError(f"expected shape (D, {len(LEVELS)}), got {tuple(inside.shape)}")
+    bins = len(VARIANCE_EDGES) - 1
+    edges = jnp.asarray(VARIANCE_EDGES[1:-1], variance.dtype)
+    places = jnp.searchsorted(edges, variance, side="right")
+    zeros = jnp.zeros(bins, variance.dtype)
+    return BinSums(
+        count=zeros.at[places].add(1.0),
+        variance=zeros.at[places].add(variance),
+        squared_error=zeros.at[places].add(jnp.square(error)),
+        inside=jnp.zeros((bins, len(LEVELS)), variance.dtype)
+        .at[places]
+        .add(inside.astype(variance.dtype)),
+    )
+
+
+def reliability(sums: BinSums) -> list[dict[str, float]]:
+    """A row per bin that holds any value.
+
+    Returns:
+      `share` of all values; `predicted` and `realised`, the mean predicted variance and the mean
+      squared error, units of sigma^2; `coverage_50` ... `coverage_95`, the share of errors inside
+      the interval of that level.
+    """
+    count = np.asarray(sums.count, float)
+    rows = []
+    for index in np.flatnonzero(count):
+        row = {
+            "share": count[index] / count.sum(),
+            "predicted": float(sums.variance[index]) / count[index],
+            "realised": float(sums.squared_error[index]) / count[index],
+        }
+        for level, inside in zip(LEVELS, np.asarray(sums.inside)[index], strict=True):
+            row[f"coverage_{round(100 * level)}"] = float(inside) / count[index]
+        rows.append(row)
+    return rows
+
+
+def captured_shares(error: Array, directions: Array) -> Array:
+    """Share of n2(e) in the span of the first j directions, (k,), j = 1 ... k.
+
+    Args:
+      error: e, (D,), not zero.
+      directions: orthonormal columns, (D, k).
+
+    Raises:
+      ValueError: if the sizes differ.
+    """
+    if directions.ndim != 2 or directions.shape[0] != error.shape[0] or error.ndim != 1:
+        raise ValueError(
+            f"expected shapes (D,) and (D, k), got {tuple(error.shape)}, {tuple(directions.shape)}"
+        )
+    return jnp.cumsum(jnp.square(directions.T @ error)) / jnp.sum(jnp.square(error))
+
+
+def principal_directions(data: np.ndarray, count: int) -> np.ndarray:
+    """The leading principal components of data (N, D) as orthonormal columns, (D, count).
+
+    Raises:
+      ValueError: unless 1 <= count <= min(N - 1, D).
+    """
+    if not 1 <= count <= min(len(data) - 1, data.shape[1]):
+        raise ValueError(f"expected 1 <= count <= min(N - 1, D) for {data.shape}, got {count}")
+    centred = np.asarray(data, np.float64) - data.mean(axis=0)
+    # The smaller of the two Gram matrices: N may be below D or far above it.
+    if len(data) <= data.shape[1]:
+        _, vectors = np.linalg.eigh(centred @ centred.T)
+        directions, _ = np.linalg.qr(centred.T @ vectors[:, ::-1][:, :count])
+        return directions
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    return vectors[:, ::-1][:, :count]

@@ -1,0 +1,202 @@
+"""Numbers of a run on its held-out images: errors, calibration, the posterior's directions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hos_jax import calibration, metrics, tweedie
+from hos_jax.data import to_float
+from hos_jax.models.score_model import ModelOutputs
+from hos_jax.noise import example_keys, step_key
+from hos_jax.train import EVALUATION_STEP, Problem
+from hos_jax.uncertainty import Posterior, Violations, posterior_from_covariance
+
+logger = logging.getLogger(__name__)
+
+# Directions of each posterior that are scored, over so many images, against so many images' PCA.
+DIRECTIONS = 12
+DIRECTION_IMAGES = 500
+PCA_IMAGES = 2000
+
+
+class Denoised(NamedTuple):
+    """Denoising of a batch of images, flattened to (N, D), data units.
+
+    Attributes:
+      noisy, mean: (N, D).
+      posterior: of each image, or None for a first-order model.
+      outputs: what the model said.
+    """
+
+    noisy: jax.Array
+    mean: jax.Array
+    posterior: Posterior | None
+    outputs: ModelOutputs
+
+    @property
+    def standard_deviation(self) -> jax.Array | None:
+        """The predicted deviation of each value, (N, D), or None for a first-order model."""
+        if self.posterior is None:
+            return None
+        return jax.vmap(Posterior.standard_deviation)(self.posterior)
+
+
+def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Array], Denoised]:
+    """`denoise(params, clean, keys)`: add noise to clean images (N, H, W, C) and take it away."""
+    sigma = problem.config.noise
+
+    def posterior_of(mean, covariance, third):
+        return posterior_from_covariance(mean, covariance, sigma, scaled_third_diagonal=third)
+
+    @jax.jit
+    def denoise(params, clean, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
+        noisy = clean + sigma * noise
+        outputs = problem.model.apply(params, noisy, sigma)
+        flat = noisy.reshape(len(noisy), -1)
+        mean = jax.vmap(tweedie.posterior_mean, (0, 0, None))(flat, outputs.score1, sigma)
+        posterior = None
+        if outputs.head is not None:
+            third = outputs.raw_third_order
+            third = None if third is None else outputs.scaled_third_diagonal
+            posterior = jax.vmap(posterior_of)(mean, outputs.covariance, third)
+        return Denoised(flat, mean, posterior, outputs)
+
+    return denoise
+
+
+def _batches(problem: Problem, limit: int | None = None):
+    """Held-out images in batches of one size, with the keys of their noise and which are new.
+
+    The last batch is moved back to keep its size; `fresh` leaves out the images that it repeats.
+    """
+    config, data = problem.config, problem.data
+    total = len(data.held_out) if limit is None else min(limit, len(data.held_out))
+    size = min(config.sampling.batch_size, total)
+    for start in range(0, total, size):
+        first = min(start, total - size)
+        clean = to_float(data.held_out[first : first + size], data.value_range)
+        keys = example_keys(step_key(config.seed, EVALUATION_STEP), first, size)
+        yield clean, keys, np.arange(size) >= start - first
+
+
+def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
+    """Averages over the whole held-out set, each with its standard error over images.
+
+    `denoise_mse` in data units^2; with a second-order model also `nll_per_dim` and `calibration` of
+    the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50` ... `coverage_95`,
+    the shares of values inside their intervals, and `reliability`, the same by predicted variance
+    (see `calibration.reliability`); with a third-order model `third_order` (see
+    `metrics.third_order_score`). `violations`: values of the covariance that were none, see
+    `uncertainty.Violations`.
+    """
+    config, data = problem.config, problem.data
+    denoise = make_noise_and_denoise(problem)
+
+    @jax.jit
+    def scores(params, clean, keys, fresh):
+        denoised = denoise(params, clean, keys)
+        flat = clean.reshape(len(clean), -1)
+        error = flat - denoised.mean
+        scaled = error / config.noise
+        values = {"denoise_mse": jnp.mean(jnp.square(error), axis=1)}
+        posterior, variance = denoised.posterior, jnp.zeros_like(error)
+        sums = violations = None
+        if posterior is not None:
+            covariance = jax.vmap(lambda c: c.scale(config.noise**-2))(posterior.covariance)
+            values |= jax.vmap(metrics.covariance_scores)(scaled, covariance)._asdict()
+            inside = jax.vmap(calibration.inside_intervals)(posterior, flat)
+            for index, level in enumerate(calibration.LEVELS):
+                name = f"coverage_{round(100 * level)}"
+                values[name] = jnp.mean(inside[..., index].astype(error.dtype), axis=1)
+            variance = jax.vmap(lambda c: c.diagonal())(covariance)
+            sums = jax.vmap(calibration.bin_sums)(variance, scaled, inside)
+            sums = jax.tree.map(lambda leaf: jnp.tensordot(fresh, leaf, 1), sums)
+            violations = posterior.violations
+        if denoised.outputs.raw_third_order is not None:
+            third = denoised.outputs.scaled_third_diagonal
+            values["third_order"] = jax.vmap(metrics.third_order_score)(third, scaled, variance)
+        return values, sums, violations
+
+    parts, sums, violations = [], [], []
+    for clean, keys, fresh in _batches(problem):
+        found = jax.device_get(scores(params, clean, keys, fresh.astype(np.float32)))
+        parts.append({name: value[fresh] for name, value in found[0].items()})
+        sums.append(found[1])
+        violations.append(jax.tree.map(lambda leaf, fresh=fresh: leaf[fresh], found[2]))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    result: dict[str, Any] = {name: float(np.mean(values)) for name, values in joined.items()}
+    errors = {name: float(np.std(values) / np.sqrt(len(values))) for name, values in joined.items()}
+    result |= {"standard_error": errors, "held_out_images": len(data.held_out)}
+    if sums[0] is not None:
+        total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=float), *sums)
+        result["reliability"] = calibration.reliability(total)
+        result["violations"] = _violations(violations)
+    return result
+
+
+def _violations(batches: list[Violations]) -> dict[str, Any]:
+    count = int(sum(batch.count.sum() for batch in batches))
+    largest = float(max(batch.largest.max() for batch in batches))
+    if count:
+        logger.warning(
+            "%d values of the predicted covariances were not positive (up to %.3g sigma^2 below "
+            "the floor) and were raised: model.positive_definite=True rules that out",
+            count,
+            largest,
+        )
+    return {"count": count, "largest": largest}
+
+
+def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
+    """How much of the error the posterior's leading directions hold, against other directions.
+
+    Over at most `DIRECTION_IMAGES` held-out images, for 1 ... k directions.
+
+    Returns:
+      `model`, the share of n2(e) in each image's own leading directions, with `standard_error`;
+      `predicted`, the share of the predicted variance there; `pca`, in the leading principal
+      components of the training images; `random`, in random ones: k / D.
+    """
+    data = problem.data
+    dim = int(np.prod(data.image_shape))
+    flat = data.train[:PCA_IMAGES].reshape(min(PCA_IMAGES, len(data.train)), -1)
+    count = min(DIRECTIONS, dim, len(flat) - 1)
+    principal = jnp.asarray(calibration.principal_directions(flat, count), jnp.float32)
+    denoise = make_noise_and_denoise(problem)
+
+    @jax.jit
+    def scores(params, clean, keys):
+        denoised = denoise(params, clean, keys)
+        error = clean.reshape(len(clean), -1) - denoised.mean
+        pairs = jax.vmap(lambda p: p.top_eigenpairs(count))(denoised.posterior)
+        total = jax.vmap(lambda p: p.covariance.trace())(denoised.posterior)
+        return {
+            "model": jax.vmap(calibration.captured_shares)(error, pairs.eigenvectors),
+            "predicted": jnp.cumsum(pairs.eigenvalues, axis=1) / total[:, None],
+            "pca": jax.vmap(calibration.captured_shares, (0, None))(error, principal),
+        }
+
+    parts = []
+    for clean, keys, fresh in _batches(problem, DIRECTION_IMAGES):
+        found = jax.device_get(scores(params, clean, keys))
+        parts.append({name: value[fresh] for name, value in found.items()})
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    result = {name: values.mean(axis=0).tolist() for name, values in joined.items()}
+    errors = joined["model"].std(axis=0) / np.sqrt(len(joined["model"]))
+    result |= {"standard_error": errors.tolist(), "images": len(joined["model"])}
+    return result | {"random": ((1 + np.arange(count)) / dim).tolist()}
+
+
+def first_held_out(problem: Problem, params: Any, count: int) -> tuple[np.ndarray, Denoised]:
+    """The first held-out images, clean (N, H, W, C), and their denoising."""
+    data, config = problem.data, problem.config
+    clean = to_float(data.held_out[:count], data.value_range)
+    keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, len(clean))
+    return np.asarray(clean), make_noise_and_denoise(problem)(params, clean, keys)

@@ -1,0 +1,116 @@
+"""One self-contained page for a run: its numbers, its figures, and its posteriors to play with."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.scipy.special import ndtri
+
+from hos_jax.files import write_atomically
+from hos_jax.held_out import first_held_out
+from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.train import Problem
+
+REPORT_FILE = "report.html"
+DIRECTIONS = 6
+# Values per image beyond which the page would grow by megabytes for each image.
+LARGEST_DIM = 20_000
+
+MEANINGS = {
+    "denoise_mse": "mean squared error of the denoised image, data units squared",
+    "nll_per_dim": "Gaussian NLL of error / sigma under the predicted covariance",
+    "calibration": "e^T K^-1 e / D: 1 when the covariance is right",
+    "coverage_50": "share of the errors inside the 50% interval of their value",
+    "coverage_80": "the same at 80%",
+    "coverage_90": "the same at 90%",
+    "coverage_95": "the same at 95%",
+    "third_order": "score of the predicted skewness: negative when it says something true",
+}
+CAPTIONS = {
+    "loss_curves.png": "Training and held-out losses",
+    "denoising.png": "Held-out images: clean, noisy, denoised, predicted and realised error",
+    "calibration.png": "Calibration of the predicted variances, and error in leading directions",
+    "directions.png": "Directions of largest posterior variance",
+    "covariance_rows.png": "Posterior covariance of marked pixels with all others",
+    "samples.png": "Samples, each denoised once",
+    "trajectories.png": "The first chains over time, each position denoised",
+    "mixing.png": "How the chains forget their start and approach the data",
+}
+
+
+def _floats(values: Any) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def _images(problem: Problem, params: Any, count: int) -> list[dict[str, str]]:
+    """What the page needs of each of the first held-out images, as base64 of float32."""
+    dim = int(np.prod(problem.data.image_shape))
+    if problem.config.model.head == "none" or dim > LARGEST_DIM:
+        return []
+    clean, denoised = first_held_out(problem, params, count)
+    leading = min(DIRECTIONS, dim)
+    pairs = jax.jit(jax.vmap(lambda p: p.top_eigenpairs(leading)))(denoised.posterior)
+    covariance = denoised.posterior.covariance
+    low_rank = isinstance(covariance, DiagonalPlusLowRank)
+    return [
+        {
+            "clean": _floats(clean[index]),
+            "noisy": _floats(denoised.noisy[index]),
+            "mean": _floats(denoised.mean[index]),
+            "diag": _floats(covariance.diag[index]),
+            "factor": _floats(covariance.factor[index] if low_rank else np.zeros((dim, 0))),
+            "directions": _floats(np.asarray(pairs.eigenvectors[index]).T),
+            "deviations": _floats(np.sqrt(pairs.eigenvalues[index])),
+        }
+        for index in range(len(clean))
+    ]
+
+
+def write_report(
+    problem: Problem, params: Any, result: dict[str, Any], figures: Path, path: Path
+) -> None:
+    """Write the page.
+
+    Args:
+      problem, params: of the run.
+      result: what `evaluate_run` found.
+      figures: the folder with the run's figures; those that are there go into the page.
+      path: the page, replaced if it is there.
+    """
+    config = problem.config
+    drawn = []
+    for name, caption in CAPTIONS.items():
+        if (figures / name).is_file():
+            encoded = base64.b64encode((figures / name).read_bytes()).decode()
+            drawn.append({"source": f"data:image/png;base64,{encoded}", "caption": caption})
+    errors = result["standard_error"]
+    measures = [
+        [name, f"{result[name]:.4f}", f"{errors[name]:.4f}", meaning]
+        for name, meaning in MEANINGS.items()
+        if name in errors
+    ]
+    runner = f"{config.runner}, " if config.runner else ""
+    content = {
+        "title": f"{config.data.name} at sigma {config.noise:g}",
+        "summary": (
+            f"{runner}{config.model.name}, head {config.model.head}, {result['step']} steps in "
+            f"{result['training_seconds']:.0f} s. Measured on {result['held_out_images']} images "
+            "that training never saw."
+        ),
+        "measures": measures,
+        "figures": drawn,
+        "images": _images(problem, params, max(config.sampling.images, 8)),
+        "shape": list(problem.data.image_shape),
+        "range": list(problem.data.value_range),
+        "z": float(ndtri(0.95)),
+    }
+    page = importlib.resources.files("hos_jax").joinpath("report.html").read_text("utf-8")
+    # A "</script>" in a name must not end the script element.
+    text = json.dumps(content).replace("<", "\\u003c")
+    write_atomically(path, page.replace("__DATA__", text))

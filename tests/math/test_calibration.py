@@ -1,0 +1,89 @@
+"""Calibration of predicted posteriors, on errors of known law."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import calibration
+from hos_jax.linops import Diagonal, DiagonalPlusLowRank
+from hos_jax.uncertainty import posterior_from_covariance
+
+D, COUNT = 200, 500
+
+
+def summed(inflation):
+    """Bin sums of errors whose variance is `inflation` times the predicted one."""
+
+    def one(key):
+        variance_key, noise_key = jax.random.split(key)
+        variance = 10.0 ** jax.random.uniform(variance_key, (D,), minval=-3.5, maxval=0.5)
+        error = jnp.sqrt(inflation * variance) * jax.random.normal(noise_key, (D,))
+        found = posterior_from_covariance(jnp.zeros(D), Diagonal(variance), 1.0)
+        return calibration.bin_sums(variance, error, calibration.inside_intervals(found, error))
+
+    sums = jax.vmap(one)(jax.random.split(jax.random.key(0), COUNT))
+    return jax.tree.map(lambda leaf: leaf.sum(axis=0), sums)
+
+
+@pytest.mark.parametrize("inflation", [1.0, 2.0])
+def test_reliability_finds_what_was_put_in(inflation):
+    rows = calibration.reliability(summed(inflation))
+    assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+    assert len(rows) == 16  # four decades, four bins each
+    for row in rows:
+        size = row["share"] * D * COUNT
+        spread = row["realised"] / row["predicted"] / inflation
+        assert abs(spread - 1) < 6 * np.sqrt(2 / size)
+        for level in calibration.LEVELS:
+            half = jax.scipy.stats.norm.ppf(0.5 + level / 2) / np.sqrt(inflation)
+            expected = 2 * float(jax.scipy.stats.norm.cdf(half)) - 1
+            error = np.sqrt(expected * (1 - expected) / size)
+            assert abs(row[f"coverage_{round(100 * level)}"] - expected) < 4.5 * error
+
+
+def test_variances_outside_the_bins_count_in_the_last_ones():
+    variance = jnp.array([1e-9, 1e-4, 50.0])
+    inside = jnp.zeros((3, 4), bool)
+    sums = calibration.bin_sums(variance, jnp.zeros(3), inside)
+    assert sums.count[0] == 2 and sums.count[-1] == 1 and sums.count.sum() == 3
+
+
+def test_leading_directions_capture_their_share_of_the_error():
+    keys = jax.random.split(jax.random.key(1), 3)
+    covariance = DiagonalPlusLowRank(
+        jnp.full(40, 0.1), jax.random.normal(keys[0], (40, 2)) * jnp.array([1.0, 0.5])[None]
+    )
+    found = posterior_from_covariance(jnp.zeros(40), covariance, 1.0)
+    pairs = found.top_eigenpairs(3)
+    errors = found.sample(keys[1], 4000)
+    shares = jax.vmap(calibration.captured_shares, (0, None))(errors, pairs.eigenvectors)
+    powers = jnp.square(errors @ pairs.eigenvectors)
+    total = jnp.sum(jnp.square(errors), axis=1)
+    np.testing.assert_allclose(shares[:, 0], powers[:, 0] / total, rtol=1e-10)
+    np.testing.assert_allclose(shares[:, -1], powers.sum(axis=1) / total, rtol=1e-10)
+    ratio = float(jnp.sum(powers[:, :2]) / jnp.sum(total))
+    assert ratio == pytest.approx(float(pairs.eigenvalues[:2].sum() / covariance.trace()), abs=0.02)
+    random = jnp.linalg.qr(jax.random.normal(keys[2], (40, 3)))[0]
+    assert jax.vmap(calibration.captured_shares, (0, None))(errors, random)[:, -1].mean() < 0.2
+
+
+@pytest.mark.parametrize("count", [30, 300])
+def test_principal_directions_are_those_of_the_sample_covariance(count):
+    data = np.random.default_rng(0).normal(size=(count, 50)) * np.geomspace(5, 0.1, 50)
+    found = calibration.principal_directions(data, 4)
+    values, vectors = np.linalg.eigh(np.cov(data.T))
+    np.testing.assert_allclose(found.T @ found, np.eye(4), atol=1e-10)
+    np.testing.assert_allclose(np.abs(np.sum(found * vectors[:, ::-1][:, :4], axis=0)), 1.0)
+    assert values[-1] > values[-2]
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match="expected shape"):
+        calibration.bin_sums(jnp.ones(3), jnp.ones(3), jnp.ones((3, 2), bool))
+    with pytest.raises(ValueError, match="one shape"):
+        calibration.bin_sums(jnp.ones(3), jnp.ones(4), jnp.ones((3, 4), bool))
+    with pytest.raises(ValueError, match="expected shapes"):
+        calibration.captured_shares(jnp.ones(3), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match="1 <= count"):
+        calibration.principal_directions(np.ones((5, 9)), 5)

@@ -1,0 +1,204 @@
+"""The posterior as an operator, against dense linear algebra and laws whose posterior is known."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from hos_jax import distributions
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank
+from hos_jax.uncertainty import Posterior, posterior, posterior_from_covariance
+
+D, RANK, SIGMA = 12, 3, 0.7
+
+
+def make_covariance(structure, dim=D, rank=RANK):
+    """C, positive definite, with well separated leading directions."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    diag = jax.random.uniform(keys[0], (dim,), minval=0.2, maxval=1.0)
+    factor = jax.random.normal(keys[1], (dim, rank)) * jnp.array([1.0, 0.6, 0.3])[None, :rank]
+    if structure == "diagonal":
+        return Diagonal(diag)
+    if structure == "low_rank":
+        return DiagonalPlusLowRank(diag, factor)
+    if structure == "isotropic":
+        return IsotropicPlusLowRank.from_multiple(0.3, factor)
+    root = jnp.eye(dim) + 0.3 * jax.random.normal(keys[2], (dim, dim))
+    return Dense(root @ root.T)
+
+
+STRUCTURES = ["diagonal", "low_rank", "isotropic", "dense"]
+
+
+def make_posterior(structure, **changes):
+    mean = jax.random.normal(jax.random.key(4), (D,))
+    return posterior_from_covariance(mean, make_covariance(structure), SIGMA, **changes)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_operator_equals_dense_linear_algebra(structure):
+    found = make_posterior(structure)
+    dense = SIGMA**2 * np.asarray(make_covariance(structure).to_dense())
+    vector = jax.random.normal(jax.random.key(5), (D,))
+    assert int(found.violations.count) == 0 and float(found.violations.largest) == 0.0
+    assert type(found.covariance) is not Dense or structure == "dense"
+    np.testing.assert_allclose(found.diagonal(), np.diag(dense), rtol=1e-12)
+    np.testing.assert_allclose(found.matvec(vector), dense @ vector, rtol=1e-12)
+    np.testing.assert_allclose(found.row(2), dense[2], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found.solve(vector), np.linalg.solve(dense, vector), rtol=1e-10)
+    np.testing.assert_allclose(found.logdet(), np.linalg.slogdet(dense)[1], rtol=1e-12)
+    pairs = found.top_eigenpairs(4)
+    values, vectors = np.linalg.eigh(dense)
+    np.testing.assert_allclose(pairs.eigenvalues, values[::-1][:4], rtol=1e-9)
+    overlap = np.abs(np.sum(np.asarray(pairs.eigenvectors) * vectors[:, ::-1][:, :4], axis=0))
+    # The isotropic matrix has three directions of its own, and many of one eigenvalue.
+    np.testing.assert_allclose(overlap[:3], 1.0, rtol=1e-6)
+    assert float(jnp.max(pairs.residual_norms)) < 1e-8
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_samples_reproduce_mean_variances_and_leading_directions(structure):
+    found = make_posterior(structure)
+    count = 200_000
+    draws = np.asarray(jax.jit(lambda key: found.sample(key, count))(jax.random.key(6)))
+    error = draws - np.asarray(found.mean)
+    deviation = np.asarray(found.standard_deviation())
+    assert np.all(np.abs(error.mean(axis=0)) < 4 * deviation / np.sqrt(count))
+    variances = np.asarray(found.diagonal())
+    spread = np.abs(np.mean(error**2, axis=0) / variances - 1)
+    assert np.all(spread < 4 * np.sqrt(2 / count))
+    pairs = found.top_eigenpairs(2)
+    along = error @ np.asarray(pairs.eigenvectors)
+    ratio = np.mean(along**2, axis=0) / np.asarray(pairs.eigenvalues)
+    assert np.all(np.abs(ratio - 1) < 4 * np.sqrt(2 / count))
+    product = np.mean(along[:, 0] * along[:, 1]) / np.sqrt(np.prod(pairs.eigenvalues))
+    assert abs(product) < 4 / np.sqrt(count)
+
+
+def test_a_gaussian_has_the_posterior_that_conjugacy_gives():
+    law = distributions.random_correlated_gaussian(jax.random.key(0), 5, 20.0)
+    noisy = jax.random.normal(jax.random.key(1), (5,))
+    smooth = law.smooth(SIGMA)
+    found = posterior(noisy, smooth.score(noisy), smooth.hessian(noisy), SIGMA)
+    prior, mean = np.asarray(law.covariance), np.asarray(law.mean)
+    expected = np.linalg.inv(np.linalg.inv(prior) + np.eye(5) / SIGMA**2)
+    np.testing.assert_allclose(found.covariance.to_dense(), expected, rtol=1e-9, atol=1e-12)
+    gain = prior @ np.linalg.inv(prior + SIGMA**2 * np.eye(5))
+    np.testing.assert_allclose(found.mean, mean + gain @ (noisy - mean), rtol=1e-9)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.9, 0.95])
+def test_gaussian_intervals_hold_their_level(level):
+    found = make_posterior("low_rank")
+    interval = found.marginal_interval(level)
+    laws = scipy.stats.norm(np.asarray(found.mean), np.asarray(found.standard_deviation()))
+    np.testing.assert_allclose(laws.cdf(np.asarray(interval.lower)), 0.5 - level / 2, atol=1e-9)
+    np.testing.assert_allclose(laws.cdf(np.asarray(interval.upper)), 0.5 + level / 2, atol=1e-9)
+
+
+def test_skewness_moves_both_ends_towards_the_true_quantiles():
+    shape = 20.0  # a gamma law: mean and variance 20, third cumulant 40
+    scaled_third = jnp.full(D, 2 * shape / SIGMA**3)
+    covariance = Diagonal(jnp.full(D, shape / SIGMA**2))
+    mean = jnp.full(D, shape)
+    plain = posterior_from_covariance(mean, covariance, SIGMA).marginal_interval(0.9)
+    skewed = posterior_from_covariance(
+        mean, covariance, SIGMA, scaled_third_diagonal=scaled_third
+    ).marginal_interval(0.9)
+    law = scipy.stats.gamma(shape)
+    for bound, probability in (("lower", 0.05), ("upper", 0.95)):
+        before = abs(getattr(plain, bound)[0] - law.ppf(probability))
+        after = abs(getattr(skewed, bound)[0] - law.ppf(probability))
+        assert after < 0.1 * before
+        assert abs(law.cdf(float(getattr(skewed, bound)[0])) - probability) < 2e-3
+
+
+def test_an_absurd_third_moment_cannot_turn_an_interval_around():
+    third = jnp.array([1e6, -1e6] * (D // 2))
+    found = make_posterior("diagonal", scaled_third_diagonal=third)
+    np.testing.assert_allclose(jnp.abs(found.skewness()), 2.0)
+    ends = [found.marginal_interval(level) for level in (0.5, 0.8, 0.9, 0.95, 0.99)]
+    for inner, outer in itertools.pairwise(ends):
+        assert np.all(outer.lower < inner.lower) and np.all(inner.upper < outer.upper)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "dense"])
+def test_what_is_no_covariance_is_repaired_and_reported(structure):
+    good = make_covariance(structure)
+    vector = jnp.zeros(D).at[1].set(2.0).at[4].set(1.5)
+    bad = good.add_diagonal(-vector)
+    found = posterior_from_covariance(jnp.zeros(D), bad, 1.0, floor=0.01)
+    values = np.linalg.eigvalsh(np.asarray(found.covariance.to_dense()))
+    assert values[0] >= 0.01 * (1 - 1e-9)
+    if structure == "dense":
+        before = np.linalg.eigvalsh(np.asarray(bad.to_dense()))
+        below = before[before < 0.01]
+        np.testing.assert_allclose(values, np.maximum(before, 0.01), rtol=1e-9)
+    else:
+        below = np.asarray(bad.diag)[[1, 4]]
+        assert np.all(below < 0)
+    assert int(found.violations.count) == len(below)
+    np.testing.assert_allclose(found.violations.largest, 0.01 - below.min(), rtol=1e-9)
+    if structure == "low_rank":
+        expected = np.maximum(np.asarray(bad.diagonal()), 0.01)
+        np.testing.assert_allclose(found.diagonal(), expected, rtol=1e-9)
+
+
+def test_rounding_at_the_floor_of_a_model_is_no_violation():
+    covariance = Diagonal(jnp.full(D, 1e-4 * (1 - 1e-4)))
+    found = posterior_from_covariance(jnp.zeros(D), covariance, 1.0, floor=1e-4)
+    assert int(found.violations.count) == 0
+
+
+def test_nothing_of_the_size_of_a_square_is_built():
+    dim = 196_608  # 256 x 256 x 3
+
+    def everything(diag, factor):
+        found = posterior_from_covariance(
+            jnp.zeros_like(diag), DiagonalPlusLowRank(diag, factor), 0.5
+        )
+        pairs = found.top_eigenpairs(5)
+        draws = found.sample(jax.random.key(0), 4)
+        return pairs, draws, found.row(7), found.solve(diag), found.marginal_interval(0.9)
+
+    shapes = (
+        jax.ShapeDtypeStruct((dim,), jnp.float32),
+        jax.ShapeDtypeStruct((dim, 16), jnp.float32),
+    )
+    used = jax.jit(everything).lower(*shapes).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 250 * dim * 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: p.marginal_interval(1.0), "between 0 and 1"),
+        (lambda p: p.top_eigenpairs(0), "1 <= count <= 12"),
+        (lambda p: p.top_eigenpairs(13), "1 <= count <= 12"),
+        (lambda p: p.skewness(), "third-order model"),
+        (
+            lambda p: posterior_from_covariance(p.mean, make_covariance("diagonal"), 1.0, floor=0),
+            "floor > 0",
+        ),
+        (
+            lambda p: posterior_from_covariance(p.mean[1:], make_covariance("diagonal"), 1.0),
+            "one shape",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(make_posterior("diagonal"))
+
+
+def test_posteriors_of_many_points_come_by_vmap():
+    means = jax.random.normal(jax.random.key(0), (3, D))
+    covariance = make_covariance("low_rank")
+    batch = jax.vmap(lambda m: posterior_from_covariance(m, covariance, SIGMA))(means)
+    assert isinstance(batch, Posterior)
+    values = jax.vmap(lambda p: p.top_eigenpairs(2).eigenvalues)(batch)
+    np.testing.assert_allclose(values[0], values[2], rtol=1e-9)
+    assert batch.covariance.factor.shape == (3, D, RANK)
