@@ -13,6 +13,7 @@ from hos_jax.data import to_uint8
 # Figures are files: no window is ever opened, wherever the program runs.
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 
 def _shown(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
@@ -105,6 +106,10 @@ def calibration(reliability: list[dict[str, float]], directions: dict[str, Any])
         right.plot(count, directions[name], style, markersize=3, label=label)
     right.set(xlabel="leading directions", ylim=(0, None))
     right.set_ylabel("share of the squared error")
+    for axis in (left.xaxis, left.yaxis, middle.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
     left.legend(fontsize=8)
@@ -112,10 +117,16 @@ def calibration(reliability: list[dict[str, float]], directions: dict[str, Any])
     return figure
 
 
-def _signed(axis: Any, image: np.ndarray) -> None:
-    """Show numbers of both signs, (H, W, C) averaged over channels, 0 in white."""
+def _signed(axis: Any, image: np.ndarray, except_at: tuple[int, int] | None = None) -> None:
+    """Show numbers of both signs, (H, W, C) averaged over channels, 0 in white.
+
+    The pixel `except_at` may be larger than the colours reach.
+    """
     values = image.mean(axis=-1)
-    top = float(np.abs(values).max()) or 1.0
+    sizes = np.abs(values)
+    if except_at is not None:
+        sizes[except_at] = 0.0
+    top = float(sizes.max()) or 1.0
     axis.imshow(values, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
 
 
@@ -204,7 +215,7 @@ def covariance_rows(
         for number, (pixel, image) in enumerate(zip(pixels[index], rows[index], strict=True)):
             axis = axes[index, 1 + number]
             row, column, _ = np.unravel_index(pixel, mean.shape[1:])
-            _signed(axis, image)
+            _signed(axis, image, except_at=(row, column))
             for marked in (axis, axes[index, 0]):
                 marked.plot(column, row, "x", color=f"C{2 + number}", markersize=6)
     axes[0, 0].set_title("denoised", fontsize=9)

@@ -41,7 +41,7 @@ def pytest_unconfigure():
         shutil.rmtree(_CACHE, ignore_errors=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config():
     def make(**overrides):
         config = default_config()

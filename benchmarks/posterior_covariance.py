@@ -1,0 +1,199 @@
+r"""Posterior covariances of held-out images: the second-order model against autodiff of s1.
+
+    make demo
+    python benchmarks/posterior_covariance.py --run runs/demo [--other RUN ...] [--json PATH]
+
+The same noisy images and the same s1 for all methods of a run:
+
+* direct: the second-order model, one forward pass.
+* autodiff: C = I + sigma^2 (J + J^T) / 2 from the whole Jacobian J of s1, D forward derivatives in
+  chunks. It need not be positive: eigenvalues are raised to a floor, and of several floors the one
+  with the best likelihood on these very images is shown, which no honest user could choose.
+* Lanczos: the leading directions of that C from products alone.
+* Hutchinson: the diagonal of that C from random probes, variances raised to the same floors.
+
+NLL, calibration and coverage as in the table of `--test`, in units of sigma; captured: share of the
+squared error in the 5 leading directions; median seconds per image, compilation left out, and the
+memory that XLA plans for one image besides its arguments. `--other` adds the direct model of other
+runs, such as one trained with another loss; it has to be of the same data and noise level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hos_jax import autodiff, calibration, lanczos, metrics, tweedie
+from hos_jax import config as run_config
+from hos_jax.data import to_float
+from hos_jax.evaluate import load_run
+from hos_jax.files import write_atomically
+from hos_jax.linops import Diagonal
+from hos_jax.noise import example_keys, step_key
+from hos_jax.train import EVALUATION_STEP
+from hos_jax.uncertainty import posterior_from_covariance
+
+FLOORS = (1e-4, 1e-3, 1e-2, 3e-2, 0.1)
+DIRECTIONS = 5
+
+
+class Images:
+    """A run's first held-out images with noise, and its networks at one of them."""
+
+    def __init__(self, folder: Path, count: int):
+        config = run_config.load(folder)
+        run = load_run(config, folder)
+        self.problem, self.params, self.sigma = run.problem, run.params, config.noise
+        self.training_seconds = run.training_seconds
+        data = run.problem.data
+        clean = to_float(data.held_out[:count], data.value_range)
+        keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, count)
+        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
+        self.clean = clean.reshape(count, -1)
+        self.noisy = self.clean + self.sigma * noise.reshape(count, -1)
+
+    def outputs(self, params, noisy):
+        shape = self.problem.data.image_shape
+        return self.problem.model.apply(params, noisy.reshape(1, *shape), self.sigma)
+
+    def score_fn(self, params):
+        return lambda noisy: self.outputs(params, noisy).score1[0]
+
+    def direct(self, params, noisy):
+        """C, structured."""
+        return jax.tree.map(lambda leaf: leaf[0], self.outputs(params, noisy).covariance)
+
+    def jacobian(self, params, noisy):
+        """C from the whole Jacobian, `Dense`."""
+        hessian_fn = autodiff.chunked_hessian_fn(self.score_fn(params), chunk_size=56)
+        return hessian_fn(noisy).scale(self.sigma**2).add_identity()
+
+    def leading(self, params, noisy):
+        """The leading directions of C from products alone, (D, k)."""
+        product_fn = autodiff.hessian_vector_product_fn(self.score_fn(params), symmetrize=True)
+        pairs = lanczos.top_eigenpairs(
+            functools.partial(product_fn, noisy),
+            jax.random.key(0),
+            noisy.shape[0],
+            DIRECTIONS,
+            krylov_vectors=30,
+            dtype=noisy.dtype,
+        )
+        return pairs.eigenvectors
+
+    def probed(self, params, noisy, probes):
+        """The diagonal of C from random probes, `Diagonal`."""
+        found = autodiff.hutchinson_diagonal(
+            self.score_fn(params), noisy, jax.random.key(1), probes=probes, chunk_size=25
+        )
+        return Diagonal(1.0 + self.sigma**2 * found.estimate)
+
+    def timed(self, function):
+        """Values for every image, median seconds of one, planned bytes."""
+        compiled = jax.jit(function).lower(self.params, self.noisy[0]).compile()
+        values, seconds = [], []
+        for noisy in self.noisy:
+            begun = time.perf_counter()
+            values.append(jax.block_until_ready(compiled(self.params, noisy)))
+            seconds.append(time.perf_counter() - begun)
+        return values, float(np.median(seconds)), compiled.memory_analysis().temp_size_in_bytes
+
+
+def judge(images: Images, covariances, floor: float, directions=None) -> dict:
+    """Averages over the images, and the standard error of the likelihood."""
+    sigma = images.sigma
+
+    @jax.jit
+    def one(covariance, noisy, clean, given):
+        score1 = images.score_fn(images.params)(noisy)
+        mean = tweedie.posterior_mean(noisy, score1, sigma)
+        found = posterior_from_covariance(mean, covariance, sigma, floor=floor)
+        scaled = found.covariance.scale(sigma**-2)
+        scores = metrics.covariance_scores((clean - mean) / sigma, scaled)
+        inside = calibration.inside_intervals(found, clean)
+        vectors = found.top_eigenpairs(DIRECTIONS).eigenvectors if given is None else given
+        return {
+            **scores._asdict(),
+            "coverage_90": jnp.mean(inside[:, calibration.LEVELS.index(0.9)]),
+            "captured": calibration.captured_shares(clean - mean, vectors)[-1],
+            "violations": found.violations.count,
+        }
+
+    given = directions or [None] * len(covariances)
+    rows = [
+        jax.device_get(one(*each))
+        for each in zip(covariances, images.noisy, images.clean, given, strict=True)
+    ]
+    result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    spread = np.std([row["nll_per_dim"] for row in rows], ddof=1)
+    return result | {"nll_standard_error": float(spread / np.sqrt(len(rows))), "floor": floor}
+
+
+def best_floor(images: Images, covariances, directions=None) -> dict:
+    rows = [judge(images, covariances, floor, directions) for floor in FLOORS]
+    return min(rows, key=lambda row: row["nll_per_dim"])
+
+
+def compare(options) -> list[dict]:
+    images = Images(options.run, options.images)
+    rows = []
+
+    def add(method, found, seconds, memory):
+        rows.append({"method": method, **found, "seconds": seconds, "bytes": memory})
+        print(_line(rows[-1]), flush=True)
+
+    covariances, seconds, memory = images.timed(images.direct)
+    add("direct", judge(images, covariances, FLOORS[0]), seconds, memory)
+    covariances, seconds, memory = images.timed(images.jacobian)
+    add("autodiff, whole Jacobian", best_floor(images, covariances), seconds, memory)
+    directions, seconds, memory = images.timed(images.leading)
+    lanczos_row = {"captured": judge(images, covariances, 0.1, directions)["captured"]}
+    add("autodiff, Lanczos directions", lanczos_row, seconds, memory)
+    for probes in options.probes:
+        covariances, seconds, memory = images.timed(functools.partial(images.probed, probes=probes))
+        found = best_floor(images, covariances)
+        del found["captured"]
+        add(f"autodiff, {probes} Hutchinson probes", found, seconds, memory)
+    for folder in options.other:
+        other = Images(folder, options.images)
+        if not np.array_equal(other.noisy, images.noisy):
+            raise SystemExit(f"{folder} has other data or noise than {options.run}")
+        covariances, seconds, memory = other.timed(other.direct)
+        loss = other.problem.config.loss.second_order
+        found = best_floor(other, covariances)
+        add(f"direct, {folder.name} ({loss})", found, seconds, memory)
+    return rows
+
+
+COLUMNS = ("nll_per_dim", "calibration", "coverage_90", "captured", "violations", "floor")
+
+
+def _line(row: dict) -> str:
+    cells = "".join(f"{row[name]:>13.4g}" if name in row else f"{'':>13}" for name in COLUMNS)
+    return f"{row['method']:<34}{cells}{row['seconds']:>11.4f}{row['bytes'] / 2**20:>10.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--other", type=Path, nargs="*", default=[])
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--probes", type=int, nargs="*", default=[25, 200])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    titles = "".join(f"{name:>13}" for name in COLUMNS)
+    print(f"{'method':<34}{titles}{'s / image':>11}{'MiB':>10}")
+    rows = compare(options)
+    if options.json:
+        write_atomically(options.json, json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

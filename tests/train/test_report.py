@@ -1,0 +1,102 @@
+"""The report page: self-contained, and it works in a browser where one is installed."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from hos_jax import train
+from hos_jax.evaluate import evaluate_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
+# Errors are collected from the first line of the page on; the last script plays the user.
+LISTEN = """<head><script>
+window.problems = [];
+const note = (event) => problems.push(String(event.message || event.target.outerHTML));
+addEventListener("error", note, true);
+const report = console.error;
+console.error = (...words) => { problems.push(words.join(" ")); report(...words); };
+</script>"""
+PLAY = """<script>
+addEventListener("load", () => {
+  const picture = (id) => document.getElementById(id).toDataURL();
+  const seen = { mean: picture("view-mean"), before: picture("view-moved") };
+  const slider = document.getElementById("slider-0");
+  slider.value = 3;
+  slider.dispatchEvent(new Event("input"));
+  seen.after = picture("view-moved");
+  const canvas = document.getElementById("view-mean");
+  canvas.focus();
+  canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+  seen.readout = document.getElementById("readout").textContent;
+  seen.row = picture("view-row");
+  document.getElementById("reset").click();
+  canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown" }));
+  seen.secondReadout = document.getElementById("readout").textContent;
+  document.querySelectorAll("#choice button")[1].click();
+  seen.secondImage = picture("view-mean");
+  seen.overflow = document.documentElement.scrollWidth - innerWidth;
+  seen.figures = document.querySelectorAll("#figures img").length;
+  const images = [...document.querySelectorAll("img")];
+  seen.broken = images.filter((image) => image.complete && !image.naturalWidth).length;
+  seen.problems = problems;
+  const result = document.createElement("pre");
+  result.id = "result";
+  result.textContent = btoa(JSON.stringify(seen));
+  document.body.append(result);
+});
+</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def run_folder(small_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    config = small_config()
+    train.train_and_evaluate(config, folder)
+    evaluate_run(config, folder)
+    return folder
+
+
+def test_the_page_needs_nothing_else(run_folder):
+    page = (run_folder / "report.html").read_text()
+    assert "http:" not in page and "https:" not in page and "__DATA__" not in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.S)[1])
+    assert len(data["images"]) == 8 and len(data["figures"]) == 8
+    assert {row[0] for row in data["measures"]} >= {"denoise_mse", "calibration", "coverage_90"}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("size", ["390,844", "1400,900"])
+def test_sliders_and_keys_change_the_pictures(run_folder, tmp_path, size):
+    page = (run_folder / "report.html").read_text()
+    played = tmp_path / "played.html"
+    played.write_text(page.replace("<head>", LISTEN, 1).replace("</body>", PLAY))
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--window-size={size}",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+            f"file://{played}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r'<pre id="result">([A-Za-z0-9+/=]+)</pre>', done.stdout)
+    assert found, done.stderr[-2000:]
+    seen = json.loads(base64.b64decode(found[1]))
+    assert seen["problems"] == [] and seen["broken"] == 0 and seen["figures"] == 8
+    assert seen["before"] == seen["mean"] != seen["after"]
+    assert seen["secondImage"] != seen["mean"]
+    assert re.match(r"Row \d+, column \d+: mean -?[\d.]+, 90% between", seen["readout"])
+    assert seen["readout"] != seen["secondReadout"]
+    assert seen["overflow"] <= 0
