@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax.types import Array, check_vectors
-from hos_jax.uncertainty import Posterior
+from hos_jax.uncertainty import Interval, Posterior
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 # Four bins a decade; what lies outside counts in the first or last one.
 VARIANCE_EDGES = np.geomspace(1e-4, 10.0, 21)
+# A bin with fewer values says too little about its own quantiles.
+LEAST_COUNT = 500
 
 
 class BinSums(NamedTuple):
@@ -48,6 +50,12 @@ def inside_intervals(posterior: Posterior, clean: Array) -> Array:
     return jnp.stack([(i.lower <= clean) & (clean <= i.upper) for i in intervals], axis=-1)
 
 
+def _bins(variance: Array) -> Array:
+    """The bin of each variance."""
+    edges = jnp.asarray(VARIANCE_EDGES[1:-1], variance.dtype)
+    return jnp.searchsorted(edges, variance, side="right")
+
+
 def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
     """Sums of one example.
 
@@ -63,8 +71,7 @@ def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
     if inside.shape != (variance.shape[0], len(LEVELS)):
         raise ValueError(f"expected shape (D, {len(LEVELS)}), got {tuple(inside.shape)}")
     bins = len(VARIANCE_EDGES) - 1
-    edges = jnp.asarray(VARIANCE_EDGES[1:-1], variance.dtype)
-    places = jnp.searchsorted(edges, variance, side="right")
+    places = _bins(variance)
     zeros = jnp.zeros(bins, variance.dtype)
     return BinSums(
         count=zeros.at[places].add(1.0),
@@ -88,14 +95,72 @@ def reliability(sums: BinSums) -> list[dict[str, float]]:
     rows = []
     for index in np.flatnonzero(count):
         row = {
-            "share": count[index] / count.sum(),
-            "predicted": float(sums.variance[index]) / count[index],
-            "realised": float(sums.squared_error[index]) / count[index],
+            "share": float(count[index] / count.sum()),
+            "predicted": float(sums.variance[index] / count[index]),
+            "realised": float(sums.squared_error[index] / count[index]),
         }
         for level, inside in zip(LEVELS, np.asarray(sums.inside)[index], strict=True):
-            row[f"coverage_{round(100 * level)}"] = float(inside) / count[index]
+            row[f"coverage_{round(100 * level)}"] = float(inside / count[index])
         rows.append(row)
     return rows
+
+
+def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """How many deviations wide an interval really has to be, by predicted variance and level.
+
+    The errors of denoising are not Gaussian: many are nearly 0, some are large. In each bin of
+    predicted variance the multiplier is the quantile of |e| / sd at each of `LEVELS` (split
+    conformal prediction within bins), so that new values from the same data are covered at the
+    level, whatever their law and even where the variance is off. A bin with fewer than
+    `LEAST_COUNT` values gets the quantile of all values.
+
+    Args:
+      variance: predicted variances of values that training did not see, (N,), units of sigma^2.
+      error: their errors, (N,), units of sigma.
+
+    Returns:
+      (bins, levels), for `recalibrated_interval`.
+
+    Raises:
+      ValueError: if the shapes differ or there are no values.
+
+    References:
+      Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
+    """
+    if variance.shape != error.shape or variance.ndim != 1 or not len(error):
+        raise ValueError(
+            f"expected two arrays of one shape (N,), got {variance.shape}, {error.shape}"
+        )
+    ratio = np.abs(error) / np.sqrt(variance)
+    places = np.searchsorted(VARIANCE_EDGES[1:-1], variance, side="right")
+    table = np.tile(np.quantile(ratio, LEVELS), (len(VARIANCE_EDGES) - 1, 1))
+    for index, count in enumerate(np.bincount(places, minlength=len(table))):
+        if count >= LEAST_COUNT:
+            table[index] = np.quantile(ratio[places == index], LEVELS)
+    return table
+
+
+def recalibrated_interval(
+    posterior: Posterior, sigma: Array | float, multipliers: Array, level: float
+) -> Interval:
+    """Central intervals, mean +- m sd, (D,), with the m of `interval_multipliers`.
+
+    Args:
+      posterior: at one point.
+      sigma: scalar, data units.
+      multipliers: (bins, levels).
+      level: one of `LEVELS`.
+
+    Raises:
+      ValueError: for another level or shape.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {LEVELS}, got {level}")
+    if multipliers.shape != (len(VARIANCE_EDGES) - 1, len(LEVELS)):
+        raise ValueError(f"expected shape (bins, levels), got {tuple(multipliers.shape)}")
+    places = _bins(posterior.diagonal() / sigma**2)
+    half = multipliers[places, LEVELS.index(level)] * posterior.standard_deviation()
+    return Interval(posterior.mean - half, posterior.mean + half)
 
 
 def captured_shares(error: Array, directions: Array) -> Array:

@@ -113,7 +113,8 @@ def evaluate_run(
     figures.save(panel(run.problem, run.params, config.sampling.images), folder / "denoising.png")
     if config.model.head != "none":
         result["directions"] = direction_scores(run.problem, run.params)
-        drawn = figures.calibration(result["reliability"], result["directions"])
+        recalibrated = result["recalibrated"]["reliability"]
+        drawn = figures.calibration(result["reliability"], recalibrated, result["directions"])
         figures.save(drawn, folder / "calibration.png")
         directions, rows = posterior_figures(run.problem, run.params, config.sampling.images)
         figures.save(directions, folder / "directions.png")
@@ -159,4 +160,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'held out':<14}{'value':>10}{'std. error':>12}"]
     for name, error in result["standard_error"].items():
         lines.append(f"{name:<14}{result[name]:>10.4f}{error:>12.4f}")
+    for name, value in result.get("recalibrated", {}).items():
+        if name.startswith("coverage_"):
+            lines.append(f"{name:<14}{value:>10.4f}  recalibrated")
     return "\n".join(lines)

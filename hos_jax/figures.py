@@ -73,26 +73,41 @@ def denoising_panel(
     return figure
 
 
-def calibration(reliability: list[dict[str, float]], directions: dict[str, Any]) -> Any:
-    """A figure of `calibration.reliability` and `evaluate.direction_scores`, in three panels.
-
-    Bins with less than 0.1% of the values are left out.
-    """
+def _columns(reliability: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """The rows of `calibration.reliability` with at least 0.1% of the values, as arrays."""
     rows = [row for row in reliability if row["share"] >= 1e-3]
-    predicted = np.sqrt([row["predicted"] for row in rows])
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def calibration(
+    reliability: list[dict[str, float]],
+    recalibrated: list[dict[str, float]],
+    directions: dict[str, Any],
+) -> Any:
+    """A figure in three panels: variances, intervals, and the error in leading directions.
+
+    Args:
+      reliability: of Gaussian intervals, see `calibration.reliability`.
+      recalibrated: the same of recalibrated intervals.
+      directions: see `held_out.direction_scores`.
+    """
+    rows, better = _columns(reliability), _columns(recalibrated)
+    predicted = np.sqrt(rows["predicted"])
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.6, 3.6), layout="constrained")
-    sizes = 15 + 300 * np.array([row["share"] for row in rows])
+    sizes = 15 + 300 * rows["share"]
     left.plot(predicted, predicted, color="gray", linewidth=0.8, label="perfect")
-    realised = np.sqrt([row["realised"] for row in rows])
-    left.scatter(predicted, realised, sizes, alpha=0.6, label="bins, by share of values")
+    left.scatter(
+        predicted, np.sqrt(rows["realised"]), sizes, alpha=0.6, label="bins, by share of values"
+    )
     left.set(xscale="log", yscale="log", xlabel="predicted deviation / sigma")
     left.set_ylabel("realised error (root mean square) / sigma")
-    names = [name for name in rows[0] if name.startswith("coverage_")]
-    for index, name in enumerate(names):
+    for index, name in enumerate(name for name in rows if name.startswith("coverage_")):
         level = int(name.removeprefix("coverage_"))
-        middle.plot(predicted, [row[name] for row in rows], "o-", color=f"C{index}", markersize=4)
-        middle.axhline(level / 100, color=f"C{index}", linestyle="--", linewidth=0.8)
-        middle.text(predicted[0], level / 100, f"{level}%", fontsize=8, va="bottom")
+        style = {"color": f"C{index}", "markersize": 4}
+        middle.axhline(level / 100, color="gray", linewidth=0.8)
+        middle.plot(predicted, rows[name], "o:", **style, label=f"{level}%, Gaussian")
+        deviation = np.sqrt(better["predicted"])
+        middle.plot(deviation, better[name], "o-", **style, label=f"{level}%, recalibrated")
     middle.set(xscale="log", ylim=(0, 1.02), xlabel="predicted deviation / sigma")
     middle.set_ylabel("share of errors inside the interval")
     for name, label in (
@@ -113,6 +128,7 @@ def calibration(reliability: list[dict[str, float]], directions: dict[str, Any])
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
     left.legend(fontsize=8)
+    middle.legend(fontsize=7, ncols=2)
     right.legend(fontsize=8)
     return figure
 

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 DIRECTIONS = 12
 DIRECTION_IMAGES = 500
 PCA_IMAGES = 2000
+# Values, roughly, from which the widths of intervals are learned.
+LARGEST_SAMPLE = 4_000_000
 
 
 class Denoised(NamedTuple):
@@ -86,17 +88,13 @@ def _batches(problem: Problem, limit: int | None = None):
         yield clean, keys, np.arange(size) >= start - first
 
 
-def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
-    """Averages over the whole held-out set, each with its standard error over images.
+def _make_scores(problem: Problem, stride: int) -> Callable:
+    """`scores(params, clean, keys, fresh)`: values per image, sums by bin, violations, samples.
 
-    `denoise_mse` in data units^2; with a second-order model also `nll_per_dim` and `calibration` of
-    the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50` ... `coverage_95`,
-    the shares of values inside their intervals, and `reliability`, the same by predicted variance
-    (see `calibration.reliability`); with a third-order model `third_order` (see
-    `metrics.third_order_score`). `violations`: values of the covariance that were none, see
-    `uncertainty.Violations`.
+    The samples are the predicted variances and the errors of every `stride`-th value, in units of
+    sigma^2 and sigma.
     """
-    config, data = problem.config, problem.data
+    sigma = problem.config.noise
     denoise = make_noise_and_denoise(problem)
 
     @jax.jit
@@ -104,12 +102,12 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
         denoised = denoise(params, clean, keys)
         flat = clean.reshape(len(clean), -1)
         error = flat - denoised.mean
-        scaled = error / config.noise
+        scaled = error / sigma
         values = {"denoise_mse": jnp.mean(jnp.square(error), axis=1)}
         posterior, variance = denoised.posterior, jnp.zeros_like(error)
-        sums = violations = None
+        sums = violations = samples = None
         if posterior is not None:
-            covariance = jax.vmap(lambda c: c.scale(config.noise**-2))(posterior.covariance)
+            covariance = jax.vmap(lambda c: c.scale(sigma**-2))(posterior.covariance)
             values |= jax.vmap(metrics.covariance_scores)(scaled, covariance)._asdict()
             inside = jax.vmap(calibration.inside_intervals)(posterior, flat)
             for index, level in enumerate(calibration.LEVELS):
@@ -119,26 +117,53 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
             sums = jax.vmap(calibration.bin_sums)(variance, scaled, inside)
             sums = jax.tree.map(lambda leaf: jnp.tensordot(fresh, leaf, 1), sums)
             violations = posterior.violations
+            samples = variance[:, ::stride], scaled[:, ::stride]
         if denoised.outputs.raw_third_order is not None:
             third = denoised.outputs.scaled_third_diagonal
             values["third_order"] = jax.vmap(metrics.third_order_score)(third, scaled, variance)
-        return values, sums, violations
+        return values, sums, violations, samples
 
-    parts, sums, violations = [], [], []
+    return scores
+
+
+def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
+    """Averages over the whole held-out set, each with its standard error over images.
+
+    `denoise_mse` in data units^2; with a second-order model also `nll_per_dim` and `calibration` of
+    the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50` ... `coverage_95`,
+    the shares of values inside their intervals, `reliability`, the same by predicted variance (see
+    `calibration.reliability`), `recalibrated` (see `recalibrate`) and `violations`: values of the
+    covariance that were none (see `uncertainty.Violations`). With a third-order model
+    `third_order` (see `metrics.third_order_score`).
+    """
+    data = problem.data
+    stride = max(1, data.held_out[..., 0].size * data.image_shape[-1] // LARGEST_SAMPLE)
+    scores = _make_scores(problem, stride)
+    parts, sums, violations, samples = [], [], [], []
     for clean, keys, fresh in _batches(problem):
         found = jax.device_get(scores(params, clean, keys, fresh.astype(np.float32)))
-        parts.append({name: value[fresh] for name, value in found[0].items()})
+        values, violated, sampled = (
+            jax.tree.map(lambda leaf, fresh=fresh: leaf[fresh], part)
+            for part in (found[0], found[2], found[3])
+        )
+        parts.append(values)
         sums.append(found[1])
-        violations.append(jax.tree.map(lambda leaf, fresh=fresh: leaf[fresh], found[2]))
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        violations.append(violated)
+        samples.append(sampled)
+    joined = _join(parts)
     result: dict[str, Any] = {name: float(np.mean(values)) for name, values in joined.items()}
     errors = {name: float(np.std(values) / np.sqrt(len(values))) for name, values in joined.items()}
     result |= {"standard_error": errors, "held_out_images": len(data.held_out)}
     if sums[0] is not None:
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=float), *sums)
         result["reliability"] = calibration.reliability(total)
+        result["recalibrated"] = recalibrate(*_join(samples))
         result["violations"] = _violations(violations)
     return result
+
+
+def _join(parts: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _violations(batches: list[Violations]) -> dict[str, Any]:
@@ -152,6 +177,33 @@ def _violations(batches: list[Violations]) -> dict[str, Any]:
             largest,
         )
     return {"count": count, "largest": largest}
+
+
+def recalibrate(variance: np.ndarray, error: np.ndarray) -> dict[str, Any]:
+    """Intervals whose widths are learned on every other image, tested on the images in between.
+
+    Args:
+      variance: predicted variances, (images, D), units of sigma^2.
+      error: (images, D), units of sigma.
+
+    Returns:
+      `multipliers` for `calibration.recalibrated_interval`, `coverage_50` ... `coverage_95` of the
+      images in between, and their `reliability`.
+    """
+    learn, test = slice(0, None, 2), slice(1, None, 2)
+    multipliers = calibration.interval_multipliers(variance[learn].ravel(), error[learn].ravel())
+    places = np.searchsorted(calibration.VARIANCE_EDGES[1:-1], variance[test], side="right")
+    ratio = np.abs(error[test]) / np.sqrt(variance[test])
+    inside = ratio[..., None] <= multipliers[places]
+    add = jax.jit(jax.vmap(calibration.bin_sums))
+    sums = jax.device_get(add(variance[test], error[test], inside))
+    total = jax.tree.map(lambda leaf: leaf.sum(axis=0, dtype=float), sums)
+    result: dict[str, Any] = {
+        f"coverage_{round(100 * level)}": float(inside[..., index].mean())
+        for index, level in enumerate(calibration.LEVELS)
+    }
+    result["reliability"] = calibration.reliability(total)
+    return result | {"multipliers": multipliers.round(4).tolist()}
 
 
 def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
@@ -187,7 +239,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     for clean, keys, fresh in _batches(problem, DIRECTION_IMAGES):
         found = jax.device_get(scores(params, clean, keys))
         parts.append({name: value[fresh] for name, value in found.items()})
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    joined = _join(parts)
     result = {name: values.mean(axis=0).tolist() for name, values in joined.items()}
     errors = joined["model"].std(axis=0) / np.sqrt(len(joined["model"]))
     result |= {"standard_error": errors.tolist(), "images": len(joined["model"])}

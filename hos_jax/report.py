@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import functools
 import importlib.resources
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtri
 
+from hos_jax import calibration
 from hos_jax.files import write_atomically
 from hos_jax.held_out import first_held_out
 from hos_jax.linops import DiagonalPlusLowRank
@@ -32,6 +34,10 @@ MEANINGS = {
     "coverage_95": "the same at 95%",
     "third_order": "score of the predicted skewness: negative when it says something true",
 }
+RECALIBRATED = (
+    "share of the errors inside {}% intervals whose widths were learned on every other held-out "
+    "image, of the images in between"
+)
 CAPTIONS = {
     "loss_curves.png": "Training and held-out losses",
     "denoising.png": "Held-out images: clean, noisy, denoised, predicted and realised error",
@@ -48,7 +54,7 @@ def _floats(values: Any) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
-def _images(problem: Problem, params: Any, count: int) -> list[dict[str, str]]:
+def _images(problem: Problem, params: Any, multipliers: Any, count: int) -> list[dict[str, str]]:
     """What the page needs of each of the first held-out images, as base64 of float32."""
     dim = int(np.prod(problem.data.image_shape))
     if problem.config.model.head == "none" or dim > LARGEST_DIM:
@@ -57,12 +63,21 @@ def _images(problem: Problem, params: Any, count: int) -> list[dict[str, str]]:
     leading = min(DIRECTIONS, dim)
     pairs = jax.jit(jax.vmap(lambda p: p.top_eigenpairs(leading)))(denoised.posterior)
     covariance = denoised.posterior.covariance
+    interval_fn = functools.partial(
+        calibration.recalibrated_interval,
+        sigma=problem.config.noise,
+        multipliers=jnp.asarray(multipliers),
+        level=0.9,
+    )
+    intervals = jax.jit(jax.vmap(interval_fn))(denoised.posterior)
     low_rank = isinstance(covariance, DiagonalPlusLowRank)
     return [
         {
             "clean": _floats(clean[index]),
             "noisy": _floats(denoised.noisy[index]),
             "mean": _floats(denoised.mean[index]),
+            "lower": _floats(intervals.lower[index]),
+            "upper": _floats(intervals.upper[index]),
             "diag": _floats(covariance.diag[index]),
             "factor": _floats(covariance.factor[index] if low_rank else np.zeros((dim, 0))),
             "directions": _floats(np.asarray(pairs.eigenvectors[index]).T),
@@ -95,6 +110,11 @@ def write_report(
         for name, meaning in MEANINGS.items()
         if name in errors
     ]
+    recalibrated = result.get("recalibrated", {})
+    for level in (50, 80, 90, 95):
+        if recalibrated:
+            value = f"{recalibrated[f'coverage_{level}']:.4f}"
+            measures.append([f"recalibrated_{level}", value, "", RECALIBRATED.format(level)])
     runner = f"{config.runner}, " if config.runner else ""
     content = {
         "title": f"{config.data.name} at sigma {config.noise:g}",
@@ -105,10 +125,11 @@ def write_report(
         ),
         "measures": measures,
         "figures": drawn,
-        "images": _images(problem, params, max(config.sampling.images, 8)),
+        "images": _images(
+            problem, params, recalibrated.get("multipliers"), max(config.sampling.images, 8)
+        ),
         "shape": list(problem.data.image_shape),
         "range": list(problem.data.value_range),
-        "z": float(ndtri(0.95)),
     }
     page = importlib.resources.files("hos_jax").joinpath("report.html").read_text("utf-8")
     # A "</script>" in a name must not end the script element.

@@ -63,6 +63,7 @@ def test_train_resume_and_test(command, tmp_path):
     assert metrics["training_seconds"] > 0 and metrics["versions"]["jax"]
     assert metrics["coverage_50"] < metrics["coverage_90"] < metrics["coverage_95"]
     assert sum(row["share"] for row in metrics["reliability"]) == pytest.approx(1.0)
+    assert 0.8 < metrics["recalibrated"]["coverage_90"] < 0.97
     assert metrics["violations"] == {"count": 0, "largest": 0.0}
     assert len(metrics["directions"]["model"]) == len(metrics["directions"]["pca"]) == 12
 

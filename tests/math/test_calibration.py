@@ -42,6 +42,50 @@ def test_reliability_finds_what_was_put_in(inflation):
             assert abs(row[f"coverage_{round(100 * level)}"] - expected) < 4.5 * error
 
 
+@pytest.mark.parametrize("wrong_by", [1.0, 3.0])
+def test_recalibrated_intervals_hold_their_level_whatever_the_law(wrong_by):
+    # Laplace errors, of which Gaussian intervals at 50% would cover 63%, and a wrong variance.
+    def draw(key):
+        keys = jax.random.split(key)
+        variance = 10.0 ** jax.random.uniform(keys[0], (200_000,), minval=-2.0, maxval=0.0)
+        error = jnp.sqrt(variance / 2) * jax.random.laplace(keys[1], (200_000,))
+        return variance * wrong_by, error
+
+    variance, error = draw(jax.random.key(0))
+    table = calibration.interval_multipliers(np.asarray(variance), np.asarray(error))
+    variance, error = draw(jax.random.key(1))
+    found = posterior_from_covariance(jnp.zeros(len(error)), Diagonal(variance), 1.0)
+    for level in calibration.LEVELS:
+        interval = calibration.recalibrated_interval(found, 1.0, jnp.asarray(table), level)
+        inside = np.asarray((interval.lower <= error) & (error <= interval.upper))
+        for low in (-2.0, -1.0):
+            chosen = np.asarray(
+                (variance > wrong_by * 10**low) & (variance < wrong_by * 10 ** (low + 1))
+            )
+            size = chosen.sum()
+            spread = np.sqrt(level * (1 - level) / size)
+            # Both the quantiles and the check are estimates.
+            assert abs(inside[chosen].mean() - level) < 4.5 * np.sqrt(2) * spread
+    gaussian = found.marginal_interval(0.5)
+    inside = np.mean((gaussian.lower <= error) & (error <= gaussian.upper))
+    assert inside > 0.6
+
+
+def test_an_empty_bin_takes_the_quantiles_of_all_values():
+    error = np.random.default_rng(0).normal(size=2000)
+    table = calibration.interval_multipliers(np.full(2000, 1.0), error)
+    np.testing.assert_allclose(
+        table, np.tile(np.quantile(np.abs(error), [0.5, 0.8, 0.9, 0.95]), (20, 1))
+    )
+    found = posterior_from_covariance(jnp.zeros(3), Diagonal(jnp.ones(3)), 1.0)
+    with pytest.raises(ValueError, match="one of"):
+        calibration.recalibrated_interval(found, 1.0, jnp.asarray(table), 0.7)
+    with pytest.raises(ValueError, match="bins, levels"):
+        calibration.recalibrated_interval(found, 1.0, jnp.ones((3, 4)), 0.9)
+    with pytest.raises(ValueError, match="one shape"):
+        calibration.interval_multipliers(np.ones(3), np.ones(4))
+
+
 def test_variances_outside_the_bins_count_in_the_last_ones():
     variance = jnp.array([1e-9, 1e-4, 50.0])
     inside = jnp.zeros((3, 4), bool)
