@@ -12,10 +12,10 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["losses", "own score", "sampling"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["losses", "own score", "uncertainty", "sampling"])
 def test_example_runs(code):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True

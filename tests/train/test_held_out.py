@@ -1,0 +1,62 @@
+"""Numbers on held-out images: they do not depend on batches, and nothing is repaired silently."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from hos_jax import held_out
+from hos_jax.train import Problem
+
+
+def test_numbers_do_not_depend_on_the_batch_size(small_config):
+    # 180 images: three whole batches, or a last one of which 5 images are new.
+    results = []
+    for size in (60, 35):
+        problem = Problem.from_config(small_config(sampling__batch_size=size))
+        params = problem.init().params
+        results.append(held_out.held_out_metrics(problem, params))
+        results[-1]["directions"] = held_out.direction_scores(problem, params)
+    first, second = results
+    assert first["held_out_images"] == 180 and first["directions"]["images"] == 180
+    for name in first["standard_error"]:
+        assert first[name] == pytest.approx(second[name], rel=1e-4)
+    for name in ("reliability", "recalibrated"):
+        rows = [result[name] for result in results]
+        if name == "recalibrated":
+            np.testing.assert_allclose(rows[0]["multipliers"], rows[1]["multipliers"], rtol=1e-2)
+            rows = [row["reliability"] for row in rows]
+        for a, b in zip(*rows, strict=True):
+            assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+    for name in ("model", "predicted", "pca", "random"):
+        np.testing.assert_allclose(
+            first["directions"][name], second["directions"][name], rtol=1e-3, atol=1e-4
+        )
+        assert np.all(np.diff(first["directions"][name]) >= 0)
+
+
+@pytest.mark.parametrize("head", ["diagonal", "low_rank"])
+def test_an_unconstrained_model_is_repaired_and_reported(small_config, caplog, head):
+    config = small_config(
+        model__head=head, model__positive_definite=False, loss__second_order="d2sm"
+    )
+    problem = Problem.from_config(config)
+    # A large prediction: S = sigma^2 s2 well below -1 in half of the places.
+    params = problem.init().params
+    params = jax.tree.map(lambda leaf: 10 * leaf, params)
+    with caplog.at_level(logging.WARNING, "hos_jax.held_out"):
+        result = held_out.held_out_metrics(problem, params)
+    assert result["violations"]["count"] > 100 and result["violations"]["largest"] > 0
+    assert "were not positive" in caplog.text and "positive_definite=True" in caplog.text
+    assert all(np.isfinite(result[name]) for name in result["standard_error"])
+
+
+def test_a_first_order_model_has_an_error_and_no_posterior(small_config):
+    config = small_config(model__head="none", loss__second_order="none")
+    problem = Problem.from_config(config)
+    result = held_out.held_out_metrics(problem, problem.init().params)
+    assert set(result["standard_error"]) == {"denoise_mse"}
+    assert "reliability" not in result and "violations" not in result
+    _, denoised = held_out.first_held_out(problem, problem.init().params, 2)
+    assert denoised.posterior is None and denoised.standard_deviation is None
