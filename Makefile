@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
 
-.PHONY: demo test test-math test-train test-cli test-slow test-gpu lint format clean
+.PHONY: demo test test-math test-train test-cli test-slow test-gpu notebooks lint format clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) main.py $(DEMO_FLAGS) --ni
@@ -33,6 +33,11 @@ test-slow: $(VENV)/test.stamp
 
 test-gpu: $(VENV)/test.stamp
 	$(PYTEST) tests/train -m gpu
+
+# Runs the notebooks and keeps their pictures; the .py files beside them are what one edits.
+notebooks: $(VENV)/test.stamp
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[notebooks]"
+	cd notebooks && ../$(VENV)/bin/jupytext --to ipynb --execute *.py
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .

@@ -15,9 +15,10 @@ from hos_jax.types import Array
 class HessianModel(nn.Module):
     r"""s2 from a network of its own; s1 comes from outside.
 
-    With v = sigma^2 + data_std^2, the network sees y / sqrt(v) and sqrt(v) s1(y), as twice the
-    channels of the image, and gives the raw values of the head. Where s1 changes fast s2 is large:
-    seeing s1 spares the network from finding these places again.
+    The network sees y / sqrt(sigma^2 + data_std^2) and sigma s1(y), as twice the channels of the
+    image, and gives the raw values of the head. Where s1 changes fast s2 is large: seeing s1 spares
+    the network from finding these places again. (In units of sigma: at small noise levels a larger
+    multiple of a learned s1 brings in more of its errors than it helps.)
 
     Attributes:
       network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
@@ -42,10 +43,10 @@ class HessianModel(nn.Module):
         images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
         count, height, width, channels = images.shape
         sigma = jnp.broadcast_to(jnp.asarray(sigma, images.dtype), (count,))
-        scale = 1.0 / jnp.sqrt(sigma**2 + self.data_std**2)
         blocks = self.head.blocks(height * width * channels)
         network = self.network(out_channels=channels * blocks, name="score2")
-        scale = scale[:, None, None, None]
-        inputs = jnp.concatenate([images * scale, score1.reshape(images.shape) / scale], axis=-1)
+        level = sigma[:, None, None, None]
+        scaled = images / jnp.sqrt(level**2 + self.data_std**2)
+        inputs = jnp.concatenate([scaled, level * score1.reshape(images.shape)], axis=-1)
         raw = split_blocks(network(inputs), blocks)
         return ModelOutputs(-sigma[:, None] * score1, raw, sigma, head=self.head)

@@ -122,8 +122,25 @@ def test_growth_bound_limits_runaway_directions_and_nothing_else():
         return np.asarray(plus - minus) / 2
 
     np.testing.assert_allclose(mean_step(None), [1 - np.exp(-2), np.expm1(10.0) / 5], rtol=1e-10)
-    bounded = [1 - np.exp(-2), 2.0 * np.expm1(3.0) / 3.0]
+    # The second direction runs for the time (3 / 5) tanh(10 / 3) instead of 2.
+    bounded = [1 - np.exp(-2), np.expm1(3.0 * np.tanh(10.0 / 3.0)) / 5]
     np.testing.assert_allclose(mean_step(3.0), bounded, rtol=1e-10)
+    np.testing.assert_allclose(mean_step(1e6), mean_step(None), rtol=1e-8)
+
+
+def test_chains_between_modes_stay_near_them_at_large_steps():
+    law = distributions.GaussianMixture(
+        jnp.array([0.5, 0.5]), jnp.array([[-1.5, 0.0], [1.5, 0.3]]), stds=jnp.array([0.3, 0.4])
+    )
+    for bound, expected in ((ozaki.DEFAULT_GROWTH_BOUND, 0), (None, 1)):
+        derivatives_fn = ozaki.join(law.score, law.hessian)
+        sampler = ozaki.as_top_level_api(derivatives_fn, 0.2, growth_bound=bound)
+        states = jax.vmap(sampler.init)(law.sample(jax.random.key(0), 64))
+        chains = run_chains(
+            jax.random.key(1), sampler.step, states, 300, collect=lambda state: state.position
+        )
+        far = np.sum(np.abs(chains.trajectory).max(axis=(0, 2)) > 5) + np.sum(~chains.is_finite)
+        assert far == 0 if expected == 0 else far > 0
 
 
 def test_step_in_float32_with_zero_and_huge_eigenvalues():
