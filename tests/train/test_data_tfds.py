@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import pytest
-from data_fixtures import fashion_mnist_files, read_idx, served
+from data_fixtures import FULL_SIZE, fashion_mnist_files, read_idx, served
 
 # importlib_resources: TFDS imports it when it prepares, and does not declare it (its issue 11212).
 _NEEDED = ("tensorflow_datasets", "tensorflow", "array_record", "importlib_resources")
@@ -49,7 +49,7 @@ print(json.dumps(report))
 """
 
 
-def _load(root, url="", out="", counts=(60_000, 10_000)):
+def _load(root, url="", out="", counts=FULL_SIZE):
     """Run `load` in a process of its own: (its report, its stderr)."""
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
@@ -65,9 +65,7 @@ def _assert_nothing_prepared(root):
     assert not left, f"left behind: {left}"
 
 
-@pytest.mark.parametrize(
-    "counts", [(3000, 500), pytest.param((60_000, 10_000), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("counts", [(3000, 500), pytest.param(FULL_SIZE, marks=pytest.mark.slow)])
 def test_prepare_then_read_without_tensorflow(tmp_path, counts):
     files = fashion_mnist_files(tmp_path, *counts)
     root = tmp_path / "root"
