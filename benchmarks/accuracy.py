@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from hos_jax import autodiff, distributions, figures, fit, losses
 from hos_jax.files import write_atomically
@@ -393,10 +394,14 @@ def figure(rows: list[dict], path: Path) -> None:
             panel.loglog(sigmas, [np.mean(v) for v in values], style, marker="o", label=method)
         panel.set_title(f"{law}, {head.replace('_', '-')} head", fontsize=10)
         panel.set_xlabel("sigma")
+        shown = sorted({row["sigma"] for row in rows})
+        panel.set_xticks(shown, [f"{sigma:g}" for sigma in shown])
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("relative squared error of s2")
     # A run that diverged is off the picture, and in the table.
-    np.atleast_1d(axes)[0].set_ylim(top=10.0)
+    top = np.atleast_1d(axes)[0].get_ylim()[1]
+    np.atleast_1d(axes)[0].set_ylim(top=min(top, 10.0))
     np.atleast_1d(axes)[-1].legend(fontsize=8)
     figures.save(plot, path)
 
