@@ -379,7 +379,7 @@ def figure(rows: list[dict], path: Path) -> None:
     rows = [row for row in rows if row["method"] not in THIRD]
     places = sorted({(row["law"], row["head"]) for row in rows if row["head"] != "-"})
     plot, axes = plt.subplots(
-        1, len(places), figsize=(3.4 * len(places), 3.6), sharey=True, layout="constrained"
+        1, len(places), figsize=(3.4 * len(places) + 1.6, 3.6), sharey=True, layout="constrained"
     )
     for panel, (law, head) in zip(np.atleast_1d(axes), places, strict=True):
         for method in (*AUTODIFF, *DIRECT):
@@ -402,7 +402,8 @@ def figure(rows: list[dict], path: Path) -> None:
     # A run that diverged is off the picture, and in the table.
     top = np.atleast_1d(axes)[0].get_ylim()[1]
     np.atleast_1d(axes)[0].set_ylim(top=min(top, 10.0))
-    np.atleast_1d(axes)[-1].legend(fontsize=8)
+    handles, labels = np.atleast_1d(axes)[-1].get_legend_handles_labels()
+    plot.legend(handles, labels, loc="outside right upper", fontsize=8)
     figures.save(plot, path)
 
 
