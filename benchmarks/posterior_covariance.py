@@ -32,12 +32,10 @@ import numpy as np
 
 from hos_jax import autodiff, calibration, lanczos, metrics, tweedie
 from hos_jax import config as run_config
-from hos_jax.data import to_float
 from hos_jax.evaluate import load_run
 from hos_jax.files import write_atomically
+from hos_jax.held_out import first_held_out
 from hos_jax.linops import Diagonal
-from hos_jax.noise import example_keys, step_key
-from hos_jax.train import EVALUATION_STEP
 from hos_jax.uncertainty import posterior_from_covariance
 
 FLOORS = (1e-4, 1e-3, 1e-2, 3e-2, 0.1)
@@ -51,13 +49,8 @@ class Images:
         config = run_config.load(folder)
         run = load_run(config, folder)
         self.problem, self.params, self.sigma = run.problem, run.params, config.noise
-        self.training_seconds = run.training_seconds
-        data = run.problem.data
-        clean = to_float(data.held_out[:count], data.value_range)
-        keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, count)
-        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
-        self.clean = clean.reshape(count, -1)
-        self.noisy = self.clean + self.sigma * noise.reshape(count, -1)
+        clean, denoised = first_held_out(run.problem, run.params, count)
+        self.clean, self.noisy = jnp.asarray(clean.reshape(count, -1)), denoised.noisy
 
     def outputs(self, params, noisy):
         shape = self.problem.data.image_shape
@@ -136,8 +129,8 @@ def judge(images: Images, covariances, floor: float, directions=None) -> dict:
     return result | {"nll_standard_error": float(spread / np.sqrt(len(rows))), "floor": floor}
 
 
-def best_floor(images: Images, covariances, directions=None) -> dict:
-    rows = [judge(images, covariances, floor, directions) for floor in FLOORS]
+def best_floor(images: Images, covariances) -> dict:
+    rows = [judge(images, covariances, floor) for floor in FLOORS]
     return min(rows, key=lambda row: row["nll_per_dim"])
 
 

@@ -50,10 +50,15 @@ def inside_intervals(posterior: Posterior, clean: Array) -> Array:
     return jnp.stack([(i.lower <= clean) & (clean <= i.upper) for i in intervals], axis=-1)
 
 
-def _bins(variance: Array) -> Array:
-    """The bin of each variance."""
+def bin_of(variance: Array) -> Array:
+    """The bin of each variance, in units of sigma^2; of any shape."""
     edges = jnp.asarray(VARIANCE_EDGES[1:-1], variance.dtype)
     return jnp.searchsorted(edges, variance, side="right")
+
+
+def coverage_name(level: float) -> str:
+    """The name of the share of errors inside the interval of a level: 0.9 -> "coverage_90"."""
+    return f"coverage_{round(100 * level)}"
 
 
 def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
@@ -71,7 +76,7 @@ def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
     if inside.shape != (variance.shape[0], len(LEVELS)):
         raise ValueError(f"expected shape (D, {len(LEVELS)}), got {tuple(inside.shape)}")
     bins = len(VARIANCE_EDGES) - 1
-    places = _bins(variance)
+    places = bin_of(variance)
     zeros = jnp.zeros(bins, variance.dtype)
     return BinSums(
         count=zeros.at[places].add(1.0),
@@ -100,7 +105,7 @@ def reliability(sums: BinSums) -> list[dict[str, float]]:
             "realised": float(sums.squared_error[index] / count[index]),
         }
         for level, inside in zip(LEVELS, np.asarray(sums.inside)[index], strict=True):
-            row[f"coverage_{round(100 * level)}"] = float(inside / count[index])
+            row[coverage_name(level)] = float(inside / count[index])
         rows.append(row)
     return rows
 
@@ -132,7 +137,7 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
             f"expected two arrays of one shape (N,), got {variance.shape}, {error.shape}"
         )
     ratio = np.abs(error) / np.sqrt(variance)
-    places = np.searchsorted(VARIANCE_EDGES[1:-1], variance, side="right")
+    places = np.asarray(bin_of(variance))
     table = np.tile(np.quantile(ratio, LEVELS), (len(VARIANCE_EDGES) - 1, 1))
     for index, count in enumerate(np.bincount(places, minlength=len(table))):
         if count >= LEAST_COUNT:
@@ -158,7 +163,7 @@ def recalibrated_interval(
         raise ValueError(f"level must be one of {LEVELS}, got {level}")
     if multipliers.shape != (len(VARIANCE_EDGES) - 1, len(LEVELS)):
         raise ValueError(f"expected shape (bins, levels), got {tuple(multipliers.shape)}")
-    places = _bins(posterior.diagonal() / sigma**2)
+    places = bin_of(posterior.diagonal() / sigma**2)
     half = multipliers[places, LEVELS.index(level)] * posterior.standard_deviation()
     return Interval(posterior.mean - half, posterior.mean + half)
 

@@ -111,7 +111,7 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
             values |= jax.vmap(metrics.covariance_scores)(scaled, covariance)._asdict()
             inside = jax.vmap(calibration.inside_intervals)(posterior, flat)
             for index, level in enumerate(calibration.LEVELS):
-                name = f"coverage_{round(100 * level)}"
+                name = calibration.coverage_name(level)
                 values[name] = jnp.mean(inside[..., index].astype(error.dtype), axis=1)
             variance = jax.vmap(lambda c: c.diagonal())(covariance)
             sums = jax.vmap(calibration.bin_sums)(variance, scaled, inside)
@@ -137,7 +137,7 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     `third_order` (see `metrics.third_order_score`).
     """
     data = problem.data
-    stride = max(1, data.held_out[..., 0].size * data.image_shape[-1] // LARGEST_SAMPLE)
+    stride = max(1, data.held_out.size // LARGEST_SAMPLE)
     scores = _make_scores(problem, stride)
     parts, sums, violations, samples = [], [], [], []
     for clean, keys, fresh in _batches(problem):
@@ -192,14 +192,14 @@ def recalibrate(variance: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     """
     learn, test = slice(0, None, 2), slice(1, None, 2)
     multipliers = calibration.interval_multipliers(variance[learn].ravel(), error[learn].ravel())
-    places = np.searchsorted(calibration.VARIANCE_EDGES[1:-1], variance[test], side="right")
+    places = np.asarray(calibration.bin_of(variance[test]))
     ratio = np.abs(error[test]) / np.sqrt(variance[test])
     inside = ratio[..., None] <= multipliers[places]
     add = jax.jit(jax.vmap(calibration.bin_sums))
     sums = jax.device_get(add(variance[test], error[test], inside))
     total = jax.tree.map(lambda leaf: leaf.sum(axis=0, dtype=float), sums)
     result: dict[str, Any] = {
-        f"coverage_{round(100 * level)}": float(inside[..., index].mean())
+        calibration.coverage_name(level): float(inside[..., index].mean())
         for index, level in enumerate(calibration.LEVELS)
     }
     result["reliability"] = calibration.reliability(total)

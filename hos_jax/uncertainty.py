@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from hos_jax import lanczos
+from hos_jax import lanczos, tweedie
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, SymmetricMatrix
 from hos_jax.types import Array, PRNGKey, check_vectors
 
@@ -276,9 +276,8 @@ def posterior(
     Raises:
       ValueError: if the shapes differ, or for a floor that is not positive.
     """
-    check_vectors(noisy=noisy, score1=score1)
     return posterior_from_covariance(
-        noisy + sigma**2 * score1,
+        tweedie.posterior_mean(noisy, score1, sigma),
         score2.scale(sigma**2).add_identity(1.0),
         sigma,
         scaled_third_diagonal=None if score3_diagonal is None else sigma**3 * score3_diagonal,
