@@ -19,19 +19,27 @@ from hos_jax.checkpoint import Checkpoints
 from hos_jax.errors import UserError
 from hos_jax.files import write_atomically
 from hos_jax.generate import course_curves, draw_samples
-from hos_jax.held_out import direction_scores, first_held_out, held_out_metrics
-from hos_jax.report import REPORT_FILE, write_report
+from hos_jax.held_out import (
+    Examples,
+    direction_scores,
+    first_held_out,
+    held_out_examples,
+    held_out_metrics,
+)
+from hos_jax.report import DIRECTIONS, REPORT_FILE, write_report
 from hos_jax.train import Problem, RunLog, read_history
 from hos_jax.uncertainty import Posterior
 
 METRICS_FILE = "metrics.json"
 SHOWN_DIRECTIONS = 5
 SHOWN_PIXELS = 3
+# The report shows at least so many images.
+REPORTED_IMAGES = 8
 
 
-def panel(problem: Problem, params: Any, count: int) -> Any:
-    """The denoising panel of the first `count` held-out images, as a figure."""
-    clean, denoised = first_held_out(problem, params, count)
+def panel(problem: Problem, examples: Examples) -> Any:
+    """The denoising panel of some held-out images, as a figure."""
+    clean, denoised = examples.clean, examples.denoised
     as_images = [
         None if values is None else np.asarray(values).reshape(clean.shape)
         for values in (denoised.noisy, denoised.mean, denoised.standard_deviation)
@@ -41,15 +49,14 @@ def panel(problem: Problem, params: Any, count: int) -> Any:
     )
 
 
-def posterior_figures(problem: Problem, params: Any, count: int) -> tuple[Any, Any]:
-    """Leading directions and covariance rows of the first `count` held-out images, two figures."""
-    clean, denoised = first_held_out(problem, params, count)
+def posterior_figures(problem: Problem, examples: Examples) -> tuple[Any, Any]:
+    """Leading directions and covariance rows of some held-out images, two figures."""
+    clean, denoised, pairs = examples
     shape, value_range = clean.shape[1:], problem.data.value_range
-    leading = min(SHOWN_DIRECTIONS, clean[0].size)
-    pairs = jax.jit(jax.vmap(lambda p: p.top_eigenpairs(leading)))(denoised.posterior)
     directions = np.moveaxis(np.asarray(pairs.eigenvectors), 2, 1).reshape(len(clean), -1, *shape)
+    directions = directions[:, :SHOWN_DIRECTIONS]
     noisy, mean = (np.asarray(a).reshape(clean.shape) for a in (denoised.noisy, denoised.mean))
-    deviations = np.sqrt(np.asarray(pairs.eigenvalues))
+    deviations = np.sqrt(np.asarray(pairs.eigenvalues)[:, :SHOWN_DIRECTIONS])
     first = figures.posterior_directions(noisy, mean, directions, deviations, value_range)
     deviation = np.asarray(denoised.standard_deviation).reshape(clean.shape)
     pixels = np.stack([figures.uncertain_pixels(image, SHOWN_PIXELS) for image in deviation])
@@ -60,7 +67,8 @@ def posterior_figures(problem: Problem, params: Any, count: int) -> tuple[Any, A
 
 def log_panel(problem: Problem, params: Any, step: int, log: RunLog) -> None:
     """The panel as an image in tensorboard; the `on_evaluation` of the command line."""
-    figure = panel(problem, params, min(4, problem.config.sampling.images))
+    examples = first_held_out(problem, params, min(4, problem.config.sampling.images))
+    figure = panel(problem, Examples(*examples, None))
     log.image(step, "held_out/denoising", figures.as_array(figure))
 
 
@@ -110,13 +118,17 @@ def evaluate_run(
     folder = workdir / image_folder
     folder.mkdir(parents=True, exist_ok=True)
     result = held_out_metrics(run.problem, run.params)
-    figures.save(panel(run.problem, run.params, config.sampling.images), folder / "denoising.png")
+    examples = held_out_examples(
+        run.problem, run.params, max(config.sampling.images, REPORTED_IMAGES), DIRECTIONS
+    )
+    shown = examples.first(config.sampling.images)
+    figures.save(panel(run.problem, shown), folder / "denoising.png")
     if config.model.head != "none":
         result["directions"] = direction_scores(run.problem, run.params)
         recalibrated = result["recalibrated"]["reliability"]
         drawn = figures.calibration(result["reliability"], recalibrated, result["directions"])
         figures.save(drawn, folder / "calibration.png")
-        directions, rows = posterior_figures(run.problem, run.params, config.sampling.images)
+        directions, rows = posterior_figures(run.problem, shown)
         figures.save(directions, folder / "directions.png")
         figures.save(rows, folder / "covariance_rows.png")
     history = read_history(workdir)
@@ -132,7 +144,7 @@ def evaluate_run(
         "versions": run_config.versions(),
     }
     write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
-    write_report(run.problem, run.params, result, folder, workdir / REPORT_FILE)
+    write_report(run.problem, examples, result, folder, workdir / REPORT_FILE)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from hos_jax import calibration, metrics, tweedie
 from hos_jax.data import to_float
+from hos_jax.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs
 from hos_jax.noise import example_keys, step_key
 from hos_jax.train import EVALUATION_STEP, Problem
@@ -49,8 +51,13 @@ class Denoised(NamedTuple):
         return jax.vmap(Posterior.standard_deviation)(self.posterior)
 
 
+@functools.lru_cache(maxsize=1)
 def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Array], Denoised]:
-    """`denoise(params, clean, keys)`: add noise to clean images (N, H, W, C) and take it away."""
+    """`denoise(params, clean, keys)`: add noise to clean images (N, H, W, C) and take it away.
+
+    Everything that looks at held-out images calls this one function, so that the network is
+    compiled once for each number of images.
+    """
     sigma = problem.config.noise
 
     def posterior_of(mean, covariance, third):
@@ -89,17 +96,15 @@ def _batches(problem: Problem, limit: int | None = None):
 
 
 def _make_scores(problem: Problem, stride: int) -> Callable:
-    """`scores(params, clean, keys, fresh)`: values per image, sums by bin, violations, samples.
+    """`scores(clean, denoised, fresh)`: values per image, sums by bin, violations, samples.
 
     The samples are the predicted variances and the errors of every `stride`-th value, in units of
     sigma^2 and sigma.
     """
     sigma = problem.config.noise
-    denoise = make_noise_and_denoise(problem)
 
     @jax.jit
-    def scores(params, clean, keys, fresh):
-        denoised = denoise(params, clean, keys)
+    def scores(clean, denoised, fresh):
         flat = clean.reshape(len(clean), -1)
         error = flat - denoised.mean
         scaled = error / sigma
@@ -138,10 +143,11 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     """
     data = problem.data
     stride = max(1, data.held_out.size // LARGEST_SAMPLE)
-    scores = _make_scores(problem, stride)
+    scores, denoise = _make_scores(problem, stride), make_noise_and_denoise(problem)
     parts, sums, violations, samples = [], [], [], []
     for clean, keys, fresh in _batches(problem):
-        found = jax.device_get(scores(params, clean, keys, fresh.astype(np.float32)))
+        denoised = denoise(params, clean, keys)
+        found = jax.device_get(scores(clean, denoised, fresh.astype(np.float32)))
         values, violated, sampled = (
             jax.tree.map(lambda leaf, fresh=fresh: leaf[fresh], part)
             for part in (found[0], found[2], found[3])
@@ -224,8 +230,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     denoise = make_noise_and_denoise(problem)
 
     @jax.jit
-    def scores(params, clean, keys):
-        denoised = denoise(params, clean, keys)
+    def scores(clean, denoised):
         error = clean.reshape(len(clean), -1) - denoised.mean
         pairs = jax.vmap(lambda p: p.top_eigenpairs(count))(denoised.posterior)
         total = jax.vmap(lambda p: p.covariance.trace())(denoised.posterior)
@@ -237,7 +242,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
 
     parts = []
     for clean, keys, fresh in _batches(problem, DIRECTION_IMAGES):
-        found = jax.device_get(scores(params, clean, keys))
+        found = jax.device_get(scores(clean, denoise(params, clean, keys)))
         parts.append({name: value[fresh] for name, value in found.items()})
     joined = _join(parts)
     result = {name: values.mean(axis=0).tolist() for name, values in joined.items()}
@@ -252,3 +257,37 @@ def first_held_out(problem: Problem, params: Any, count: int) -> tuple[np.ndarra
     clean = to_float(data.held_out[:count], data.value_range)
     keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, len(clean))
     return np.asarray(clean), make_noise_and_denoise(problem)(params, clean, keys)
+
+
+class Examples(NamedTuple):
+    """The first held-out images, to be shown.
+
+    Attributes:
+      clean: (N, H, W, C), data units.
+      denoised: their denoising.
+      eigenpairs: the leading ones of each posterior covariance, or None for a first-order model.
+    """
+
+    clean: np.ndarray
+    denoised: Denoised
+    eigenpairs: Eigenpairs | None
+
+    def first(self, count: int) -> Examples:
+        """The first `count` of them."""
+        return jax.tree.map(lambda leaf: leaf[:count], self)
+
+
+def held_out_examples(problem: Problem, params: Any, count: int, directions: int) -> Examples:
+    """The first `count` held-out images with that many leading directions each, at most D.
+
+    A whole batch is denoised, as for the numbers: that is quicker than to compile the network for
+    another number of images.
+    """
+    batch = max(count, problem.config.sampling.batch_size)
+    examples = Examples(*first_held_out(problem, params, batch), None).first(count)
+    posterior = examples.denoised.posterior
+    if posterior is None:
+        return examples
+    leading = min(directions, examples.denoised.mean.shape[1])
+    pairs = jax.jit(jax.vmap(lambda p: p.top_eigenpairs(leading)))(posterior)
+    return examples._replace(eigenpairs=pairs)

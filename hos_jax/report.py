@@ -15,7 +15,7 @@ import numpy as np
 
 from hos_jax import calibration
 from hos_jax.files import write_atomically
-from hos_jax.held_out import first_held_out
+from hos_jax.held_out import Examples
 from hos_jax.linops import DiagonalPlusLowRank
 from hos_jax.train import Problem
 
@@ -54,14 +54,12 @@ def _floats(values: Any) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
-def _images(problem: Problem, params: Any, multipliers: Any, count: int) -> list[dict[str, str]]:
-    """What the page needs of each of the first held-out images, as base64 of float32."""
+def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:
+    """What the page needs of each of the held-out images, as base64 of float32."""
     dim = int(np.prod(problem.data.image_shape))
-    if problem.config.model.head == "none" or dim > LARGEST_DIM:
+    clean, denoised, pairs = examples
+    if pairs is None or dim > LARGEST_DIM:
         return []
-    clean, denoised = first_held_out(problem, params, count)
-    leading = min(DIRECTIONS, dim)
-    pairs = jax.jit(jax.vmap(lambda p: p.top_eigenpairs(leading)))(denoised.posterior)
     covariance = denoised.posterior.covariance
     interval_fn = functools.partial(
         calibration.recalibrated_interval,
@@ -88,12 +86,13 @@ def _images(problem: Problem, params: Any, multipliers: Any, count: int) -> list
 
 
 def write_report(
-    problem: Problem, params: Any, result: dict[str, Any], figures: Path, path: Path
+    problem: Problem, examples: Examples, result: dict[str, Any], figures: Path, path: Path
 ) -> None:
     """Write the page.
 
     Args:
-      problem, params: of the run.
+      problem: of the run.
+      examples: the images of the page, with `DIRECTIONS` directions each.
       result: what `evaluate_run` found.
       figures: the folder with the run's figures; those that are there go into the page.
       path: the page, replaced if it is there.
@@ -125,9 +124,7 @@ def write_report(
         ),
         "measures": measures,
         "figures": drawn,
-        "images": _images(
-            problem, params, recalibrated.get("multipliers"), max(config.sampling.images, 8)
-        ),
+        "images": _images(problem, examples, recalibrated.get("multipliers")),
         "shape": list(problem.data.image_shape),
         "range": list(problem.data.value_range),
     }

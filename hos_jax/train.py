@@ -41,9 +41,13 @@ class NonFiniteError(UserError):
     """The loss or its gradient stopped being a number."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """What a config describes, built once: the data, the model, the losses, the optimizer."""
+    """What a config describes, built once: the data, the model, the losses, the optimizer.
+
+    Two problems are equal only if they are the same object, so that functions compiled for one can
+    be kept by it.
+    """
 
     config: ml_collections.ConfigDict
     data: ImageData
