@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # At most so many steps of a chain are shown.
 KEPT = 10
+# Training images whose mean annealed chains start from.
+MEAN_IMAGES = 2000
 
 
 def sampler_at(
@@ -77,7 +79,9 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
     """`sampling.chains` samples, each denoised once by Tweedie's formula.
 
     Chains at one noise level start at uniform noise over the range of the data plus Gaussian noise
-    of size sigma; annealed ones at Gaussian noise of the largest level.
+    of size sigma. Annealed ones start at Gaussian noise of the largest level around the mean of the
+    training images: any other centre would be a wrong brightness that the first level, whose steps
+    are few, must undo.
 
     Raises:
       UserError: if no chain stayed finite.
@@ -135,8 +139,9 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
     noise_key, chain_key = jax.random.split(key)
     size = (sampling.chains, int(np.prod(problem.data.image_shape)))
     sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, sampling.levels)
-    low, high = problem.data.value_range
-    start = 0.5 * (low + high) + model.largest_noise * jax.random.normal(noise_key, size)
+    images = to_float(problem.data.train[:MEAN_IMAGES], problem.data.value_range)
+    mean = jnp.mean(images, axis=0).ravel()
+    start = mean + model.largest_noise * jax.random.normal(noise_key, size)
     chains = anneal_chains(
         chain_key,
         lambda sigma: sampler_at(problem, params, sigma, sampling.step_fraction * sigma**2),

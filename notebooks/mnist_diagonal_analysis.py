@@ -1,0 +1,164 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What a diagonal second-order model knows about MNIST digits
+#
+# A model of $s_1$ and of the diagonal of $s_2$ gives, in one forward pass, the denoised image and
+# the variance of every pixel. Here are its maps, how far they can be trusted on held-out digits,
+# and beside them what the diagonal leaves out: the leading directions and the rows of the posterior
+# covariance, from products with the Jacobian of $s_1$.
+#
+# The run is read from `runs/mnist_diagonal`, or trained first: 5,000 MNIST digits that ship in a
+# package, a small U-Net, a few minutes on two CPU cores. For the published setting train
+# `--config unet_mnist.yml --runner DoubleDiagonalHybridRunner` and put its folder here.
+
+# %%
+import functools
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from configs import demo
+from hos_jax import autodiff, figures, lanczos
+from hos_jax import config as run_config
+from hos_jax.evaluate import load_run, panel
+from hos_jax.held_out import held_out_examples, held_out_metrics
+from hos_jax.runners import apply_runner
+from hos_jax.train import train_and_evaluate
+
+RUN = Path("runs/mnist_diagonal")
+STEPS = 600
+SHOWN, DIRECTIONS, PIXELS = 5, 5, 3
+
+# %%
+if not RUN.is_dir():
+    logging.disable(logging.INFO)
+    config = demo.get_config()
+    apply_runner(config, "DoubleDiagonalHybridRunner")
+    config.noise = 0.5
+    config.training.steps = STEPS
+    config.training.evaluate_every = config.training.checkpoint_every = STEPS
+    train_and_evaluate(config, RUN)
+
+run = load_run(run_config.load(RUN), RUN)
+problem, params, sigma = run.problem, run.params, run.problem.config.noise
+shape, value_range = problem.data.image_shape, problem.data.value_range
+print(f"{problem.config.data.name}, sigma {sigma:g}, {run.step} steps")
+
+# %% [markdown]
+# ## Clean, noisy, denoised, predicted and realised error
+# The posterior mean is $y + \sigma^2 s_1$, the variance of a pixel
+# $\sigma^2 (1 + \sigma^2 s_{2,ii})$.
+
+# %%
+examples = held_out_examples(problem, params, SHOWN, DIRECTIONS)
+figure = panel(problem, examples)
+
+# %% [markdown]
+# ## Can the map be trusted?
+# Pixels of all held-out images, grouped by the variance that was predicted for them: the mean of
+# the squared error against the prediction, and the share of errors inside their intervals.
+
+# %%
+measured = held_out_metrics(problem, params)
+print(f"calibration {measured['calibration']:.3f} (1 is right)")
+print(f"NLL per dimension {measured['nll_per_dim']:.3f}")
+for level in (50, 80, 90, 95):
+    print(f"{level}% intervals cover {measured[f'coverage_{level}']:.1%}, ", end="")
+    print(f"recalibrated {measured['recalibrated'][f'coverage_{level}']:.1%}")
+
+# %%
+bins = [b for b in measured["reliability"] if b["share"] > 1e-3]
+predicted = np.array([b["predicted"] for b in bins])
+realised = np.array([b["realised"] for b in bins])
+_, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
+axis.loglog(predicted, realised, "o-", label="pixels of one bin")
+axis.loglog(predicted, predicted, "--", color="gray", label="perfect")
+axis.set_xlabel("predicted variance / sigma^2")
+axis.set_ylabel("mean squared error / sigma^2")
+axis.legend()
+axis.grid(alpha=0.3)
+
+# %% [markdown]
+# ## What the diagonal leaves out: directions
+# The same network's $s_1$ has a Jacobian whose symmetric part is $s_2$. Thirty products with it
+# give the directions of largest posterior variance, without ever forming a matrix of
+# 784 x 784. Red and blue are pixels that move together and against one another.
+
+
+# %%
+def score_fn(noisy):
+    return problem.model.apply(params, noisy.reshape(1, *shape), sigma).score1[0]
+
+
+product_fn = autodiff.hessian_vector_product_fn(score_fn, symmetrize=True)
+noisy = examples.denoised.noisy
+
+
+@jax.jit
+def leading(noisy, key):
+    pairs = lanczos.top_eigenpairs(
+        functools.partial(product_fn, noisy),
+        key,
+        noisy.shape[0],
+        DIRECTIONS,
+        krylov_vectors=30,
+        dtype=noisy.dtype,
+    )
+    variances = sigma**2 * (1.0 + sigma**2 * pairs.eigenvalues)
+    return jnp.sqrt(jnp.maximum(variances, 0.0)), pairs.eigenvectors.T
+
+
+found = [leading(each, jax.random.key(i)) for i, each in enumerate(noisy)]
+deviations = np.stack([np.asarray(pair[0]) for pair in found])
+directions = np.stack([np.asarray(pair[1]).reshape(DIRECTIONS, *shape) for pair in found])
+as_images = [np.asarray(a).reshape(-1, *shape) for a in (noisy, examples.denoised.mean)]
+figure = figures.posterior_directions(*as_images, directions, deviations, value_range)
+print("eigenvalues / sigma^2:", (deviations[0] / sigma) ** 2)
+
+# %% [markdown]
+# ## What the diagonal leaves out: rows
+# The posterior covariance of a marked pixel with all others: one product each.
+
+# %%
+deviation = np.asarray(examples.denoised.standard_deviation).reshape(-1, *shape)
+pixels = np.stack([figures.uncertain_pixels(image, PIXELS) for image in deviation])
+
+
+@jax.jit
+def covariance_row(noisy, pixel):
+    unit = jnp.zeros_like(noisy).at[pixel].set(1.0)
+    return sigma**2 * (unit + sigma**2 * product_fn(noisy, unit))
+
+
+rows = np.stack(
+    [[covariance_row(y, p) for p in some] for y, some in zip(noisy, pixels, strict=True)]
+)
+rows = rows.reshape(len(noisy), PIXELS, *shape)
+figure = figures.covariance_rows(as_images[1], pixels, rows, value_range)
+
+# %% [markdown]
+# The diagonal that was learned directly, and the variance of the same pixel by autodiff of $s_1$
+# (which nothing keeps from being negative):
+
+# %%
+for index in range(len(noisy)):
+    flat = rows[index].reshape(PIXELS, -1)
+    by_autodiff = flat[np.arange(PIXELS), pixels[index]] / sigma**2
+    direct = deviation[index].ravel()[pixels[index]] ** 2 / sigma**2
+    print(f"digit {index}: direct {direct.round(3)}, autodiff {by_autodiff.round(3)}")
