@@ -92,7 +92,8 @@ def describe_flags(values: flags.FlagValues) -> str:
         if len(name) == 1:
             continue
         short = f"-{flag.short_name}, " if flag.short_name else ""
-        default = "" if flag.default in (None, False, "") else f" [{flag.default}]"
+        shown = isinstance(flag.default, str | int | float) and flag.default not in (False, "")
+        default = f" [{flag.default}]" if shown else ""
         lines.append(f"  {short}--{name}")
         lines += textwrap.wrap(
             f"{flag.help}{default}", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
