@@ -164,7 +164,8 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
 
     workdir = Path(early.run) / early.doc
     saved_config.get_config(str(workdir))
-    return [*arguments, f"--config={saved_config.__file__}:{workdir}"]
+    # First, as overrides of its keys have to come after it.
+    return [arguments[0], f"--config={saved_config.__file__}:{workdir}", *arguments[1:]]
 
 
 def check_override_names(argv: list[str]) -> None:

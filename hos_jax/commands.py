@@ -18,7 +18,7 @@ from hos_jax.errors import UserError
 
 class _Command(NamedTuple):
     usage: str
-    define: Callable[[flags.FlagValues], None]
+    define: Callable[[flags.FlagValues, list[str]], None]
     run: Callable[[flags.FlagValues, list[str]], None]
 
 
@@ -27,7 +27,7 @@ def _define_folder(values: flags.FlagValues) -> None:
     flags.DEFINE_string("doc", None, "Name of the run: its folder is RUN/DOC.", flag_values=values)
 
 
-def _define_import(values: flags.FlagValues) -> None:
+def _define_import(values: flags.FlagValues, argv: list[str]) -> None:
     _define_folder(values)
     flags.DEFINE_float(
         "noise", None, "sigma of the training, which the file does not tell.", flag_values=values
@@ -42,11 +42,12 @@ def _define_import(values: flags.FlagValues) -> None:
         "config",
         default_config(),
         "Keys of the config, such as --config.data.name=mnist5k; the others follow from the file.",
+        sys_argv=argv,
         flag_values=values,
     )
 
 
-def _define_export(values: flags.FlagValues) -> None:
+def _define_export(values: flags.FlagValues, argv: list[str]) -> None:
     _define_folder(values)
     flags.DEFINE_string(
         "output", None, "The file; RUN/DOC/parameters.safetensors if left out.", flag_values=values
@@ -119,7 +120,7 @@ def run_command(argv: list[str]) -> int:
       UserError: for a mistake that the user can mend.
     """
     command, values = COMMANDS[argv[0]], flags.FlagValues()
-    command.define(values)
+    command.define(values, argv)
     if {"-h", "--help"} & set(argv):
         print("\n".join(textwrap.wrap(f"python main.py {command.usage}", 96)))
         print(cli.describe_flags(values))

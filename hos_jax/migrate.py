@@ -200,9 +200,9 @@ def import_checkpoint(
     if found is not None:
         found = _in_order(problem, found, checked_images)
         params, ema = found.params, found.ema_params
-    _check_fits(config, problem.data.image_shape, params)
     if bool(config.optim.ema) != (ema is not None):
         raise UserError(f"optim.ema={config.optim.ema} does not fit the file: leave it as it is")
+    _check_fits(config, problem.data.image_shape, params)
     best = params if ema is None else ema
     mse = _denoise_mse(problem, best["score1"], checked_images) if found else None
     prepare()
