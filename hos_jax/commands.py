@@ -120,12 +120,12 @@ def run_command(argv: list[str]) -> int:
       UserError: for a mistake that the user can mend.
     """
     command, values = COMMANDS[argv[0]], flags.FlagValues()
+    cli.check_override_names(argv)
     command.define(values, argv)
     if {"-h", "--help"} & set(argv):
         print("\n".join(textwrap.wrap(f"python main.py {command.usage}", 96)))
         print(cli.describe_flags(values))
         return 0
-    cli.check_override_names(argv)
     try:
         rest = values(argv)[1:]
     except flags.Error as error:

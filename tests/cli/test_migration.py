@@ -26,8 +26,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 
 @pytest.fixture
-def main(tmp_path, capsys):
+def main(tmp_path, capsys, monkeypatch):
     """Run the command line in this process; returns (status, output, errors)."""
+    monkeypatch.setattr("builtins.input", lambda question: "")
 
     def run(*arguments):
         status = cli.main(["main.py", arguments[0], "--run", str(tmp_path), *arguments[1:]])
@@ -68,16 +69,17 @@ def one_line(status, out, errors):
 def test_import_makes_a_run(main, stored, tmp_path):
     save_file({f"module.{name}": array for name, array in stored.items()}, tmp_path / "s1.st")
     arguments = [str(tmp_path / "s1.st"), "--doc", "a", "--config.data.name=mnist5k"]
-    arguments += ["--noise", "0.3", "--checked_images", "0"]
+    arguments += ["--noise", "0.3", "--checked_images", "0", "--ni"]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "precious").write_text("x")
     status, out, errors = main("import_checkpoint", *arguments)
     assert status == 0, errors
     assert "found s1, RefineNets of 16 channels" in out and "--test" in out
     config = load_config(tmp_path / "a")
     assert config.noise == 0.3 and config.model.ngf == 16
     same(load_run(config, tmp_path / "a").params["params"], {"score1": refinenet_params(stored)})
-    assert "left as it is" in main("import_checkpoint", *arguments)[2]
-    assert main("import_checkpoint", *arguments, "--ni")[0] == 0
-    assert len(list(tmp_path.glob("a.*"))) == 1
+    (moved,) = tmp_path.glob("a.*")
+    assert (moved / "precious").read_text() == "x"
 
 
 def test_export_reads_back_and_becomes_the_same_run(main, small_run, tmp_path):
