@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
 
-.PHONY: demo test test-math test-train test-cli test-slow test-gpu notebooks lint format clean
+.PHONY: demo test test-math test-train test-cli test-slow test-gpu notebooks package lint format clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) main.py $(DEMO_FLAGS) --ni
@@ -38,6 +38,14 @@ test-gpu: $(VENV)/test.stamp
 notebooks: $(VENV)/test.stamp
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[notebooks]"
 	cd notebooks && ../$(VENV)/bin/jupytext --to ipynb --execute *.py
+
+# The wheel and the sdist, in dist; the wheel is tried in an environment of its own.
+package: $(VENV)/test.stamp
+	rm -rf build/package dist
+	$(RUN) -m build
+	$(RUN) -m venv build/package
+	build/package/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build/package && bin/python ../../tests/check_package.py ../../README.md
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .

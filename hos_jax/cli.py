@@ -19,8 +19,16 @@ Train scores of order one and two by denoising, and test what was trained.
   python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --noise 0.5 --ni
   python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --resume_training
   python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --test
+  python main.py --doc my_run --test    # with the settings that the run was made with
+
+Open what the published code saved, and give parameters to others (--help of each says more).
+
+  python main.py import_checkpoint checkpoint.pth --doc my_run --noise 0.5
+  python main.py export_parameters --doc my_run --output my_run.safetensors
 
 runners:"""
+
+COMMANDS = ("import_checkpoint", "export_parameters")
 
 CONFIG_FOLDER = "configs"
 
@@ -72,13 +80,20 @@ def usage(values: flags.FlagValues) -> str:
 
     lines = [EXAMPLES]
     lines += [f"  {name:<28} {runner.description}" for name, runner in RUNNERS.items()]
-    lines += ["", "flags:"]
+    lines += ["", "flags:", describe_flags(values)]
+    return "\n".join(lines)
+
+
+def describe_flags(values: flags.FlagValues) -> str:
+    """One paragraph for each flag, by name."""
+    lines = []
     for name in sorted(values):
         flag = values[name]
         if len(name) == 1:
             continue
         short = f"-{flag.short_name}, " if flag.short_name else ""
-        default = "" if flag.default in (None, False, "") else f" [{flag.default}]"
+        shown = isinstance(flag.default, str | int | float) and flag.default not in (False, "")
+        default = f" [{flag.default}]" if shown else ""
         lines.append(f"  {short}--{name}")
         lines += textwrap.wrap(
             f"{flag.help}{default}", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
@@ -125,7 +140,35 @@ def _with_config_path(argv: list[str]) -> list[str]:
     return result
 
 
-def _check_override_names(argv: list[str]) -> None:
+def _with_saved_config(arguments: list[str]) -> list[str]:
+    """The arguments, with the config of the run where --test or --resume_training lacks --config.
+
+    Raises:
+      UserError: if there is no such run.
+    """
+    early = flags.FlagValues()
+    define = {"flag_values": early}
+    flags.DEFINE_string("run", "runs", "", **define)
+    flags.DEFINE_string("doc", "default", "", **define)
+    flags.DEFINE_string("runner", None, "", **define)
+    flags.DEFINE_bool("test", False, "", **define)
+    flags.DEFINE_bool("resume_training", False, "", **define)
+    try:
+        early(arguments, known_only=True)
+    except flags.Error as error:
+        raise UserError(f"{error} (see --help)") from error
+    asked = any(argument.lstrip("-").startswith("config=") for argument in arguments)
+    if asked or early.runner is not None or not (early.test or early.resume_training):
+        return arguments
+    from hos_jax import saved_config
+
+    workdir = Path(early.run) / early.doc
+    saved_config.get_config(str(workdir))
+    # First, as overrides of its keys have to come after it.
+    return [arguments[0], f"--config={saved_config.__file__}:{workdir}", *arguments[1:]]
+
+
+def check_override_names(argv: list[str]) -> None:
     """Refuse `--config.a.b` for a key that no config has, and say which was probably meant."""
     from hos_jax.config import default_config
 
@@ -159,8 +202,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
         define_flags(values, argv)
         print(usage(values))
         raise SystemExit(0)
-    arguments = _with_config_path(argv)
-    _check_override_names(arguments)
+    arguments = _with_saved_config(_with_config_path(argv))
+    check_override_names(arguments)
     define_flags(values, arguments)
     try:
         rest = values(arguments)
@@ -169,7 +212,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r} (see --help)")
     for name in ("runner", "config"):
-        if getattr(values, name) is None:
+        # A config read back from a run names its runner.
+        from_run = name == "runner" and values.config is not None and values.config.runner
+        if getattr(values, name) is None and not from_run:
             raise UserError(f"--{name} is needed (see --help)")
     return values
 
@@ -179,7 +224,8 @@ def make_config(values: flags.FlagValues):
     from hos_jax.runners import apply_runner
 
     config = values.config
-    apply_runner(config, values.runner)
+    if values.runner is not None:
+        apply_runner(config, values.runner)
     for flag, (group, key) in {
         "noise": (config, "noise"),
         "seed": (config, "seed"),
@@ -187,12 +233,13 @@ def make_config(values: flags.FlagValues):
     }.items():
         if values[flag].present:
             group[key] = values[flag].value
-    config.comment = values.comment
+    if values["comment"].present:
+        config.comment = values.comment
     config.update_from_flattened_dict(config_flags.get_override_values(values["config"]))
     return config
 
 
-def _prepare_folder(workdir: Path, no_interaction: bool) -> None:
+def prepare_folder(workdir: Path, no_interaction: bool) -> None:
     """Make room for a new run: move an old one aside, after asking unless told not to."""
     from hos_jax.checkpoint import free_name
 
@@ -236,7 +283,7 @@ def run(values: flags.FlagValues) -> None:
     from hos_jax.train import train_and_evaluate
 
     if not values.resume_training:
-        _prepare_folder(workdir, values.ni)
+        prepare_folder(workdir, values.ni)
     state = train_and_evaluate(
         config, workdir, resume=values.resume_training, on_evaluation=log_panel
     )
@@ -246,6 +293,10 @@ def run(values: flags.FlagValues) -> None:
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
     try:
+        if argv[1:2] and argv[1] in COMMANDS:
+            from hos_jax.commands import run_command
+
+            return run_command(argv[1:])
         values = parse(argv)
         logging.basicConfig(
             level=values.verbose.upper(), format="%(levelname).1s %(name)s: %(message)s", force=True

@@ -281,13 +281,21 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise UserError(f"no run in {workdir}: {CONFIG_FILE} is missing; check --run and --doc")
     try:
-        content = json.loads(path.read_text())
-        content.pop("versions")
-        config = default_config()
-        content["model"]["multipliers"] = tuple(content["model"]["multipliers"])
-        config.update(content)
+        return from_plain(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it or start anew") from error
+
+
+def from_plain(content: dict) -> ml_collections.ConfigDict:
+    """The config that `save` wrote, from its JSON types.
+
+    Raises:
+      ValueError, KeyError, TypeError or AttributeError: for anything else.
+    """
+    saved = {key: value for key, value in content.items() if key != "versions"}
+    multipliers = tuple(saved["model"]["multipliers"])
+    config = default_config()
+    config.update({**saved, "model": {**saved["model"], "multipliers": multipliers}})
     return config
 
 

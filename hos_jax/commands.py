@@ -1,0 +1,139 @@
+"""The commands beside training and testing: `import_checkpoint` and `export_parameters`."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+from hos_jax import cli
+from hos_jax.config import default_config
+from hos_jax.errors import UserError
+
+
+class _Command(NamedTuple):
+    usage: str
+    define: Callable[[flags.FlagValues, list[str]], None]
+    run: Callable[[flags.FlagValues, list[str]], None]
+
+
+def _define_folder(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("run", "runs", "Folder of all runs.", flag_values=values)
+    flags.DEFINE_string("doc", None, "Name of the run: its folder is RUN/DOC.", flag_values=values)
+
+
+def _define_import(values: flags.FlagValues, argv: list[str]) -> None:
+    _define_folder(values)
+    flags.DEFINE_float(
+        "noise", None, "sigma of the training, which the file does not tell.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "ni", False, "A run of the same name is moved aside unasked.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "checked_images", 16, "Held-out images to denoise as a check, or 0.", flag_values=values
+    )
+    config_flags.DEFINE_config_dict(
+        "config",
+        default_config(),
+        "Keys of the config, such as --config.data.name=mnist5k; the others follow from the file.",
+        sys_argv=argv,
+        flag_values=values,
+    )
+
+
+def _define_export(values: flags.FlagValues, argv: list[str]) -> None:
+    _define_folder(values)
+    flags.DEFINE_string(
+        "output", None, "The file; RUN/DOC/parameters.safetensors if left out.", flag_values=values
+    )
+
+
+def _import(values: flags.FlagValues, rest: list[str]) -> None:
+    from hos_jax.migrate import import_checkpoint
+
+    if len(rest) != 1:
+        raise UserError("import_checkpoint needs the path of one checkpoint (see --help)")
+    overrides = config_flags.get_override_values(values["config"])
+    if values.noise is not None:
+        overrides["noise"] = values.noise
+    workdir = Path(values.run) / values.doc
+    imported = import_checkpoint(
+        Path(rest[0]),
+        workdir,
+        overrides,
+        checked_images=values.checked_images,
+        prepare=lambda: cli.prepare_folder(workdir, values.ni),
+    )
+    print(f"found {imported.description}")
+    if imported.denoise_mse is not None:
+        sigma = imported.config.noise
+        print(
+            f"mean squared error of {values.checked_images} held-out images, denoised: "
+            f"{imported.denoise_mse:.4f}; noisy: {sigma**2:.4f}"
+        )
+        if imported.denoise_mse >= sigma**2:
+            print(
+                f"warning: s1 removes no noise of sigma {sigma} from {imported.config.data.name}: "
+                "check --noise, --config.data.name and whether the network was trained"
+            )
+    print(f"{workdir}: test it with python main.py --run {values.run} --doc {values.doc} --test")
+
+
+def _export(values: flags.FlagValues, rest: list[str]) -> None:
+    from hos_jax.migrate import export_parameters
+
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
+    workdir = Path(values.run) / values.doc
+    output = Path(values.output) if values.output else workdir / "parameters.safetensors"
+    exported = export_parameters(workdir, output)
+    print(f"{output}: parameters of step {exported.step}")
+
+
+COMMANDS = {
+    "import_checkpoint": _Command(
+        "import_checkpoint FILE --doc NAME --noise SIGMA: a run out of a checkpoint.pth of the "
+        "published code, of the same state dictionaries as safetensors, or of a file of "
+        "export_parameters.",
+        _define_import,
+        _import,
+    ),
+    "export_parameters": _Command(
+        "export_parameters --doc NAME: the parameters of a run, averaged where averages are kept, "
+        "and its config, as a safetensors file.",
+        _define_export,
+        _export,
+    ),
+}
+
+
+def run_command(argv: list[str]) -> int:
+    """Run a command, `argv[0]`, with its arguments; returns the exit status.
+
+    Raises:
+      UserError: for a mistake that the user can mend.
+    """
+    command, values = COMMANDS[argv[0]], flags.FlagValues()
+    cli.check_override_names(argv)
+    command.define(values, argv)
+    if {"-h", "--help"} & set(argv):
+        print("\n".join(textwrap.wrap(f"python main.py {command.usage}", 96)))
+        print(cli.describe_flags(values))
+        return 0
+    try:
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(f"{error} (see --help)") from error
+    if values.doc is None:
+        raise UserError("--doc is needed (see --help)")
+    logging.basicConfig(level="INFO", format="%(levelname).1s %(name)s: %(message)s", force=True)
+    for noisy in ("jax", "orbax", "absl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    command.run(values, rest)
+    return 0

@@ -1,0 +1,19 @@
+"""A config file like those of `configs/`, whose settings are those of a run on disk.
+
+python main.py --config hos_jax/saved_config.py:runs/my_run ...
+"""
+
+from pathlib import Path
+
+import ml_collections
+
+from hos_jax import config
+
+
+def get_config(workdir: str) -> ml_collections.ConfigDict:
+    """The config of the run in `workdir`.
+
+    Raises:
+      UserError: if there is no run, or its config cannot be read.
+    """
+    return config.load(Path(workdir))

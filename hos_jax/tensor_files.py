@@ -1,0 +1,112 @@
+"""Files of arrays: read without executing anything, written in the safetensors format.
+
+A pickle is a program. The published `torch.load(path)` runs it; here only PyTorch's weights-only
+reader, which knows arrays and plain containers and nothing else, ever sees one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from hos_jax.errors import UserError
+
+
+def read(path: Path) -> tuple[Any, dict[str, str]]:
+    """Read a PyTorch checkpoint or a safetensors file.
+
+    Returns:
+      The content as nested lists and mappings with NumPy arrays (a flat mapping for safetensors),
+      and the metadata of a safetensors file, empty otherwise. Optimizer states are left out.
+
+    Raises:
+      UserError: for a file that is missing or unreadable, or that would execute code.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}: check the path")
+    return _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write arrays by name to a safetensors file that is there whole or not at all.
+
+    Raises:
+      UserError: if there is such a file already, or it cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists: choose another name")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contiguous, temporary, dict(metadata))
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {_first_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file starts with a length and a JSON object, as neither zip nor pickle does."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    try:
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    torch = _torch()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # Its unpickler raises whatever a damaged or hostile file drives it into.
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise UserError(
+                f"{path} is refused: besides arrays it holds {refused[1]}, which could execute code"
+            ) from error
+        raise UserError(
+            f"{path} cannot be read as a PyTorch checkpoint: {_first_line(error)}"
+        ) from error
+    return _to_numpy(content, torch)
+
+
+def _torch() -> ModuleType:
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise UserError(
+            'reading a PyTorch checkpoint needs the package torch: pip install "hos_jax[import]"'
+        ) from error
+
+
+def _to_numpy(content: Any, torch: ModuleType) -> Any:
+    if isinstance(content, torch.Tensor):
+        return content.detach().to(torch.float32).numpy()
+    if isinstance(content, Mapping):
+        if "param_groups" in content:
+            return {}
+        return {name: _to_numpy(value, torch) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_to_numpy(value, torch) for value in content]
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -1,0 +1,236 @@
+"""The commands that open published checkpoints and give parameters away."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL
+from safetensors.numpy import load_file, save_file
+
+from hos_jax import cli, migrate, tensor_files
+from hos_jax.config import default_config
+from hos_jax.config import load as load_config
+from hos_jax.evaluate import load_run
+from hos_jax.models.refinenet_weights import refinenet_params
+from hos_jax.models.registry import make_model
+from hos_jax.runners import apply_runner
+from hos_jax.train import Problem
+
+GOLDEN = ROOT / "tests" / "golden"
+# ml-collections 1.1 loads config files with a deprecated method of importlib.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture
+def main(tmp_path, capsys, monkeypatch):
+    """Run the command line in this process; returns (status, output, errors)."""
+    monkeypatch.setattr("builtins.input", lambda question: "")
+
+    def run(*arguments):
+        status = cli.main(["main.py", arguments[0], "--run", str(tmp_path), *arguments[1:]])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def stored():
+    with np.load(GOLDEN / "refinenet_mnist_ngf16.npz") as file:
+        return {n.removeprefix("state/"): file[n] for n in file if n.startswith("state/")}
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """A run of no steps with averages: its folder, and its state."""
+    config = default_config()
+    config.update_from_flattened_dict({**SMALL, "optim.ema": 0.9, "model.rank": 3})
+    apply_runner(config, "LowRankHybridRunner")
+    problem = Problem.from_config(config)
+    params = problem.init().params["params"]
+    averages = jax.tree.map(lambda leaf: leaf + 1.0, params)
+    migrate._write_run(problem, tmp_path / "a", params, averages, 40)
+    return tmp_path / "a", averages
+
+
+def same(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def one_line(status, out, errors):
+    assert status == 2 and not out
+    assert len(errors.strip().splitlines()) == 1 and errors.startswith("error: ")
+    return errors
+
+
+def test_import_makes_a_run(main, stored, tmp_path):
+    save_file({f"module.{name}": array for name, array in stored.items()}, tmp_path / "s1.st")
+    arguments = [str(tmp_path / "s1.st"), "--doc", "a", "--config.data.name=mnist5k"]
+    arguments += ["--noise", "0.3", "--checked_images", "0", "--ni"]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "precious").write_text("x")
+    status, out, errors = main("import_checkpoint", *arguments)
+    assert status == 0, errors
+    assert "found s1, RefineNets of 16 channels" in out and "--test" in out
+    config = load_config(tmp_path / "a")
+    assert config.noise == 0.3 and config.model.ngf == 16
+    same(load_run(config, tmp_path / "a").params["params"], {"score1": refinenet_params(stored)})
+    (moved,) = tmp_path.glob("a.*")
+    assert (moved / "precious").read_text() == "x"
+
+
+def test_export_reads_back_and_becomes_the_same_run(main, small_run, tmp_path):
+    workdir, averages = small_run
+    status, out, _ = main("export_parameters", "--doc", "a", "--output", str(tmp_path / "p.st"))
+    assert status == 0 and "step 40" in out
+    back = migrate.read_parameters(tmp_path / "p.st")
+    same(back.params, averages)
+    assert back.config == load_config(workdir) and back.step == 40
+    assert back.image_shape == (8, 8, 1)
+    noisy = np.zeros((2, 64), np.float32)
+    scores = make_model(back.config.model).apply({"params": back.params}, noisy, 0.5)
+    assert scores.score1.shape == (2, 64)
+    assert "choose another name" in one_line(
+        *main("export_parameters", "--doc", "a", "--output", str(tmp_path / "p.st"))
+    )
+    assert main("export_parameters", "--doc", "a")[0] == 0
+    same(load_file(workdir / "parameters.safetensors"), load_file(tmp_path / "p.st"))
+    assert main("import_checkpoint", str(tmp_path / "p.st"), "--doc", "b")[0] == 0
+    config = load_config(tmp_path / "b")
+    run = load_run(config, tmp_path / "b")
+    assert run.step == 40 and "exported parameters of LowRankHybridRunner" in config.comment
+    same(run.params["params"], averages)
+    values = cli.parse(["main.py", "--run", str(tmp_path), "--doc", "b", "--test", "--rank=4"])
+    assert cli.make_config(values).model.rank == 4
+    assert cli.make_config(values).comment == config.comment
+
+
+def test_a_changed_export_is_refused(small_run, tmp_path):
+    workdir, _ = small_run
+    migrate.export_parameters(workdir, tmp_path / "p.st")
+    arrays, metadata = tensor_files.read(tmp_path / "p.st")
+    name = next(iter(arrays))
+    changes = {
+        "was not written by": (arrays, {**metadata, "format": "other"}),
+        "metadata of": (arrays, {**metadata, "config": "{"}),
+        "is nothing, the model": ({k: a for k, a in arrays.items() if k != name}, metadata),
+        "the model of the config has nothing": ({**arrays, "more": np.zeros(3)}, metadata),
+    }
+    for i, (message, (some, about)) in enumerate(changes.items()):
+        path = tmp_path / f"{i}.st"
+        tensor_files.write(path, some, about)
+        with pytest.raises(migrate.UserError, match=message):
+            migrate.read_parameters(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("import_checkpoint",), "--doc is needed"),
+        (("import_checkpoint", "--doc", "a"), "the path of one checkpoint"),
+        (("import_checkpoint", "none.pth", "--doc", "a"), "no file none.pth"),
+        (("import_checkpoint", "x", "--doc", "a", "--config.model.nfg=3"), "--config.model.ngf"),
+        (("import_checkpoint", "x", "--doc", "a", "--noize=3"), "noize"),
+        (("export_parameters", "--doc", "none"), "no run in"),
+        (("export_parameters", "stray", "--doc", "a"), "unexpected argument 'stray'"),
+        (("--doc", "none", "--test"), "no run in"),
+    ],
+)
+def test_a_mistake_is_one_line(main, tmp_path, arguments, message):
+    assert message in one_line(*main(*arguments))
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_of_a_command(main):
+    status, out, _ = main("import_checkpoint", "--help")
+    assert status == 0 and "--noise\n" in out and "safetensors" in out
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_a_missing_torch_is_one_line(main, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04 something")
+    errors = one_line(*main("import_checkpoint", str(tmp_path / "x.pth"), "--doc", "a"))
+    assert 'pip install "hos_jax[import]"' in errors
+
+
+def test_a_damaged_safetensors_file_is_one_line(main, stored, tmp_path):
+    path = tmp_path / "s1.st"
+    save_file(stored, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    errors = one_line(*main("import_checkpoint", str(path), "--doc", "a", "--noise=1"))
+    assert "cannot be read as safetensors" in errors
+
+
+class TestTorch:
+    """What needs PyTorch itself."""
+
+    @pytest.fixture(autouse=True)
+    def torch(self):
+        return pytest.importorskip("torch")
+
+    def test_a_checkpoint_reads_as_arrays(self, torch, stored, tmp_path):
+        state = {f"module.{name}": torch.tensor(array) for name, array in stored.items()}
+        network = torch.nn.Linear(2, 3)
+        optimizer = torch.optim.Adam(network.parameters(), amsgrad=True)
+        network(torch.ones(2)).sum().backward()
+        optimizer.step()
+        half = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
+        for legacy in (True, False):
+            path = tmp_path / f"checkpoint_{legacy}.pth"
+            torch.save(
+                [state, optimizer.state_dict(), 3, 700, half],
+                path,
+                _use_new_zipfile_serialization=not legacy,
+            )
+            (content, _) = tensor_files.read(path)
+            assert content[1:4] == [{}, 3, 700]
+            assert all(a.dtype == np.float32 for a in content[4].values())
+            found = migrate.recognise(content)
+            assert (found.step, found.averaged) == (700, ("s1",))
+            same(found.params, {"score1": refinenet_params(stored)})
+
+    def test_a_pickle_that_would_run_code_is_refused(self, torch, main, tmp_path):
+        marker = tmp_path / "ran"
+
+        class Hostile:
+            def __reduce__(self):
+                return Path.touch, (marker,)
+
+        path = tmp_path / "checkpoint.pth"
+        torch.save([{"begin_conv.weight": torch.zeros(1)}, Hostile()], path)
+        errors = one_line(*main("import_checkpoint", str(path), "--doc", "a", "--noise=1"))
+        assert "is refused" in errors and not marker.exists() and not (tmp_path / "a").exists()
+        torch.load(path, weights_only=False)
+        assert marker.exists(), "the file is not hostile"
+
+    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x80\x02garbage", b"text"])
+    def test_a_damaged_checkpoint_is_one_line(self, main, tmp_path, content):
+        path = tmp_path / "checkpoint.pth"
+        path.write_bytes(content)
+        errors = one_line(*main("import_checkpoint", str(path), "--doc", "a", "--noise=1"))
+        assert "cannot be read" in errors or "is refused" in errors
+
+
+@pytest.mark.slow
+def test_an_imported_run_is_tested_and_resumed(command, stored, tmp_path):
+    save_file(stored, tmp_path / "s1.st")
+    arguments = ["import_checkpoint", str(tmp_path / "s1.st"), "--doc", "a", "--noise", "0.5"]
+    arguments += ["--config.data.name=mnist5k", "--config.training.batch_size=20"]
+    path = [sys.executable, str(ROOT / "main.py"), *arguments, "--run", str(tmp_path)]
+    done = subprocess.run(path, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "warning: s1 removes no noise" in done.stdout
+    done = command("--doc", "a", "--resume_training", "--config.training.steps=2", small=False)
+    assert done.returncode == 0 and "2 steps done" in done.stdout, done.stderr
+    small = [f"--config.sampling.{name}=2" for name in ("steps", "chains", "images")]
+    done = command("--doc", "a", "--test", *small, small=False)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert metrics["step"] == 2 and metrics["denoise_mse"] > 0
+    name = tmp_path / "a" / "parameters.safetensors"
+    assert command("export_parameters", "--doc", "a", small=False).returncode == 0
+    assert "score1/end/conv/kernel" in load_file(name)
