@@ -2,7 +2,11 @@
 
 import sys
 
-from hos_jax.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    try:
+        from hos_jax.cli import main
+
+        status = main(sys.argv)
+    except KeyboardInterrupt:  # during the imports
+        status = 130
+    sys.exit(status)

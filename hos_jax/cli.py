@@ -11,7 +11,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from hos_jax import interruption
 from hos_jax.errors import UserError
+from hos_jax.files import locked
 
 EXAMPLES = """\
 Train scores of order one and two by denoising, and test what was trained.
@@ -192,35 +194,70 @@ def make_config(values: flags.FlagValues):
     return config
 
 
-def _prepare_folder(workdir: Path, no_interaction: bool) -> None:
-    """Make room for a new run: move an old one aside, after asking unless told not to."""
+def _run_folder(values: flags.FlagValues) -> Path:
+    """RUN/DOC.
+
+    Raises:
+      UserError: if it would be RUN itself or lie outside of it: a run may be moved aside, and what
+        holds all runs, or anything else, must not be.
+    """
+    for flag in ("doc", "image_folder"):
+        parts = Path(values[flag].value).parts
+        if not parts or Path(values[flag].value).is_absolute() or ".." in parts:
+            raise UserError(
+                f"--{flag}={values[flag].value!r} must be a name or a relative path without '..'"
+            )
+    for flag in ("run", "doc", "image_folder"):
+        if not values[flag].value.isprintable():
+            raise UserError(f"--{flag}={values[flag].value!r} has characters that are no text")
+    workdir = Path(values.run) / values.doc
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: choose another --doc")
+    return workdir
+
+
+def _ask_for_room(workdir: Path, no_interaction: bool) -> None:
+    """Ask whether an old run may be moved aside, unless told not to."""
+    if no_interaction or not workdir.exists() or not any(workdir.iterdir()):
+        return
+    question = f"{workdir} holds a run. Move it aside and start anew? [y/N] "
+    try:
+        answer = input(question)
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise UserError(
+            f"{workdir} is left as it is: choose another --doc, --resume_training or --ni"
+        )
+
+
+def _make_room(workdir: Path) -> None:
+    """Move an old run aside, unless a process still works on it."""
     from hos_jax.checkpoint import free_name
 
     if not workdir.exists() or not any(workdir.iterdir()):
         return
-    if not no_interaction:
-        question = f"{workdir} holds a run. Move it aside and start anew? [y/N] "
-        try:
-            answer = input(question)
-        except EOFError:
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
-            raise UserError(
-                f"{workdir} is left as it is: choose another --doc, --resume_training or --ni"
-            )
-    target = free_name(workdir)
-    workdir.rename(target)
+    with locked(workdir):
+        target = free_name(workdir)
+        workdir.rename(target)
     print(f"the run that was in {workdir} is now in {target}")
 
 
-def run(values: flags.FlagValues) -> None:
-    """Do what the flags say.
+def _log_panel(*arguments) -> None:
+    """`evaluate.log_panel`; what it needs to draw is loaded when there is something to draw."""
+    from hos_jax.evaluate import log_panel
+
+    log_panel(*arguments)
+
+
+def run(values: flags.FlagValues) -> int:
+    """Do what the flags say; returns the exit status.
 
     Raises:
       UserError: for a mistake that the user can mend.
     """
     config = make_config(values)
-    workdir = Path(values.run) / values.doc
+    workdir = _run_folder(values)
     from hos_jax import config as run_config
 
     run_config.validate(config)
@@ -230,21 +267,38 @@ def run(values: flags.FlagValues) -> None:
         result = evaluate_run(config, workdir, values.image_folder)
         print(table(result))
         print(f"figures: {workdir / values.image_folder}   numbers: {workdir / 'metrics.json'}")
-        return
+        return 0
 
-    from hos_jax.evaluate import log_panel
     from hos_jax.train import train_and_evaluate
 
     if not values.resume_training:
-        _prepare_folder(workdir, values.ni)
-    state = train_and_evaluate(
-        config, workdir, resume=values.resume_training, on_evaluation=log_panel
-    )
-    print(f"{workdir}: {int(state.step)} steps done")
+        _ask_for_room(workdir, values.ni)
+    with interruption.requested() as stop:
+        state = train_and_evaluate(
+            config,
+            workdir,
+            resume=values.resume_training,
+            on_evaluation=_log_panel,
+            make_room=None if values.resume_training else lambda: _make_room(workdir),
+            should_stop=stop,
+        )
+    step = int(state.step)
+    if stop() and step < config.training.steps:
+        print(
+            f"{stop.signal.name} at step {step}, which is saved: --resume_training goes on from it",
+            file=sys.stderr,
+        )
+        return stop.exit_status
+    print(f"{workdir}: {step} steps done")
+    return 0
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run the command line; returns the exit status.
+
+    0; 2 for a user's mistake or what the system refuses (a full disk, too little memory); 130 for
+    Ctrl-C and 143 for SIGTERM.
+    """
     try:
         values = parse(argv)
         logging.basicConfig(
@@ -252,11 +306,18 @@ def main(argv: list[str]) -> int:
         )
         for noisy in ("jax", "orbax", "absl", "matplotlib", "PIL"):
             logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.root.level))
-        run(values)
+        return run(values)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
     except KeyboardInterrupt:
         print("interrupted: --resume_training goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return 0
+    except OSError as error:
+        message = f"{error.filename or 'the system'}: {error.strerror or error}"
+    except (MemoryError, RuntimeError) as error:
+        # JAX's runtime errors are RuntimeErrors; of those only a lack of memory is the user's.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        message = "too little memory: choose a smaller training.batch_size or model.ngf"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

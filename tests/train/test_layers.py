@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hos_jax"
 LAYERS = {
-    0: "types errors files",
+    0: "types errors files interruption",
     1: "linops lanczos matrix_functions noise",
     2: "tweedie autodiff distributions",
     3: "losses models samplers diagnostics uncertainty calibration metrics objective",
-    4: "parallel train_state checkpoint data",
+    4: "parallel train_state checkpoint event_log data",
     5: "fit train evaluate held_out generate report classify figures runners config cli",
 }
 LAYERS = {layer: names.split() for layer, names in LAYERS.items()}
