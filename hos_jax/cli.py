@@ -130,23 +130,16 @@ def _with_config_path(argv: list[str]) -> list[str]:
 def _check_override_names(argv: list[str]) -> None:
     """Refuse `--config.a.b` for a key that no config has, and say which was probably meant."""
     from hos_jax.config import default_config
+    from hos_jax.config_keys import all_keys, nearest
 
-    known = []
-
-    def collect(group, prefix):
-        for key, value in group.items():
-            known.append(prefix + key)
-            if hasattr(value, "items"):
-                collect(value, f"{prefix}{key}.")
-
-    collect(default_config(), "")
+    known = list(all_keys(default_config()))
     for argument in argv:
         path = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and path.startswith("config."):
             key = path.removeprefix("config.")
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f": did you mean --config.{near[0]}?" if near else ""
+                near = nearest(key, known)
+                hint = f": did you mean --config.{near}?" if near else ""
                 raise UserError(f"unknown config key {key!r}{hint}")
 
 
@@ -168,6 +161,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
         rest = values(arguments)
     except flags.Error as error:
         raise UserError(f"{error} (see --help)") from error
+    except Exception as error:
+        # The config is a file of Python, which may be the user's own: whatever is wrong in there.
+        raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r} (see --help)")
     for name in ("runner", "config"):
@@ -178,9 +174,12 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def make_config(values: flags.FlagValues):
     """The config that flags describe: the file, then the runner, the flags, the overrides."""
+    from hos_jax.config import default_config
+    from hos_jax.config_keys import check_keys_and_types
     from hos_jax.runners import apply_runner
 
     config = values.config
+    check_keys_and_types(config, default_config())
     apply_runner(config, values.runner)
     for flag, (group, key) in {
         "noise": (config, "noise"),

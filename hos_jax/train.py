@@ -67,6 +67,7 @@ class Problem:
             root=config.data.root,
             image_size=config.data.image_size,
             crop=config.data.crop,
+            skip_unreadable=config.data.skip_unreadable,
         )
         dim = int(np.prod(data.image_shape))
         if (
@@ -352,15 +353,17 @@ def train_and_evaluate(
     """
     workdir = Path(workdir)
     problem = Problem.from_config(config)
+    state = None
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
-    problem.abstract_state()
+    else:
+        state = problem.init()
     if make_room is not None:
         make_room()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir), contextlib.ExitStack() as open_files:
-            state, checkpoints, seconds = _begin(problem, workdir, resume, open_files)
+            state, checkpoints, seconds = _begin(problem, workdir, state, open_files)
             log = RunLog(workdir, int(state.step))
             open_files.callback(log.close)
             return _loop(
@@ -374,20 +377,26 @@ def train_and_evaluate(
 
 
 def _begin(
-    problem: Problem, workdir: Path, resume: bool, open_files: contextlib.ExitStack
+    problem: Problem,
+    workdir: Path,
+    state: TrainState | None,
+    open_files: contextlib.ExitStack,
 ) -> tuple[TrainState, Checkpoints, float]:
-    """The state to go on from, the open checkpoints, and the seconds trained before."""
+    """The state to go on from, the open checkpoints, and the seconds trained before.
+
+    `state` is that of a new run; None resumes the run in `workdir`.
+    """
     config = problem.config
-    if not resume and (workdir / run_config.CONFIG_FILE).exists():
+    if state is not None and (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
-    # First of all: a folder that has it can be resumed, whenever the process is killed.
+    # The first file of a run: from here on it can be resumed, whenever the process is killed.
     run_config.save(config, workdir)
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )
     open_files.callback(checkpoints.close)
-    if not resume:
-        return problem.init(), checkpoints, 0.0
+    if state is not None:
+        return state, checkpoints, 0.0
     if not checkpoints.steps():
         logger.warning("%s has no checkpoint yet: starting from step 0", workdir)
         return problem.init(), checkpoints, 0.0
