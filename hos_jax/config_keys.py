@@ -36,6 +36,8 @@ def check_keys_and_types(config: ConfigDict, defaults: ConfigDict) -> None:
     Raises:
       UserError: one line that names the key, and for an unknown one the nearest that there is.
     """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"a config must be a ConfigDict, got {type(config).__name__}")
     known = list(all_keys(defaults))
     for key in all_keys(config):
         if key not in known:

@@ -12,7 +12,8 @@ LAYERS = {
     2: "tweedie autodiff distributions",
     3: "losses models samplers diagnostics uncertainty calibration metrics objective",
     4: "parallel train_state checkpoint event_log data",
-    5: "fit train evaluate held_out generate report classify figures runners config config_keys cli",
+    5: "fit train evaluate held_out generate report classify figures runners cli config"
+    " config_keys",
 }
 LAYERS = {layer: names.split() for layer, names in LAYERS.items()}
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
