@@ -4,8 +4,9 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from hos_jax.cli import main
+        from hos_jax.cli import ignore_late_reads, main
 
+        sys.unraisablehook = ignore_late_reads
         status = main(sys.argv)
     except KeyboardInterrupt:  # during the imports
         status = 130

@@ -292,6 +292,26 @@ def run(values: flags.FlagValues) -> int:
     return 0
 
 
+def _calm_libraries(verbose: str) -> None:
+    """Let libraries log no more than warnings, and orbax nothing that it raises as well."""
+    for name in ("jax", "matplotlib", "PIL"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
+    # A save that fails is reported with a traceback, from its thread, before it is raised.
+    level = logging.WARNING if verbose == "debug" else logging.CRITICAL
+    for name in ("orbax", "absl"):
+        logging.getLogger(name).setLevel(level)
+
+
+def ignore_late_reads(unraisable) -> None:
+    """For `sys.unraisablehook`: say nothing of reads that end after the one that failed.
+
+    Orbax closes its event loop when a read of a damaged checkpoint fails; the others of
+    tensorstore then find it closed, and each would print a traceback.
+    """
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status.
 
@@ -303,8 +323,7 @@ def main(argv: list[str]) -> int:
         logging.basicConfig(
             level=values.verbose.upper(), format="%(levelname).1s %(name)s: %(message)s", force=True
         )
-        for noisy in ("jax", "orbax", "absl", "matplotlib", "PIL"):
-            logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.root.level))
+        _calm_libraries(values.verbose)
         return run(values)
     except UserError as error:
         message = str(error)

@@ -41,8 +41,10 @@ def cache():
 @pytest.fixture
 def command(monkeypatch, capfd):
     """`main.py`'s function in this process; returns the status and what a user would see."""
-    from hos_jax.cli import main
+    from hos_jax import cli
 
+    # Pictures are tested elsewhere, and take longer than all the rest.
+    monkeypatch.setattr(cli, "_log_panel", lambda *arguments: None)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     # Whatever asks a question gets the end of the file for an answer.
@@ -50,7 +52,7 @@ def command(monkeypatch, capfd):
 
     def run(*arguments):
         capfd.readouterr()
-        status = main(["main.py", *map(str, arguments)])
+        status = cli.main(["main.py", *map(str, arguments)])
         return status, capfd.readouterr().err
 
     yield run

@@ -16,7 +16,8 @@ from fault_runs import (
 
 MOMENTS = ("start", "before", "during", "after")
 EXIT_STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+# ml-collections 1.1 loads config files with a deprecated method of importlib.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 def interrupt_all(workdir, plan, cache):
