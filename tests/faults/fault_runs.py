@@ -1,7 +1,6 @@
 """A tiny run driven through the real command line, and what can happen to it on the way."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -157,7 +156,10 @@ def damage(folder, kind, rng=None):
     if kind == "truncated":
         victim.write_bytes(content[: len(content) // 2])
     elif kind == "bit flipped":
-        content[random.Random(0).randrange(len(content))] ^= 0x10
+        # One bit that no array uses would change nothing, so where it must be noticed, several.
+        places = range(50, len(content), 97) if rng is None else [rng.randrange(len(content))]
+        for place in places:
+            content[place] ^= 0x10
         victim.write_bytes(content)
     elif kind == "half written":
         for path in files[len(files) // 2 :]:

@@ -44,8 +44,8 @@ def test_a_resumed_run_goes_on_to_keep_the_last_and_the_best(filled):
         checkpoints = Checkpoints(filled, keep=2)
         checkpoints.save(step, state(step), held_out_loss=loss, details={})
         checkpoints.close()
-        best = 2 if step < 8 else 8
-        assert checkpoints.steps() == sorted({best, *checkpoints.steps()[-2:]})
+        assert len(checkpoints.steps()) <= 3 and checkpoints.steps()[-1] == step
+        assert (2 if step < 8 else 8) in checkpoints.steps()
     assert checkpoints.steps() == [8, 9, 10]
 
 
