@@ -2,12 +2,11 @@
 
 import sys
 
-if __name__ == "__main__":
-    try:
-        from hos_jax.cli import ignore_late_reads, main
+from hos_jax.interruption import leave_on_ctrl_c
 
-        sys.unraisablehook = ignore_late_reads
-        status = main(sys.argv)
-    except KeyboardInterrupt:  # during the imports
-        status = 130
-    sys.exit(status)
+if __name__ == "__main__":
+    leave_on_ctrl_c()  # before the long imports
+    from hos_jax.cli import ignore_late_reads, main
+
+    sys.unraisablehook = ignore_late_reads
+    sys.exit(main(sys.argv))

@@ -328,7 +328,7 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         message = str(error)
     except KeyboardInterrupt:
-        print("interrupted: --resume_training goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except OSError as error:
         message = f"{error.filename or 'the system'}: {error.strerror or error}"

@@ -27,6 +27,22 @@ class Interruption:
         return 128 + self.signal
 
 
+def leave_on_ctrl_c() -> None:
+    """Let Ctrl-C end the process at once, with status 130 and one line.
+
+    For when there is nothing to save. `KeyboardInterrupt` would come up inside of whatever runs,
+    and an import or a callback that it breaks off may print a traceback, or swallow it.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(128 + number)
+
+    # What was told to ignore it (by nohup, say) goes on ignoring it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+
+
 @contextlib.contextmanager
 def requested() -> Iterator[Interruption]:
     """Take note of SIGINT and SIGTERM instead of dying; a second one does what it always does.

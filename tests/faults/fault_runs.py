@@ -78,10 +78,14 @@ def is_saving(workdir):
 def wait_for_moment(process, workdir, moment, rng):
     """Return at a random time of the kind asked for: before, during or after a checkpoint.
 
-    "start" is while the process still imports, loads and compiles.
+    "start" is while the process still imports, loads and compiles; "before" and "after" are up to
+    30 ms and right after a new checkpoint, "during" is while one is written.
     """
     if moment == "start":
-        time.sleep(rng.uniform(0.1, 3.0))
+        maps = Path(f"/proc/{process.pid}/maps")
+        while maps.exists() and "jaxlib" not in maps.read_text() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 2.0))
         return
     before = saved_steps(workdir)[-1:]
     reached = {
