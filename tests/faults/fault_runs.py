@@ -131,7 +131,7 @@ def same_bits(a, b):
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-def ends_as_if_never_stopped(workdir, *, cache):
+def ends_as_if_never_stopped(workdir, command, *, cache):
     """Resume to 20 steps beyond the last checkpoint, and compare with a run that never stopped."""
     total = (saved_steps(workdir) or [0])[-1] + 20
     status, errors = finish(
@@ -142,7 +142,8 @@ def ends_as_if_never_stopped(workdir, *, cache):
     assert status == 0, errors
     whole = workdir.with_name(f"{workdir.name}_whole")
     arguments = flags(training__steps=total, training__checkpoint_every=1_000_000)
-    status, errors = finish(start(whole, *arguments, "--ni", cache=cache))
+    place = ("--run", whole.parent, "--doc", whole.name)
+    status, errors = command(*place, *arguments, "--ni")
     assert status == 0, errors
     a, b = final_state(workdir), final_state(whole)
     same = a.step == b.step == total and same_bits(a.state, b.state)
