@@ -9,14 +9,15 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
 
-.PHONY: demo test test-math test-train test-cli test-slow test-gpu notebooks package lint format clean
+.PHONY: demo test test-math test-train test-cli test-faults test-faults-short test-slow test-gpu \
+	notebooks package lint format clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) main.py $(DEMO_FLAGS) --ni
 	$(RUN) main.py $(DEMO_FLAGS) --test
 
 # Separate processes: mathematics runs in float64, training in float32.
-test: test-math test-train test-cli
+test: test-math test-train test-cli test-faults-short
 
 test-math: $(VENV)/test.stamp
 	$(PYTEST) tests/math -n 2 -m "not slow and not gpu"
@@ -25,7 +26,14 @@ test-train: $(VENV)/test.stamp
 	$(PYTEST) tests/train -n 2 -m "not slow and not gpu"
 
 test-cli: $(VENV)/test.stamp
-	$(PYTEST) tests/cli -n 2 -m "not slow and not gpu"
+	$(PYTEST) tests/cli -n 2 --dist loadgroup -m "not slow and not gpu"
+
+test-faults-short: $(VENV)/test.stamp
+	$(PYTEST) tests/faults -n 2 -m "not slow"
+
+# Kills, signals, damaged checkpoints, full disks and wrong command lines; prints what it counted.
+test-faults: $(VENV)/test.stamp
+	$(PYTEST) tests/faults
 
 test-slow: $(VENV)/test.stamp
 	$(PYTEST) tests/train -m slow

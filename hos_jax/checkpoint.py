@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
+import json
 import logging
+import math
+import os
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +39,16 @@ def checksum(tree: Any) -> int:
     return value
 
 
+def _reason(error: Exception) -> str:
+    """What an exception says, on one line and short enough for a message."""
+    # Tensorstore wraps what the system says into a long text with the names of its own files.
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(code) in str(error):
+            return os.strerror(code)
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    return line if len(line) <= 200 else f"{line[:200]} ..."
+
+
 def free_name(path: Path) -> Path:
     """A name beside `path` that nothing has: `path` with a time stamp."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -44,44 +60,92 @@ def free_name(path: Path) -> Path:
     return target
 
 
+class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the newest checkpoints and the one with the lowest held-out loss.
+
+    The losses are read from the checkpoints, so that a resumed run knows those of the run before:
+    orbax's own policy keeps for ever whatever it did not save itself.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        self._directory, self._keep = directory, keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(sorted(steps)[-self._keep :])
+        # Of equal losses the newest: those cut short by a signal have none, and count as infinite.
+        kept.add(min(steps, key=lambda step: (self._loss(step), -step), default=None))
+        return [step in kept for step in steps]
+
+    def _loss(self, step: int) -> float:
+        try:
+            meta = json.loads((self._directory / str(step) / "meta" / "metadata").read_text())
+            return math.inf if meta["held_out_loss"] is None else float(meta["held_out_loss"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return math.inf
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
     Args:
       directory: where they are; made if it is missing.
       keep: how many of the newest are kept, besides the one with the lowest held-out loss.
+      discard_unfinished: remove what a save that was cut short has left; only for the one process
+        that saves here.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path, keep: int = 2, *, discard_unfinished: bool = False):
         self.directory = Path(directory).absolute()
-        policies = ocp.checkpoint_managers
-        preservation = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["held_out_loss"], reverse=True, n=1
-                ),
-            ]
-        )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation, enable_async_checkpointing=True, create=True
+            preservation_policy=_LatestAndBest(self.directory, keep),
+            enable_async_checkpointing=True,
+            create=True,
+            cleanup_tmp_directories=discard_unfinished,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._failed = False
 
     def steps(self) -> list[int]:
-        """Steps that have a complete checkpoint, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Steps that have a complete checkpoint on disk, oldest first."""
+        # Not the manager's list, which has a step from the moment that its saving starts.
+        names = (path.name for path in self.directory.iterdir() if path.is_dir())
+        return sorted(int(name) for name in names if name.isdecimal())
 
-    def save(self, step: int, state: Any, *, held_out_loss: float, details: dict) -> None:
-        """Start to save host arrays in the background; returns once they are copied."""
+    def save(self, step: int, state: Any, *, held_out_loss: float | None, details: dict) -> None:
+        """Start to save host arrays in the background; returns once they are copied.
+
+        A checkpoint without a held-out loss is never the best one.
+
+        Raises:
+          UserError: if this or the save before it failed.
+        """
         meta = {**details, "checksum": checksum(state), "held_out_loss": held_out_loss}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-            ),
-            metrics={"held_out_loss": held_out_loss},
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        with self._named_failure():
+            self._manager.save(step, args=args)
+
+    def check(self) -> None:
+        """Raise UserError if saving in the background has failed."""
+        with self._named_failure():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _named_failure(self) -> Iterator[None]:
+        """Whatever goes wrong while saving, as one line that says what is left."""
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            reason = _reason(error)
+            kept = self.kept()
+            raise UserError(f"cannot save in {self.directory} ({reason}): {kept}") from error
+
+    def kept(self) -> str:
+        """What there is to go on from, in words for a message."""
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint yet"
 
     def restore(self, template: Any, *, move_unreadable: bool = False) -> Restored:
         """The newest checkpoint that can be read, with a warning that names each that cannot.
@@ -100,7 +164,7 @@ class Checkpoints:
             try:
                 restored = self._restore_step(step, template)
             except Exception as error:
-                reason = (str(error).strip() or repr(error)).splitlines()[0]
+                reason = _reason(error)
                 path = self.directory / str(step)
                 logger.warning("%s cannot be read (%s): trying the one before it", path, reason)
                 unreadable.append(step)
@@ -138,10 +202,26 @@ class Checkpoints:
         return Restored(step, loaded.state, details)
 
     def wait(self) -> None:
-        """Return when everything that was given to `save` is on disk."""
-        self._manager.wait_until_finished()
+        """Return when everything that was given to `save` is on disk.
+
+        Raises:
+          UserError: if saving failed.
+        """
+        with self._named_failure():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait and release the background threads."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait and release the background threads.
+
+        Raises:
+          UserError: if saving failed and no call has said so yet.
+        """
+        already_said = self._failed
+        try:
+            self.wait()
+        except UserError:
+            if not already_said:
+                raise
+        finally:
+            with contextlib.suppress(Exception):
+                self._manager.close()

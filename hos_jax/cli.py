@@ -11,7 +11,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from hos_jax import interruption
 from hos_jax.errors import UserError
+from hos_jax.files import locked
 
 EXAMPLES = """\
 Train scores of order one and two by denoising, and test what was trained.
@@ -171,23 +173,16 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
 def check_override_names(argv: list[str]) -> None:
     """Refuse `--config.a.b` for a key that no config has, and say which was probably meant."""
     from hos_jax.config import default_config
+    from hos_jax.config_keys import all_keys, nearest
 
-    known = []
-
-    def collect(group, prefix):
-        for key, value in group.items():
-            known.append(prefix + key)
-            if hasattr(value, "items"):
-                collect(value, f"{prefix}{key}.")
-
-    collect(default_config(), "")
+    known = list(all_keys(default_config()))
     for argument in argv:
         path = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and path.startswith("config."):
             key = path.removeprefix("config.")
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f": did you mean --config.{near[0]}?" if near else ""
+                near = nearest(key, known)
+                hint = f": did you mean --config.{near}?" if near else ""
                 raise UserError(f"unknown config key {key!r}{hint}")
 
 
@@ -209,6 +204,9 @@ def parse(argv: list[str]) -> flags.FlagValues:
         rest = values(arguments)
     except flags.Error as error:
         raise UserError(f"{error} (see --help)") from error
+    except Exception as error:
+        # The config is a file of Python, which may be the user's own: whatever is wrong in there.
+        raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r} (see --help)")
     for name in ("runner", "config"):
@@ -221,9 +219,12 @@ def parse(argv: list[str]) -> flags.FlagValues:
 
 def make_config(values: flags.FlagValues):
     """The config that flags describe: the file, then the runner, the flags, the overrides."""
+    from hos_jax.config import default_config
+    from hos_jax.config_keys import check_keys_and_types
     from hos_jax.runners import apply_runner
 
     config = values.config
+    check_keys_and_types(config, default_config())
     if values.runner is not None:
         apply_runner(config, values.runner)
     for flag, (group, key) in {
@@ -239,35 +240,70 @@ def make_config(values: flags.FlagValues):
     return config
 
 
-def prepare_folder(workdir: Path, no_interaction: bool) -> None:
-    """Make room for a new run: move an old one aside, after asking unless told not to."""
+def run_folder(values: flags.FlagValues) -> Path:
+    """RUN/DOC.
+
+    Raises:
+      UserError: if it would be RUN itself or lie outside of it: a run may be moved aside, and what
+        holds all runs, or anything else, must not be.
+    """
+    for flag in {"doc", "image_folder"} & set(values):
+        parts = Path(values[flag].value).parts
+        if not parts or Path(values[flag].value).is_absolute() or ".." in parts:
+            raise UserError(
+                f"--{flag}={values[flag].value!r} must be a name or a relative path without '..'"
+            )
+    for flag in {"run", "doc", "image_folder"} & set(values):
+        if not values[flag].value.isprintable():
+            raise UserError(f"--{flag}={values[flag].value!r} has characters that are no text")
+    workdir = Path(values.run) / values.doc
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: choose another --doc")
+    return workdir
+
+
+def ask_for_room(workdir: Path, no_interaction: bool) -> None:
+    """Ask whether an old run may be moved aside, unless told not to."""
+    if no_interaction or not workdir.exists() or not any(workdir.iterdir()):
+        return
+    question = f"{workdir} holds a run. Move it aside and start anew? [y/N] "
+    try:
+        answer = input(question)
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise UserError(
+            f"{workdir} is left as it is: choose another --doc, --resume_training or --ni"
+        )
+
+
+def make_room(workdir: Path) -> None:
+    """Move an old run aside, unless a process still works on it."""
     from hos_jax.checkpoint import free_name
 
     if not workdir.exists() or not any(workdir.iterdir()):
         return
-    if not no_interaction:
-        question = f"{workdir} holds a run. Move it aside and start anew? [y/N] "
-        try:
-            answer = input(question)
-        except EOFError:
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
-            raise UserError(
-                f"{workdir} is left as it is: choose another --doc, --resume_training or --ni"
-            )
-    target = free_name(workdir)
-    workdir.rename(target)
+    with locked(workdir):
+        target = free_name(workdir)
+        workdir.rename(target)
     print(f"the run that was in {workdir} is now in {target}")
 
 
-def run(values: flags.FlagValues) -> None:
-    """Do what the flags say.
+def _log_panel(*arguments) -> None:
+    """`evaluate.log_panel`; what it needs to draw is loaded when there is something to draw."""
+    from hos_jax.evaluate import log_panel
+
+    log_panel(*arguments)
+
+
+def run(values: flags.FlagValues) -> int:
+    """Do what the flags say; returns the exit status.
 
     Raises:
       UserError: for a mistake that the user can mend.
     """
     config = make_config(values)
-    workdir = Path(values.run) / values.doc
+    workdir = run_folder(values)
     from hos_jax import config as run_config
 
     run_config.validate(config)
@@ -277,21 +313,58 @@ def run(values: flags.FlagValues) -> None:
         result = evaluate_run(config, workdir, values.image_folder)
         print(table(result))
         print(f"figures: {workdir / values.image_folder}   numbers: {workdir / 'metrics.json'}")
-        return
+        return 0
 
-    from hos_jax.evaluate import log_panel
     from hos_jax.train import train_and_evaluate
 
     if not values.resume_training:
-        prepare_folder(workdir, values.ni)
-    state = train_and_evaluate(
-        config, workdir, resume=values.resume_training, on_evaluation=log_panel
-    )
-    print(f"{workdir}: {int(state.step)} steps done")
+        ask_for_room(workdir, values.ni)
+    with interruption.requested() as stop:
+        state = train_and_evaluate(
+            config,
+            workdir,
+            resume=values.resume_training,
+            on_evaluation=_log_panel,
+            make_room=None if values.resume_training else lambda: make_room(workdir),
+            should_stop=stop,
+        )
+    step = int(state.step)
+    if stop() and step < config.training.steps:
+        print(
+            f"{stop.signal.name} at step {step}, which is saved: --resume_training goes on from it",
+            file=sys.stderr,
+        )
+        return stop.exit_status
+    print(f"{workdir}: {step} steps done")
+    return 0
+
+
+def _calm_libraries(verbose: str) -> None:
+    """Let libraries log no more than warnings, and orbax nothing that it raises as well."""
+    for name in ("jax", "matplotlib", "PIL"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
+    # A save that fails is reported with a traceback, from its thread, before it is raised.
+    level = logging.WARNING if verbose == "debug" else logging.CRITICAL
+    for name in ("orbax", "absl"):
+        logging.getLogger(name).setLevel(level)
+
+
+def ignore_late_reads(unraisable) -> None:
+    """For `sys.unraisablehook`: say nothing of reads that end after the one that failed.
+
+    Orbax closes its event loop when a read of a damaged checkpoint fails; the others of
+    tensorstore then find it closed, and each would print a traceback.
+    """
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit status: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run the command line; returns the exit status.
+
+    0; 2 for a user's mistake or what the system refuses (a full disk, too little memory); 130 for
+    Ctrl-C and 143 for SIGTERM.
+    """
     try:
         if argv[1:2] and argv[1] in COMMANDS:
             from hos_jax.commands import run_command
@@ -301,13 +374,19 @@ def main(argv: list[str]) -> int:
         logging.basicConfig(
             level=values.verbose.upper(), format="%(levelname).1s %(name)s: %(message)s", force=True
         )
-        for noisy in ("jax", "orbax", "absl", "matplotlib", "PIL"):
-            logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.root.level))
-        run(values)
+        _calm_libraries(values.verbose)
+        return run(values)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
     except KeyboardInterrupt:
-        print("interrupted: --resume_training goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    except OSError as error:
+        message = f"{error.filename or 'the system'}: {error.strerror or error}"
+    except (MemoryError, RuntimeError) as error:
+        # JAX's runtime errors are RuntimeErrors; of those only a lack of memory is the user's.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        message = "too little memory: choose a smaller training.batch_size or model.ngf"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

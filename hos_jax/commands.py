@@ -62,13 +62,18 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
     overrides = config_flags.get_override_values(values["config"])
     if values.noise is not None:
         overrides["noise"] = values.noise
-    workdir = Path(values.run) / values.doc
+    workdir = cli.run_folder(values)
+
+    def make_room():
+        cli.ask_for_room(workdir, values.ni)
+        cli.make_room(workdir)
+
     imported = import_checkpoint(
         Path(rest[0]),
         workdir,
         overrides,
         checked_images=values.checked_images,
-        prepare=lambda: cli.prepare_folder(workdir, values.ni),
+        prepare=make_room,
     )
     print(f"found {imported.description}")
     if imported.denoise_mse is not None:
@@ -90,7 +95,7 @@ def _export(values: flags.FlagValues, rest: list[str]) -> None:
 
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
-    workdir = Path(values.run) / values.doc
+    workdir = cli.run_folder(values)
     output = Path(values.output) if values.output else workdir / "parameters.safetensors"
     exported = export_parameters(workdir, output)
     print(f"{output}: parameters of step {exported.step}")

@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from hos_jax.config_keys import check_keys_and_types
 from hos_jax.data import NAMES as DATA_NAMES
 from hos_jax.errors import UserError
 from hos_jax.files import write_atomically
@@ -41,6 +42,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.image_size = none(int)
     config.data.crop = none(int)
     config.data.random_flip = False
+    # Of an image folder: leave out files that are no readable images, instead of refusing them.
+    config.data.skip_unreadable = False
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "unet"
@@ -127,6 +130,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     from hos_jax.models.registry import NAMES as MODEL_NAMES
     from hos_jax.objective import FIRST_ORDER, SECOND_ORDER, THIRD_ORDER
 
+    check_keys_and_types(config, default_config())
     choices = {
         "data.name": DATA_NAMES,
         "model.name": MODEL_NAMES,
@@ -166,6 +170,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "optim.weight_decay",
         "optim.clip",
         "model.data_std",
+        "model.attention_size",
+        "loss.first_order_weight",
+        "loss.third_order_weight",
     ]
     for path in not_negative:
         value = _get(config, path)
@@ -175,8 +182,30 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for path in ("optim.ema", "optim.beta1", "optim.beta2"):
         value = _get(config, path)
         _require(0 <= value < 1, f"{path} must be in [0, 1), got {value}")
-    _require(len(config.model.multipliers) > 0, "model.multipliers must name at least one level")
+    multipliers = config.model.multipliers
+    _require(len(multipliers) > 0, "model.multipliers must name at least one level")
+    _require(min(multipliers) > 0, f"model.multipliers must be positive, got {multipliers}")
+    _validate_limits(config)
     _validate_combination(config)
+
+
+def _validate_limits(config: ml_collections.ConfigDict) -> None:
+    """What the number formats hold: float32 for the squares of sigma, 32 bits for the others."""
+    for path in ("noise", "model.smallest_noise", "model.largest_noise"):
+        value = _get(config, path)
+        fits = value is None or value <= 0 or 1e-6 <= value <= 1e6
+        _require(fits, f"{path} must be between 1e-6 and 1e6, got {value}: the data is within 1")
+    _require(config.seed < 2**32, f"seed must be below 2^32, got {config.seed}")
+    steps = config.training.steps
+    _require(steps < 2**31 - 1, f"training.steps must be below 2^31 - 1, got {steps}")
+    for path, lowest in (("data.image_size", 1), ("data.crop", 0)):
+        value = _get(config, path)
+        _require(value is None or value >= lowest, f"{path} must be at least {lowest}, got {value}")
+    optim = config.optim
+    _require(
+        optim.schedule == "constant" or optim.final_lr <= optim.lr,
+        f"optim.final_lr={optim.final_lr} exceeds optim.lr={optim.lr}: the schedule decays to it",
+    )
 
 
 def _validate_combination(config: ml_collections.ConfigDict) -> None:

@@ -1,12 +1,57 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that one process at a time writes to."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from hos_jax.errors import UserError
+
+LOCK_FILE = "lock"
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a kill leaves the old content or the new, never a part."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        # Or the new name could reach the disk before the content, and a power cut come in between.
+        os.fsync(file.fileno())
     temporary.replace(path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of an existing folder; it ends with the process, however that ends.
+
+    Raises:
+      UserError: if another process holds it.
+      OSError: if the lock file cannot be written.
+    """
+    path = folder / LOCK_FILE
+    # Not truncated when it is opened: it says who holds it.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise _busy(folder, holder) from error
+        # The folder may have been moved aside since it was opened, and another one made.
+        if not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise _busy(folder, "unknown")
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _busy(folder: Path, holder: str) -> UserError:
+    return UserError(
+        f"{folder} is in use by another process (id {holder}): wait for it or choose another --doc"
+    )

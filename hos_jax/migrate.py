@@ -21,6 +21,7 @@ from hos_jax.checkpoint import Checkpoints
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.evaluate import load_run
+from hos_jax.files import locked
 from hos_jax.models.registry import make_model
 from hos_jax.noise import step_key
 from hos_jax.published import PublishedModel, recognise
@@ -247,12 +248,13 @@ def _write_run(problem: Problem, workdir: Path, params: Any, ema: Any, step: int
         step=jnp.asarray(step, jnp.int32), ema_params=None if ema is None else {"params": ema}
     )
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir / "checkpoints", problem.config.training.keep_checkpoints)
-    try:
-        # Not evaluated: every checkpoint that training saves after it counts as better.
-        checkpoints.save(
-            step, jax.device_get(state), held_out_loss=float("inf"), details={"seconds": 0.0}
-        )
-    finally:
-        checkpoints.close()
-    run_config.save(problem.config, workdir)
+    with locked(workdir):
+        checkpoints = Checkpoints(workdir / "checkpoints", problem.config.training.keep_checkpoints)
+        try:
+            # Not evaluated: every checkpoint that training saves after it counts as better.
+            checkpoints.save(
+                step, jax.device_get(state), held_out_loss=float("inf"), details={"seconds": 0.0}
+            )
+        finally:
+            checkpoints.close()
+        run_config.save(problem.config, workdir)

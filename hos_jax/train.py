@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -23,7 +24,8 @@ from hos_jax import parallel
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.data import ImageData, batch_at, load, to_float
 from hos_jax.errors import UserError
-from hos_jax.files import write_atomically
+from hos_jax.event_log import EventLog
+from hos_jax.files import locked, write_atomically
 from hos_jax.models.registry import make_model
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.noise import example_keys, step_key
@@ -69,6 +71,7 @@ class Problem:
             root=config.data.root,
             image_size=config.data.image_size,
             crop=config.data.crop,
+            skip_unreadable=config.data.skip_unreadable,
         )
         dim = int(np.prod(data.image_shape))
         if (
@@ -269,31 +272,30 @@ class RunLog:
     """
 
     def __init__(self, workdir: Path, first_step: int):
-        from tensorboardX import SummaryWriter
-
         self.path = workdir / HISTORY_FILE
         kept = [row for row in read_history(workdir) if row["step"] <= first_step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a")
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._events = EventLog(workdir / "tensorboard", first_step + 1)
 
     def scalars(self, step: int, values: dict[str, float], group: str) -> None:
         """Record named numbers of one group ("train" or "held_out") at a step."""
         self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._events.scalar(step, f"{group}/{name}", value)
+        self._events.flush()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         logger.info("step %d  %s  %s", step, group, shown)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Record an image, uint8 (H, W, 3)."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        self._events.image(step, name, image)
 
     def close(self) -> None:
         """Write out what is buffered."""
         self._file.close()
-        self._writer.close()
+        self._events.close()
 
 
 def read_history(workdir: Path) -> list[dict]:
@@ -331,46 +333,85 @@ def train_and_evaluate(
     *,
     resume: bool = False,
     on_evaluation: Callable[[Problem, Any, int, RunLog], None] | None = None,
+    make_room: Callable[[], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Train a run to `config.training.steps` and evaluate it along the way.
 
     Args:
       config: see `hos_jax.config.default_config`.
       workdir: the run folder; made if it is missing.
-      resume: go on from the newest readable checkpoint.
+      resume: go on from the newest readable checkpoint, or from step 0 if none was saved yet.
       on_evaluation: called as `(problem, parameters, step, log)` after every evaluation, with
         parameters on the host: for pictures.
+      make_room: called once the config is known to work, before anything is written.
+      should_stop: asked before every step; where it says so, the state is saved and returned as it
+        is.
 
     Returns:
       The final state, on the host.
 
     Raises:
-      UserError: for a config that cannot work, a run that does not fit, or a non-finite loss.
+      UserError: for a config that cannot work, a run that does not fit or that another process
+        works on, a folder that cannot be written to, or a non-finite loss.
     """
     workdir = Path(workdir)
     problem = Problem.from_config(config)
+    state = None
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
-    elif (workdir / run_config.CONFIG_FILE).exists():
-        raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
-    state = problem.abstract_state() if resume else problem.init()
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)
-    seconds = 0.0
-    if resume:
-        restored = checkpoints.restore(state, move_unreadable=True)
-        state, seconds = restored.state, restored.details["seconds"]
-        logger.info("resumed from step %d", restored.step)
-    run_config.save(config, workdir)
-    log = RunLog(workdir, int(state.step))
+    else:
+        state = problem.init()
+    if make_room is not None:
+        make_room()
     try:
-        return _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation)
-    finally:
-        checkpoints.close()
-        log.close()
+        workdir.mkdir(parents=True, exist_ok=True)
+        with locked(workdir), contextlib.ExitStack() as open_files:
+            state, checkpoints, seconds = _begin(problem, workdir, state, open_files)
+            log = RunLog(workdir, int(state.step))
+            open_files.callback(log.close)
+            return _loop(
+                problem, state, workdir, checkpoints, log, seconds, on_evaluation, should_stop
+            )
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {error.filename or workdir} ({error.strerror or error}): the "
+            "checkpoints that were saved are kept, and --resume_training goes on from the last"
+        ) from error
 
 
-def _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation) -> TrainState:
+def _begin(
+    problem: Problem,
+    workdir: Path,
+    state: TrainState | None,
+    open_files: contextlib.ExitStack,
+) -> tuple[TrainState, Checkpoints, float]:
+    """The state to go on from, the open checkpoints, and the seconds trained before.
+
+    `state` is that of a new run; None resumes the run in `workdir`.
+    """
+    config = problem.config
+    if state is not None and (workdir / run_config.CONFIG_FILE).exists():
+        raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
+    # The first file of a run: from here on it can be resumed, whenever the process is killed.
+    run_config.save(config, workdir)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
+    )
+    open_files.callback(checkpoints.close)
+    if state is not None:
+        return state, checkpoints, 0.0
+    if not checkpoints.steps():
+        logger.warning("%s has no checkpoint yet: starting from step 0", workdir)
+        return problem.init(), checkpoints, 0.0
+    restored = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
+    logger.info("resumed from step %d", restored.step)
+    return restored.state, checkpoints, restored.details["seconds"]
+
+
+def _loop(
+    problem, state, workdir, checkpoints, log, seconds, on_evaluation, should_stop
+) -> TrainState:
     config, training = problem.config, problem.config.training
     step, total = int(state.step), training.steps
     if step >= total:
@@ -382,7 +423,8 @@ def _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation) -> 
     bar = tqdm(
         total=total, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
     )
-    while step < total:
+    first = step
+    while step < total and not should_stop():
         images = batch_at(
             problem.data.train,
             step,
@@ -398,6 +440,7 @@ def _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation) -> 
         if step % training.log_every == 0 or step == total:
             values = _average(window)
             _check_finite(state, workdir, checkpoints)
+            checkpoints.check()
             elapsed = time.monotonic() - window_begun
             values["images_per_second"] = len(window) * training.batch_size / elapsed
             log.scalars(step, values, "train")
@@ -426,6 +469,15 @@ def _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation) -> 
                 on_evaluation(problem, host_state.best_params, step, log)
             window_begun = time.monotonic()
     bar.close()
+    if first < step < total and not saved:
+        _check_finite(state, workdir, checkpoints)
+        # Without the held-out loss: who asks to stop may not wait for it.
+        checkpoints.save(
+            step,
+            parallel.unreplicate(state),
+            held_out_loss=None,
+            details={"seconds": seconds + time.monotonic() - begun},
+        )
     return parallel.unreplicate(state)
 
 

@@ -26,6 +26,7 @@
 # %%
 import functools
 import logging
+import sys
 from pathlib import Path
 
 import jax
@@ -33,13 +34,15 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from configs import demo
 from hos_jax import autodiff, figures, lanczos
 from hos_jax import config as run_config
 from hos_jax.evaluate import load_run, panel
 from hos_jax.held_out import held_out_examples, held_out_metrics
 from hos_jax.runners import apply_runner
 from hos_jax.train import train_and_evaluate
+
+sys.path.append("..")  # where configs/ is
+from configs import demo  # noqa: E402
 
 RUN = Path("runs/mnist_diagonal")
 STEPS = 600

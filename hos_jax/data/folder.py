@@ -1,8 +1,8 @@
 """A folder of image files, prepared the way CelebA is in the published experiments."""
 
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,21 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Modes that convert("RGB") would clip rather than scale.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
+logger = logging.getLogger(__name__)
+
+# Of files that are skipped, so many are named.
+_NAMED_FILES = 10
+
 # One image in this many is held out.
 _HELD_OUT_EVERY = 20
 
 
 def load_folder(
-    root: str | os.PathLike | None, *, crop: int = 140, image_size: int = 32
+    root: str | os.PathLike | None,
+    *,
+    crop: int = 140,
+    image_size: int = 32,
+    skip_unreadable: bool = False,
 ) -> ImageData:
     """Every image below `root`: centre crop, antialiased resize, RGB.
 
@@ -35,6 +44,8 @@ def load_folder(
         root: the folder.
         crop: side of the central square that is kept; 0 for the largest that fits.
         image_size: side of the result.
+        skip_unreadable: leave out files that are not readable 8-bit images, as if they were not
+            there, and name them in a warning.
 
     Returns:
         ImageData with images (N, image_size, image_size, 3) and no labels.
@@ -54,8 +65,12 @@ def load_folder(
             f"{folder} holds {len(paths)} image files and at least 2 are needed "
             f"({', '.join(sorted(SUFFIXES))}): set --config.data.root to a folder of images"
         )
-    images = _read_all(paths, crop, image_size)
-    held_out = np.arange(1, len(paths) + 1) % _HELD_OUT_EVERY == 0
+    images, errors = _read_all(paths, crop, image_size, skip_unreadable)
+    if errors:
+        _warn_of(errors, folder)
+    if len(images) < 2:
+        raise UserError(f"{folder} holds {len(images)} readable images and at least 2 are needed")
+    held_out = np.arange(1, len(images) + 1) % _HELD_OUT_EVERY == 0
     held_out[-1] |= not held_out.any()
     return ImageData("image_folder", images[~held_out], images[held_out], None, None, SIGNED_RANGE)
 
@@ -70,32 +85,59 @@ def _image_paths(folder: Path) -> list[Path]:
     )
 
 
-def _read_all(paths: list[Path], crop: int, size: int) -> np.ndarray:
+class _UnreadableError(UserError):
+    """A file that is not a readable 8-bit image."""
+
+
+def _warn_of(errors: list[_UnreadableError], folder: Path) -> None:
+    shown = "; ".join(str(error) for error in errors[:_NAMED_FILES])
+    more = f"; and {len(errors) - _NAMED_FILES} more" if len(errors) > _NAMED_FILES else ""
+    logger.warning("%s: %d files are skipped: %s%s", folder, len(errors), shown, more)
+
+
+def _read_all(
+    paths: list[Path], crop: int, size: int, skip_unreadable: bool
+) -> tuple[np.ndarray, list[_UnreadableError]]:
+    """The images in the order of their paths, and what is wrong with those that are left out."""
     images = np.empty((len(paths), size, size, 3), np.uint8)
+    count, errors = 0, []
+    skipped = (_UnreadableError,) if skip_unreadable else ()
+
+    def read(path: Path) -> np.ndarray | _UnreadableError:
+        try:
+            return _read(path, crop=crop, size=size)
+        except skipped as error:
+            return error
+
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))  # Pillow decodes without the GIL
     try:
-        read = pool.map(partial(_read, crop=crop, size=size), paths)
+        results = pool.map(read, paths)
         # Shown on a terminal only, and only where reading takes a while.
-        progress = tqdm(read, "reading images", len(paths), delay=5, disable=None)
-        for index, image in enumerate(progress):
-            images[index] = image
+        progress = tqdm(results, "reading images", len(paths), delay=5, disable=None)
+        for result in progress:
+            if isinstance(result, _UnreadableError):
+                errors.append(result)
+            else:
+                images[count], count = result, count + 1
     finally:
         pool.shutdown(cancel_futures=True)  # or an unreadable file is reported after all the others
-    return images
+    return images[:count], errors
 
 
 def _read(path: Path, *, crop: int, size: int) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode in _DEEP_MODES:
-                raise UserError(f"{path} is not an 8-bit image: convert it to 8 bits or remove it")
+                raise _UnreadableError(
+                    f"{path} is not an 8-bit image: convert it to 8 bits or remove it"
+                )
             image = ImageOps.exif_transpose(image)
             # A transparent palette reaches RGB without a warning only through RGBA.
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             image = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable image: mend or remove it") from error
+        raise _UnreadableError(f"{path} is not a readable image: mend or remove it") from error
     side = crop or min(image.size)
     if side > min(image.size):
         raise UserError(

@@ -18,6 +18,7 @@ def load(
     root: str | os.PathLike | None = None,
     image_size: int | None = None,
     crop: int | None = None,
+    skip_unreadable: bool = False,
 ) -> ImageData:
     """Load a data set into memory.
 
@@ -45,6 +46,8 @@ def load(
             have one size and refuse any other.
         crop: for `image_folder`, side of the central square that is kept (None: 140, as published
             for CelebA; 0: the largest that fits).
+        skip_unreadable: for `image_folder`, leave out files that are not readable images, with a
+            warning that names them, instead of refusing the folder.
 
     Raises:
         UserError: an unknown name, an option that the data set does not have, a missing optional
@@ -56,10 +59,12 @@ def load(
         raise UserError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
     if crop is not None and name != "image_folder":
         raise UserError(f"crop is an option of image_folder, not of {name}: leave it unset")
+    if skip_unreadable and name != "image_folder":
+        raise UserError(f"skip_unreadable is an option of image_folder, not of {name}: leave it")
     sizes = {"image_size": image_size, "crop": crop}
     given = {option: size for option, size in sizes.items() if size is not None}
     if name == "image_folder":
-        return folder.load_folder(root, **given)
+        return folder.load_folder(root, skip_unreadable=skip_unreadable, **given)
     if name == "photos":
         return photos.load_photos(**given)
     data = _PACKAGED[name]() if name in _PACKAGED else prepared.load_prepared(name, root=root)

@@ -49,10 +49,15 @@ def environment(tmp_path_factory):
 @pytest.fixture
 def command(tmp_path, environment):
     """Run `python main.py ...` with runs in `tmp_path`; returns the finished process."""
+    return runner_in(tmp_path, environment)
+
+
+def runner_in(folder, environment):
+    """A function that runs `python main.py ...` with its runs in `folder`."""
 
     def run(*arguments, stdin=None, small=True):
         overrides = as_flags(SMALL) if small else []
-        full = [sys.executable, str(ROOT / "main.py"), "--run", str(tmp_path), *arguments]
+        full = [sys.executable, str(ROOT / "main.py"), "--run", str(folder), *arguments]
         return subprocess.run(
             full + [flag for flag in overrides if flag.partition("=")[0] not in str(arguments)],
             env=environment,

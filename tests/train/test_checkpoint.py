@@ -39,6 +39,16 @@ def test_the_last_and_the_best_are_kept_and_read_back(filled):
     checkpoints.close()
 
 
+def test_a_resumed_run_goes_on_to_keep_the_last_and_the_best(filled):
+    for step, loss in [(6, 7.0), (7, None), (8, 0.5), (9, 0.7), (10, None)]:
+        checkpoints = Checkpoints(filled, keep=2)
+        checkpoints.save(step, state(step), held_out_loss=loss, details={})
+        checkpoints.close()
+        assert len(checkpoints.steps()) <= 3 and checkpoints.steps()[-1] == step
+        assert (2 if step < 8 else 8) in checkpoints.steps()
+    assert checkpoints.steps() == [8, 9, 10]
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(filled, caplog, damage):
     victim = biggest_file(filled / "5" / "state")

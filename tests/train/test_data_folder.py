@@ -103,6 +103,32 @@ def test_a_corrupt_file_is_named(celeba, kind):
     assert str(bad) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_corrupt_files_are_skipped_by_name_where_that_is_asked_for(celeba, caplog):
+    whole = data.load("image_folder", root=celeba)
+    for index in range(12):
+        (celeba / "part0" / f"bad{index:02d}.jpg").write_bytes(b"hello")
+    Image.fromarray(np.full((150, 150), 40000, np.uint16)).save(celeba / "part1" / "deep.png")
+    with pytest.raises(UserError, match="not a readable image"):
+        data.load("image_folder", root=celeba)
+    loaded = data.load("image_folder", root=celeba, skip_unreadable=True)
+    np.testing.assert_array_equal(loaded.train, whole.train)
+    np.testing.assert_array_equal(loaded.held_out, whole.held_out)
+    (said,) = caplog.messages
+    assert "13 files are skipped" in said and "bad00.jpg" in said and said.endswith("and 3 more")
+    _picture(0, 100, 90).save(celeba / "small.png")
+    with pytest.raises(UserError, match="smaller than the crop"):
+        data.load("image_folder", root=celeba, skip_unreadable=True)
+    with pytest.raises(UserError, match="option of image_folder"):
+        data.load("digits", skip_unreadable=True)
+
+
+def test_a_folder_without_readable_images_is_refused(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(b"hello")
+    with pytest.raises(UserError, match="holds 0 readable images"):
+        data.load("image_folder", root=tmp_path, skip_unreadable=True)
+
+
 def test_images_smaller_than_the_crop_are_named(celeba):
     _picture(0, 100, 90).save(celeba / "small.png")
     with pytest.raises(UserError, match=r"small\.png is 100 x 90, smaller than the crop of 140"):

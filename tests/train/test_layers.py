@@ -7,13 +7,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "hos_jax"
 LAYERS = {
-    0: "types errors files",
+    0: "types errors files interruption",
     1: "linops lanczos matrix_functions noise",
     2: "tweedie autodiff distributions",
     3: "losses models samplers diagnostics uncertainty calibration metrics objective",
-    4: "parallel train_state checkpoint data",
-    5: "fit train evaluate held_out generate report classify figures runners config cli "
-    "saved_config tensor_files published migrate commands",
+    4: "parallel train_state checkpoint event_log data",
+    5: "fit train evaluate held_out generate report classify figures runners config config_keys "
+    "cli saved_config tensor_files published migrate commands",
 }
 LAYERS = {layer: names.split() for layer, names in LAYERS.items()}
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -1,0 +1,82 @@
+"""Which keys a config has, and which type each value must have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from hos_jax.errors import UserError
+
+
+def all_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """The paths of all keys, groups among them: `model`, `model.ngf`, ..."""
+    for key in config:
+        yield prefix + key
+        if config.get_type(key) is ConfigDict:
+            yield from all_keys(config[key], f"{prefix}{key}.")
+
+
+def nearest(key: str, known: list[str]) -> str | None:
+    """The path of the key that was probably meant, where its group too may be mistaken."""
+    near = difflib.get_close_matches(key, known, n=1)
+    if not near:
+        name = key.rpartition(".")[2]
+        last = {path.rpartition(".")[2]: path for path in known}
+        near = [last[match] for match in difflib.get_close_matches(name, last, n=1)]
+    return near[0] if near else None
+
+
+def check_keys_and_types(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Refuse a config that has other keys than `defaults`, or values of other types.
+
+    An integer will do for a float, and `None` where the default is `None`.
+
+    Raises:
+      UserError: one line that names the key, and for an unknown one the nearest that there is.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"a config must be a ConfigDict, got {type(config).__name__}")
+    known = list(all_keys(defaults))
+    for key in all_keys(config):
+        if key not in known:
+            near = nearest(key, known)
+            hint = f": did you mean {near}?" if near else ""
+            raise UserError(f"unknown config key {key!r}{hint}")
+    _check_types(config, defaults, "")
+
+
+def _check_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
+    for key in defaults:
+        path, kind = prefix + key, defaults.get_type(key)
+        if key not in config:
+            raise UserError(f"config key {path} is missing: start from hos_jax.config's defaults")
+        value = config[key]
+        if kind is ConfigDict:
+            if not isinstance(value, ConfigDict):
+                raise UserError(f"{path} must be a group of keys, got {value!r}")
+            _check_types(value, defaults[key], f"{path}.")
+        elif not _fits(value, kind, optional=defaults[key] is None):
+            raise UserError(f"{path} must be {_NAMES[kind]}, got {value!r}")
+
+
+_NAMES = {
+    bool: "True or False",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    tuple: "a tuple of integers",
+}
+
+
+def _fits(value: object, kind: type, *, optional: bool) -> bool:
+    if value is None:
+        return optional
+    if kind is tuple:
+        whole = isinstance(value, tuple | list)
+        return whole and all(_fits(item, int, optional=False) for item in value)
+    # Python counts True among the integers.
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)

@@ -1,0 +1,146 @@
+"""The published code has eight defects that end a run, lose it or endanger it; none is left.
+
+One test each, under the published command line. The three experiments are trained, resumed and
+tested once, on packaged data and with a small network, and several tests look at what came of it.
+"""
+
+import ast
+import json
+import pickle
+import re
+import shutil
+
+import pytest
+from conftest import ROOT, runner_in
+from test_published_commands import PUBLISHED, metrics_of, published_commands
+
+LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")
+# One process runs them all, so that the experiments run once.
+pytestmark = pytest.mark.xdist_group("published")
+DOCS = {
+    "first_order": "dsm_mnist_0.5",
+    "low_rank": "low_rank_mnist_0.5",
+    "diagonal": "diagonal_cifar10_0.5",
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory, environment):
+    """The folder of the three runs, and the finished process of every command."""
+    folder = tmp_path_factory.mktemp("published")
+    command = runner_in(folder, environment)
+    done = {}
+    for name in PUBLISHED:
+        # The first-order experiment is small enough for the published network.
+        network = None if name == "first_order" else "mlp"
+        for what, arguments in published_commands(name, network).items():
+            done[name, what] = command(*arguments, small=False)
+    return folder, done
+
+
+def test_1_the_cifar10_command_trains(published):
+    _, done = published
+    assert done["diagonal", "train"].returncode == 0, done["diagonal", "train"].stderr
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_2_every_runner_resumes(published, name):
+    _, done = published
+    assert done[name, "resume"].returncode == 0, done[name, "resume"].stderr
+    assert "resumed from step 2" in done[name, "resume"].stderr
+    assert "3 steps done" in done[name, "resume"].stdout
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_3_every_runner_tests(published, name):
+    folder, done = published
+    assert done[name, "test"].returncode == 0, done[name, "test"].stderr
+    metrics = metrics_of(folder, name)
+    assert metrics["step"] == 3 and metrics["data"] == PUBLISHED[name][1]
+    assert ("calibration" in metrics) == (name != "first_order")
+    assert (folder / DOCS[name] / "figures" / "denoising.png").stat().st_size > 1000
+
+
+def test_4_a_failure_has_a_failing_status(command):
+    wild = ("--config.optim.lr=1e30", "--config.optim.clip=0.0", "--config.training.steps=20")
+    done = command(*LOW_RANK, "--doc", "a", "--ni", *wild)
+    assert done.returncode == 2 and "is not finite at step" in done.stderr
+    done = command(*LOW_RANK, "--doc", "nothing", "--test")
+    assert done.returncode == 2 and "no run in" in done.stderr
+
+
+def test_5_ni_deletes_no_run(command, tmp_path):
+    old = tmp_path / "a"
+    old.mkdir()
+    (old / "precious").write_text("x")
+    done = command(*LOW_RANK, "--doc", "a", "--config.training.steps=1")
+    assert done.returncode == 2 and "left as it is" in done.stderr
+    assert (old / "precious").exists()
+    done = command(*LOW_RANK, "--doc", "a", "--config.training.steps=1", stdin="n\n")
+    assert done.returncode == 2 and (old / "precious").exists()
+    done = command(*LOW_RANK, "--doc", "a", "--config.training.steps=1", "--ni")
+    assert done.returncode == 0, done.stderr
+    moved = [path for path in tmp_path.iterdir() if re.fullmatch(r"a\.\d{8}-\d{6}", path.name)]
+    assert len(moved) == 1 and (moved[0] / "precious").read_text() == "x"
+    done = command(*LOW_RANK, "--doc", "a", "--config.training.steps=1", stdin="yes\n")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_6_the_saved_config_has_the_noise_and_the_rank(published, name):
+    folder, _ = published
+    saved = json.loads((folder / DOCS[name] / "config.json").read_text())
+    assert saved["noise"] == 0.5
+    assert saved["model"]["rank"] == (3 if name == "low_rank" else 50)
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_7_loading_a_checkpoint_executes_nothing(published, command, tmp_path):
+    folder, _ = published
+    workdir, fired = tmp_path / DOCS["low_rank"], tmp_path / "fired"
+    shutil.copytree(folder / workdir.name, workdir)
+    payload = pickle.dumps(Bomb(fired))
+    pickle.loads(payload).close()
+    assert fired.exists()  # the bomb works
+    fired.unlink()
+    # Where the published code looks, and in place of all that this one reads.
+    (workdir / "checkpoint.pth").write_bytes(payload)
+    for path in (workdir / "checkpoints" / "3").rglob("*"):
+        if path.is_file():
+            path.write_bytes(payload)
+    done = command(*published_commands("low_rank", "mlp")["resume"], small=False)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoints/3 cannot be read" in done.stderr and "resumed from step 2" in done.stderr
+    assert not fired.exists()
+
+
+def test_7_nothing_in_the_package_unpickles():
+    """No module imports what unpickles, and no NumPy file is read with pickles allowed."""
+    forbidden = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"}
+    for path in (ROOT / "hos_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            else:
+                names = []
+            assert not forbidden & {name.partition(".")[0] for name in names}, path
+            assert not (isinstance(node, ast.keyword) and node.arg == "allow_pickle"), path
+
+
+def test_8_the_runner_is_a_name_and_never_code(command, tmp_path):
+    fired = tmp_path / "fired"
+    for code in (f"open({str(fired)!r}, 'w')", "__import__('os').getcwd()"):
+        done = command("--runner", code, "--config", "demo", small=False)
+        assert done.returncode == 2 and "unknown runner" in done.stderr
+        assert not fired.exists()
