@@ -69,7 +69,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.loss = ml_collections.ConfigDict()
     config.loss.first_order = "dsm"
     config.loss.second_order = "residual_nll"
-    config.loss.first_order_weight = 1.0
+    # What the runner says, or else 1.
+    config.loss.first_order_weight = none(float)
     config.loss.stop_gradient_score1 = True
     config.loss.third_order = "none"
     config.loss.third_order_weight = 1.0
@@ -176,9 +177,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     ]
     for path in not_negative:
         value = _get(config, path)
-        _require(
-            value >= 0 and math.isfinite(value), f"{path} must be zero or positive, got {value}"
-        )
+        fits = value is None or (value >= 0 and math.isfinite(value))
+        _require(fits, f"{path} must be zero or positive, got {value}")
     for path in ("optim.ema", "optim.beta1", "optim.beta2"):
         value = _get(config, path)
         _require(0 <= value < 1, f"{path} must be in [0, 1), got {value}")

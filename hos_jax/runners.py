@@ -36,6 +36,7 @@ def apply_runner(config, name: str) -> None:
     runner = RUNNERS[name]
     config.runner = name
     config.model.head = runner.head
-    config.loss.first_order_weight = runner.first_order_weight
+    if config.loss.first_order_weight is None:
+        config.loss.first_order_weight = runner.first_order_weight
     if runner.head == "none":
         config.loss.second_order = "none"

@@ -82,7 +82,10 @@ class Problem:
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
         _check_batch(config.training.batch_size, len(data.train))
         balance = config.model.data_std if config.model.smallest_noise is not None else None
-        objective = Objective(**config.loss.to_dict(), balance_std=balance)
+        chosen = config.loss.to_dict()
+        if chosen["first_order_weight"] is None:
+            chosen["first_order_weight"] = 1.0
+        objective = Objective(**chosen, balance_std=balance)
         optimizer = make_optimizer(config.optim, config.training.steps)
         return cls(config, data, model, objective, optimizer)
 

@@ -46,7 +46,7 @@ from hos_jax.runners import apply_runner
 from hos_jax.train import train_and_evaluate
 
 sys.path.append("..")  # where configs/ is
-from configs import demo  # noqa: E402
+from configs import demo
 
 RUN = Path("runs/cifar10_diagonal")
 STEPS = 600
