@@ -10,7 +10,7 @@ LAYERS = {
     0: "types errors files",
     1: "linops lanczos matrix_functions noise",
     2: "tweedie autodiff distributions",
-    3: "losses models samplers diagnostics uncertainty calibration metrics objective",
+    3: "losses models samplers diagnostics uncertainty calibration metrics objective inverse",
     4: "parallel train_state checkpoint data",
     5: "fit train evaluate held_out generate report classify figures runners config cli",
 }
