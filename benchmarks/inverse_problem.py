@@ -4,10 +4,12 @@ r"""Inpainting and deblurring of held-out images: posterior samples by two laws 
     python benchmarks/inverse_problem.py --run runs/annealed [--json PATH] [--figure PATH] [--quick]
 
 Needs a run of many noise levels. The same images, measurements and random numbers for all methods,
-each of them `inverse.sample_posterior` with its own posterior of x given y:
+all of them down the same noise levels:
 
-* moment matched: mean and covariance from s1 and s2.
-* isotropic: mean from s1, covariance r^2 I of the usual heuristic.
+* moment matched: `inverse.sample_posterior` with mean and covariance from s1 and s2.
+* isotropic: the same with the heuristic covariance r^2 I.
+* plain guidance: the usual heuristic as it is used. x is the guided mean, with S from r^2 I and the
+  Jacobian of the denoiser by automatic differentiation (as in pseudoinverse guidance).
 
 Problems: inpaint (a square of half the image's side in its middle is not seen), scatter (9 in 10
 pixels are not seen), deblur (a Gaussian blur of 1.5 pixels); all with measurement noise 0.05.
@@ -43,7 +45,7 @@ from hos_jax.noise import geometric_sigmas
 from hos_jax.uncertainty import posterior_from_covariance
 
 NOISE_STD = 0.05
-METHODS = ("moment matched", "isotropic")
+METHODS = ("moment matched", "isotropic", "plain guidance")
 
 
 def inpaint(shape):
@@ -84,20 +86,32 @@ def deblur(shape, width=1.5):
 PROBLEMS = {"inpaint": inpaint, "scatter": scatter, "deblur": deblur}
 
 
-def make_posterior_fn(run, method):
-    """`(y, sigma) -> Posterior` of a run: its own second order, or the heuristic."""
+def make_draw_fn(run, method, observation):
+    """`(key, y, sigma) -> x` of a method, with the networks of a run."""
     problem, params = run.problem, run.params
     shape, data_std = problem.data.image_shape, problem.config.model.data_std
 
-    def posterior_fn(noisy, sigma):
+    def evaluate(noisy, sigma):
         outputs = problem.model.apply(params, noisy.reshape(1, *shape), sigma)
-        mean = tweedie.posterior_mean(noisy, outputs.score1[0], sigma)
-        if method == "isotropic":
-            return inverse.isotropic(mean, sigma, data_std)
-        covariance = jax.tree.map(lambda leaf: leaf[0], outputs.covariance)
-        return posterior_from_covariance(mean, covariance, sigma)
+        return tweedie.posterior_mean(noisy, outputs.score1[0], sigma), outputs
 
-    return posterior_fn
+    def moment_matched(key, noisy, sigma):
+        mean, outputs = evaluate(noisy, sigma)
+        covariance = jax.tree.map(lambda leaf: leaf[0], outputs.covariance)
+        posterior = posterior_from_covariance(mean, covariance, sigma)
+        return inverse.conditional_sample(key, posterior, observation)
+
+    def isotropic(key, noisy, sigma):
+        posterior = inverse.isotropic(evaluate(noisy, sigma)[0], sigma, data_std)
+        return inverse.conditional_sample(key, posterior, observation)
+
+    def plain_guidance(key, noisy, sigma):
+        mean, transposed = jax.vjp(lambda point: evaluate(point, sigma)[0], noisy)
+        pull = inverse.guidance(inverse.isotropic(mean, sigma, data_std), observation)
+        return mean + sigma**2 * transposed(pull)[0]
+
+    functions = (moment_matched, isotropic, plain_guidance)
+    return dict(zip(METHODS, functions, strict=True))[method]
 
 
 def draw(run, method, forward, values, options):
@@ -110,9 +124,7 @@ def draw(run, method, forward, values, options):
         start_key, key = jax.random.split(key)
         start = centre + sigmas[0] * jax.random.normal(start_key, (dim,))
         observation = inverse.Observation(values, NOISE_STD, forward)
-        return inverse.sample_posterior(
-            key, make_posterior_fn(run, method), observation, start, sigmas
-        )
+        return inverse.descend(key, make_draw_fn(run, method, observation), start, sigmas)
 
     of_image = jax.jit(jax.vmap(one, (0, None)))
     keys = jax.random.split(jax.random.key(1), (len(values), options.samples))

@@ -183,49 +183,39 @@ def conditional_sample(
     return draw + posterior.matvec(guidance(around, shaken, **solver))
 
 
-def sample_posterior(
+def descend(
     key: PRNGKey,
-    posterior_fn: PosteriorFn,
-    observation: Observation,
+    draw_fn: Callable[[PRNGKey, Array, Array], Array],
     start: Array,
     sigmas: Array,
-    **solver: float,
 ) -> Array:
-    r"""One draw of x given b, (D,), data units, down a ladder of noise levels.
+    r"""One draw of x, (D,), data units, down a ladder of noise levels.
 
-    At each level x is drawn given y and b by `conditional_sample`, and y at the next level
-    :math:`\sigma' < \sigma` given x and y,
+    At each level x is drawn given y, then y at the next level :math:`\sigma' < \sigma` given both,
 
     .. math:: y' = x + \rho (y - x) + \sigma' \sqrt{1 - \rho} \, w, \qquad
         \rho = \sigma'^2 / \sigma^2
 
-    as the law of a Brownian path asks for. The last x is the result. On a Gaussian this is exact in
-    law however far apart the levels are, but for the start; elsewhere the levels have to be close
-    enough that N(m, K) is a fair law of x over one step.
+    as the law of a Brownian path asks for. The last x is the result. Where x is drawn from its
+    exact law the result is exact too, however far apart the levels are, but for the start.
 
     Args:
       key: JAX key.
-      posterior_fn: `(y, sigma) -> Posterior` at one point; sigma is traced.
-      observation: b, A and t.
+      draw_fn: `(key, y, sigma) -> x`; sigma is traced.
       start: y at sigmas[0], (D,): sigmas[0] times standard normal noise around the data's centre.
       sigmas: the levels in falling order, (levels,), data units; the first is large against the
         data's standard deviation.
-      solver: `tolerance` and `max_iterations` of `guidance`.
 
     Raises:
-      ValueError: if there is no level, or A x has not the shape of b.
+      ValueError: if there is no level.
     """
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
 
-    def draw(noisy: Array, sigma: Array, draw_key: PRNGKey) -> Array:
-        posterior = posterior_fn(noisy, sigma)
-        return conditional_sample(draw_key, posterior, observation, **solver)
-
     def step(noisy: Array, level: tuple[Array, Array, Array]) -> tuple[Array, None]:
         index, sigma, following = level
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
-        clean = draw(noisy, sigma, draw_key)
+        clean = draw_fn(draw_key, noisy, sigma)
         noise = jax.random.normal(noise_key, noisy.shape, noisy.dtype)
         kept = (following / sigma) ** 2
         noisy = clean + kept * (noisy - clean) + following * jnp.sqrt(1.0 - kept) * noise
@@ -234,4 +224,35 @@ def sample_posterior(
     last = len(sigmas) - 1
     levels = jnp.arange(last, dtype=jnp.int32), sigmas[:-1], sigmas[1:]
     noisy, _ = jax.lax.scan(step, start, levels)
-    return draw(noisy, sigmas[-1], jax.random.fold_in(key, last))
+    return draw_fn(jax.random.fold_in(key, last), noisy, sigmas[-1])
+
+
+def sample_posterior(
+    key: PRNGKey,
+    posterior_fn: PosteriorFn,
+    observation: Observation,
+    start: Array,
+    sigmas: Array,
+    **solver: float,
+) -> Array:
+    """One draw of x given b, (D,), data units: `descend` with `conditional_sample` at each level.
+
+    Exact in law on a Gaussian for any number of levels; elsewhere they have to be close enough that
+    N(m, K) is a fair law of x over one step.
+
+    Args:
+      key: JAX key.
+      posterior_fn: `(y, sigma) -> Posterior` at one point; sigma is traced.
+      observation: b, A and t.
+      start, sigmas: see `descend`.
+      solver: `tolerance` and `max_iterations` of `guidance`.
+
+    Raises:
+      ValueError: if there is no level, or A x has not the shape of b.
+    """
+
+    def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> Array:
+        posterior = posterior_fn(noisy, sigma)
+        return conditional_sample(draw_key, posterior, observation, **solver)
+
+    return descend(key, draw_fn, start, sigmas)

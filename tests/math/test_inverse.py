@@ -69,7 +69,7 @@ def test_samples_of_a_gaussian_have_the_exact_law_with_few_levels():
     assert max(standard_errors_off(points, *exact)) < 4.0
 
 
-@pytest.mark.parametrize("sigma", [0.1, 10.0])
+@pytest.mark.parametrize("sigma", [1.0, 10.0])
 def test_conditional_score_is_the_gradient_of_the_joint_density(sigma):
     observation = observe(jax.random.key(4))
     noisy = 2.0 * jax.random.normal(jax.random.key(5), (DIM,))
