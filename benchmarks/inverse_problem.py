@@ -6,10 +6,11 @@ r"""Inpainting and deblurring of held-out images: posterior samples by two laws 
 Needs a run of many noise levels. The same images, measurements and random numbers for all methods,
 all of them down the same noise levels:
 
-* moment matched: `inverse.sample_posterior` with mean and covariance from s1 and s2.
-* isotropic: the same with the heuristic covariance r^2 I.
-* plain guidance: the usual heuristic as it is used. x is the guided mean, with S from r^2 I and the
-  Jacobian of the denoiser by automatic differentiation (as in pseudoinverse guidance).
+* moment matched: x is the guided mean, with S from the covariance K of s2 and the Jacobian of the
+  denoiser by automatic differentiation.
+* plain guidance: the same with S from r^2 I, the usual heuristic (pseudoinverse guidance).
+* forward only: moment matched with K / sigma^2 for the Jacobian: no backward pass.
+* sampled: `inverse.sample_posterior`, which draws x from its Gaussian in place of the mean.
 
 Problems: inpaint (a square of half the image's side in its middle is not seen), scatter (9 in 10
 pixels are not seen), deblur (a Gaussian blur of 1.5 pixels); all with measurement noise 0.05.
@@ -45,7 +46,7 @@ from hos_jax.noise import geometric_sigmas
 from hos_jax.uncertainty import posterior_from_covariance
 
 NOISE_STD = 0.05
-METHODS = ("moment matched", "isotropic", "plain guidance")
+METHODS = ("moment matched", "plain guidance", "forward only", "sampled")
 
 
 def inpaint(shape):
@@ -95,23 +96,30 @@ def make_draw_fn(run, method, observation):
         outputs = problem.model.apply(params, noisy.reshape(1, *shape), sigma)
         return tweedie.posterior_mean(noisy, outputs.score1[0], sigma), outputs
 
-    def moment_matched(key, noisy, sigma):
+    def moments(noisy, sigma):
         mean, outputs = evaluate(noisy, sigma)
+        return from_second_order(mean, outputs, sigma)
+
+    def guided(make_posterior, noisy, sigma):
+        """Tweedie's mean of the conditional score, m + sigma^2 J^T A^T S^-1 (b - A m)."""
+        mean, transposed, outputs = jax.vjp(lambda y: evaluate(y, sigma), noisy, has_aux=True)
+        posterior = make_posterior(mean, outputs, sigma)
+        return mean + sigma**2 * transposed(inverse.guidance(posterior, observation))[0]
+
+    def from_second_order(mean, outputs, sigma):
         covariance = jax.tree.map(lambda leaf: leaf[0], outputs.covariance)
-        posterior = posterior_from_covariance(mean, covariance, sigma)
-        return inverse.conditional_sample(key, posterior, observation)
+        return posterior_from_covariance(mean, covariance, sigma)
 
-    def isotropic(key, noisy, sigma):
-        posterior = inverse.isotropic(evaluate(noisy, sigma)[0], sigma, data_std)
-        return inverse.conditional_sample(key, posterior, observation)
+    def heuristic(mean, outputs, sigma):
+        return inverse.isotropic(mean, sigma, data_std)
 
-    def plain_guidance(key, noisy, sigma):
-        mean, transposed = jax.vjp(lambda point: evaluate(point, sigma)[0], noisy)
-        pull = inverse.guidance(inverse.isotropic(mean, sigma, data_std), observation)
-        return mean + sigma**2 * transposed(pull)[0]
-
-    functions = (moment_matched, isotropic, plain_guidance)
-    return dict(zip(METHODS, functions, strict=True))[method]
+    functions = {
+        "moment matched": lambda _, y, s: guided(from_second_order, y, s),
+        "plain guidance": lambda _, y, s: guided(heuristic, y, s),
+        "forward only": lambda _, y, s: inverse.conditional_mean(moments(y, s), observation),
+        "sampled": lambda key, y, s: inverse.conditional_sample(key, moments(y, s), observation),
+    }
+    return functions[method]
 
 
 def draw(run, method, forward, values, options):
@@ -166,9 +174,10 @@ def shown(forward, values, shape):
 
 
 def draw_figure(clean, pictures, value_range):
-    """Clean and measured image, and for both methods the samples' mean and deviation."""
+    """Clean and measured image, and for every method the samples' mean and deviation."""
+    methods = [name for name in next(iter(pictures.values())) if name != "observed"]
     titles = ["clean", "observed"]
-    titles += [f"{what},\n{method}" for method in METHODS for what in ("mean", "deviation")]
+    titles += [f"{what},\n{method}" for method in methods for what in ("mean", "deviation")]
     each = min(2, len(clean))
     rows = len(pictures) * each
     figure, axes = plt.subplots(
@@ -178,7 +187,7 @@ def draw_figure(clean, pictures, value_range):
     grey = {"cmap": "gray", "vmin": low, "vmax": high}
     for row, (problem, index) in enumerate((p, i) for p in pictures.values() for i in range(each)):
         images = [(clean[index], grey), (problem["observed"][index], grey)]
-        for method in METHODS:
+        for method in methods:
             samples = problem[method][index].reshape(-1, *clean.shape[1:])
             images += [(samples.mean(axis=0), grey)]
             images += [(samples.std(axis=0), {"cmap": "magma", "vmin": 0.0, "vmax": 0.5})]
@@ -211,7 +220,7 @@ def compare(options):
         noise = jax.random.normal(jax.random.key(0), exact.shape)
         values = exact + NOISE_STD * noise
         pictures[name] = {"observed": shown(forward, values, shape)}
-        for method in METHODS:
+        for method in options.methods:
             samples, seconds = draw(run, method, forward, values, options)
             found = scores(samples, clean, hidden, varied)
             each = seconds / samples[:, :, 0].size
@@ -235,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--samples", type=int, default=39)
     parser.add_argument("--levels", type=int, default=30)

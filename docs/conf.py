@@ -44,8 +44,7 @@ default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "show-inheritance": False}
-autodoc_type_aliases = {"Array": "Array", "PRNGKey": "PRNGKey"}
+autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -60,14 +59,20 @@ html_copy_source = False
 html_show_copyright = False
 
 
-def _keep_absolute_values(app, what, name, obj, options, lines):
-    """Write |x| of prose as `|x|` with escaped bars, which docutils takes for a substitution.
+def _escape_prose(app, what, name, obj, options, lines):
+    """What docutils would read as markup: |x| as a substitution, a lone "k." as a numbered list.
 
     Lines with a backslash are left alone: they are TeX.
     """
     for index, line in enumerate(lines):
         if "\\" not in line and "``" not in line:
-            lines[index] = re.sub(r"\|([^|`]+)\|", r"\\|\1\\|", line)
+            line = re.sub(r"\|([^|`]+)\|", r"\\|\1\\|", line)
+            lines[index] = re.sub(r"(^|: )(\w\.)$", r"\1\\\2", line)
+
+
+def _skip_fields(app, what, name, obj, skip, options):
+    """Fields of named tuples are described by their class."""
+    return True if str(obj.__doc__).startswith("Alias for field number") else None
 
 
 def _resolve_repository_link(app, env, node, contnode):
@@ -83,4 +88,5 @@ def _resolve_repository_link(app, env, node, contnode):
 
 def setup(app):
     app.connect("missing-reference", _resolve_repository_link)
-    app.connect("autodoc-process-docstring", _keep_absolute_values)
+    app.connect("autodoc-process-docstring", _escape_prose)
+    app.connect("autodoc-skip-member", _skip_fields)
