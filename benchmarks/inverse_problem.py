@@ -1,0 +1,272 @@
+r"""Inpainting and deblurring of held-out images: posterior samples by two laws of x given y.
+
+    python main.py --runner DoubleDiagonalHybridRunner --config annealed_mnist5k --doc annealed --ni
+    python benchmarks/inverse_problem.py --run runs/annealed [--json PATH] [--figure PATH] [--quick]
+
+Needs a run of many noise levels. The same images, measurements and random numbers for all methods,
+all of them down the same noise levels:
+
+* moment matched: x is the guided mean, with S from the covariance K of s2 and the Jacobian of the
+  denoiser by automatic differentiation.
+* plain guidance: the same with S from r^2 I, the usual heuristic (pseudoinverse guidance).
+* forward only: moment matched with K / sigma^2 for the Jacobian: no backward pass.
+* sampled: `inverse.sample_posterior`, which draws x from its Gaussian in place of the mean.
+
+Problems: inpaint (a square of half the image's side in its middle is not seen), scatter (9 in 10
+pixels are not seen), deblur (a Gaussian blur of 1.5 pixels); all with measurement noise 0.05.
+
+MSE: of the samples' mean; MSE hidden: over the values that are not seen; CRPS: mean over values of
+E|X - x| - E|X - X'| / 2, which scores mean and spread together (smaller is better); coverage:
+how often a value lies between the k-th smallest and the k-th largest of the S samples, which are
+to hold it in 1 - 2 k / (S + 1) of all cases, 0.9 here, whatever the law. Coverage is over values
+that are not seen (deblur: all) where the training images have a standard deviation above 0.1: a
+margin that is always black says nothing. Standard errors are over images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from hos_jax import config as run_config
+from hos_jax import figures, inverse, tweedie
+from hos_jax.data import to_float
+from hos_jax.errors import UserError
+from hos_jax.evaluate import load_run
+from hos_jax.files import write_atomically
+from hos_jax.noise import geometric_sigmas
+from hos_jax.uncertainty import posterior_from_covariance
+
+NOISE_STD = 0.05
+METHODS = ("moment matched", "plain guidance", "forward only", "sampled")
+
+
+def inpaint(shape):
+    """The image without the square in its middle, and what is hidden, (H, W, C)."""
+    height, width, _ = shape
+    hidden = np.zeros(shape, bool)
+    hidden[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = True
+    return _seen(hidden)
+
+
+def scatter(shape):
+    """One pixel in ten."""
+    pixels = np.random.default_rng(0).random(shape[:2]) < 0.9
+    return _seen(np.broadcast_to(pixels[..., None], shape))
+
+
+def _seen(hidden):
+    places = np.flatnonzero(~hidden)
+    return (lambda point: point[places]), hidden.ravel()
+
+
+def deblur(shape, width=1.5):
+    """A Gaussian blur that reflects nothing at the border; no value is hidden on its own."""
+    offsets = jnp.arange(-4.0, 5.0)
+    taps = jnp.exp(-0.5 * jnp.square(offsets / width))
+    kernel = jnp.outer(taps, taps)[:, :, None, None] / jnp.sum(taps) ** 2
+
+    def forward(point):
+        channels = jnp.moveaxis(point.reshape(shape), -1, 0)[..., None]
+        blurred = jax.lax.conv_general_dilated(
+            channels, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.moveaxis(blurred[..., 0], 0, -1).ravel()
+
+    return forward, np.ones(int(np.prod(shape)), bool)
+
+
+PROBLEMS = {"inpaint": inpaint, "scatter": scatter, "deblur": deblur}
+
+
+def make_draw_fn(run, method, observation):
+    """`(key, y, sigma) -> x` of a method, with the networks of a run."""
+    problem, params = run.problem, run.params
+    shape, data_std = problem.data.image_shape, problem.config.model.data_std
+
+    def evaluate(noisy, sigma):
+        outputs = problem.model.apply(params, noisy.reshape(1, *shape), sigma)
+        return tweedie.posterior_mean(noisy, outputs.score1[0], sigma), outputs
+
+    def moments(noisy, sigma):
+        mean, outputs = evaluate(noisy, sigma)
+        return from_second_order(mean, outputs, sigma)
+
+    def guided(make_posterior, noisy, sigma):
+        """Tweedie's mean of the conditional score, m + sigma^2 J^T A^T S^-1 (b - A m)."""
+        mean, transposed, outputs = jax.vjp(lambda y: evaluate(y, sigma), noisy, has_aux=True)
+        posterior = make_posterior(mean, outputs, sigma)
+        return mean + sigma**2 * transposed(inverse.guidance(posterior, observation))[0]
+
+    def from_second_order(mean, outputs, sigma):
+        covariance = jax.tree.map(lambda leaf: leaf[0], outputs.covariance)
+        return posterior_from_covariance(mean, covariance, sigma)
+
+    def heuristic(mean, outputs, sigma):
+        return inverse.isotropic(mean, sigma, data_std)
+
+    functions = {
+        "moment matched": lambda _, y, s: guided(from_second_order, y, s),
+        "plain guidance": lambda _, y, s: guided(heuristic, y, s),
+        "forward only": lambda _, y, s: inverse.conditional_mean(moments(y, s), observation),
+        "sampled": lambda key, y, s: inverse.conditional_sample(key, moments(y, s), observation),
+    }
+    return functions[method]
+
+
+def draw(run, method, forward, values, options):
+    """Samples (images, S, D) given the measurements (images, M), and the seconds they took."""
+    model, data = run.problem.config.model, run.problem.data
+    sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, options.levels)
+    centre, dim = sum(data.value_range) / 2, int(np.prod(data.image_shape))
+
+    def one(key, values):
+        start_key, key = jax.random.split(key)
+        start = centre + sigmas[0] * jax.random.normal(start_key, (dim,))
+        observation = inverse.Observation(values, NOISE_STD, forward)
+        return inverse.descend(key, make_draw_fn(run, method, observation), start, sigmas)
+
+    of_image = jax.jit(jax.vmap(one, (0, None)))
+    keys = jax.random.split(jax.random.key(1), (len(values), options.samples))
+    compiled = of_image.lower(keys[0], values[0]).compile()
+    begun = time.perf_counter()
+    samples = [np.asarray(compiled(*each)) for each in zip(keys, values, strict=True)]
+    return np.stack(samples), time.perf_counter() - begun
+
+
+def scores(samples, clean, hidden, varied):
+    """Averages over images and their standard errors; see the top of the file."""
+    count = samples.shape[1]
+    ordered = np.sort(samples, axis=1)
+    edge = round(0.05 * (count + 1))
+    inside = (ordered[:, edge - 1] <= clean) & (clean <= ordered[:, count - edge])
+    squares = np.square(samples.mean(axis=1) - clean)
+    weights = 2 * np.arange(1, count + 1) - count - 1
+    apart = np.einsum("nsd,s->nd", ordered, weights) / (count * (count - 1))
+    crps = np.abs(samples - clean[:, None]).mean(axis=1) - apart
+    per_image = {
+        "mse": squares.mean(axis=1),
+        "mse_hidden": squares[:, hidden].mean(axis=1),
+        "crps": crps[:, hidden].mean(axis=1),
+        "coverage_90": inside[:, hidden & varied].mean(axis=1),
+    }
+    size = np.sqrt(len(clean))
+    means = {name: float(values.mean()) for name, values in per_image.items()}
+    errors = {name: float(values.std(ddof=1) / size) for name, values in per_image.items()}
+    return means | {"standard_error": errors}
+
+
+def shown(forward, values, shape):
+    """Measurements as images (images, H, W, C): A^T b, what is not seen being 0."""
+    observation = inverse.Observation(values[0], NOISE_STD, forward)
+    like = jnp.zeros(int(np.prod(shape)))
+    one = functools.partial(observation.adjoint, like=like)
+    back = values if values.shape[1] == like.size else jax.vmap(one)(values)
+    return np.asarray(back).reshape(-1, *shape)
+
+
+def draw_figure(clean, pictures, value_range):
+    """Clean and measured image, and for every method the samples' mean and deviation."""
+    methods = [name for name in next(iter(pictures.values())) if name != "observed"]
+    titles = ["clean", "observed"]
+    titles += [f"{what},\n{method}" for method in methods for what in ("mean", "deviation")]
+    each = min(2, len(clean))
+    rows = len(pictures) * each
+    figure, axes = plt.subplots(
+        rows, len(titles), figsize=(1.4 * len(titles), 1.4 * rows + 0.5), layout="constrained"
+    )
+    low, high = value_range
+    grey = {"cmap": "gray", "vmin": low, "vmax": high}
+    for row, (problem, index) in enumerate((p, i) for p in pictures.values() for i in range(each)):
+        images = [(clean[index], grey), (problem["observed"][index], grey)]
+        for method in methods:
+            samples = problem[method][index].reshape(-1, *clean.shape[1:])
+            images += [(samples.mean(axis=0), grey)]
+            images += [(samples.std(axis=0), {"cmap": "magma", "vmin": 0.0, "vmax": 0.5})]
+        for axis, (image, style) in zip(axes[row], images, strict=True):
+            axis.imshow(image.mean(axis=-1), interpolation="nearest", **style)
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def compare(options):
+    run = load_run(run_config.load(options.run), options.run)
+    config, data = run.problem.config, run.problem.data
+    if config.model.smallest_noise is None:
+        raise UserError(
+            f"{options.run} has one noise level: train with configs/annealed_mnist5k.py"
+        )
+    if run.problem.model.head is None:
+        raise UserError(f"{options.run} has no second-order model: choose another runner")
+    shape = data.image_shape
+    clean = to_float(data.held_out[: options.images], data.value_range)
+    clean = np.asarray(clean).reshape(len(clean), -1)
+    training = to_float(data.train, data.value_range).reshape(len(data.train), -1)
+    varied = np.asarray(training).std(axis=0) > 0.1
+    rows, pictures = [], {}
+    for name in options.problems:
+        forward, hidden = PROBLEMS[name](shape)
+        exact = jax.vmap(forward)(jnp.asarray(clean))
+        noise = jax.random.normal(jax.random.key(0), exact.shape)
+        values = exact + NOISE_STD * noise
+        pictures[name] = {"observed": shown(forward, values, shape)}
+        for method in options.methods:
+            samples, seconds = draw(run, method, forward, values, options)
+            found = scores(samples, clean, hidden, varied)
+            each = seconds / samples[:, :, 0].size
+            rows.append({"problem": name, "method": method, **found, "seconds_per_sample": each})
+            print(_line(rows[-1]), flush=True)
+            pictures[name][method] = samples
+    return rows, clean.reshape(-1, *shape), pictures, data.value_range
+
+
+COLUMNS = ("mse", "mse_hidden", "crps", "coverage_90")
+
+
+def _line(row):
+    spread = row["standard_error"]
+    cells = "".join(f"{row[name]:>12.4f} ({spread[name]:.4f})" for name in COLUMNS)
+    seconds = row["seconds_per_sample"]
+    return f"{row['problem']:<10}{row['method']:<16}{cells}{seconds:>12.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=39)
+    parser.add_argument("--levels", type=int, default=30)
+    parser.add_argument("--quick", action="store_true", help="2 images, 19 samples, 8 levels")
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.quick:
+        options.images, options.samples, options.levels = 2, 19, 8
+    if (options.samples + 1) % 20 or options.images < 2:
+        parser.error("--samples must be 20 k - 1 (19, 39, ...) and --images at least 2")
+    titles = "".join(f"{name:>21}" for name in COLUMNS)
+    print(f"{'problem':<10}{'method':<16}{titles}{'s / sample':>12}")
+    try:
+        rows, clean, pictures, value_range = compare(options)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    if options.figure:
+        figures.save(draw_figure(clean, pictures, value_range), options.figure)
+    if options.json:
+        write_atomically(options.json, json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

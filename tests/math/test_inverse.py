@@ -1,0 +1,150 @@
+"""Posterior sampling from linear observations, against the closed form on a Gaussian."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import distributions, inverse, tweedie, uncertainty
+from hos_jax.linops import DiagonalPlusLowRank
+
+DIM, COUNT, NOISE_STD = 6, 3, 0.3
+LAW = distributions.random_correlated_gaussian(jax.random.key(0), DIM, 30.0)
+MATRIX = jax.random.normal(jax.random.key(1), (COUNT, DIM))
+EXACT = {"tolerance": 1e-12, "max_iterations": 50}
+
+
+def forward(point):
+    return MATRIX @ point
+
+
+def observe(key):
+    clean_key, noise_key = jax.random.split(key)
+    clean = LAW.sample(clean_key, 1)[0]
+    noise = jax.random.normal(noise_key, (COUNT,))
+    return inverse.Observation(forward(clean) + NOISE_STD * noise, NOISE_STD, forward)
+
+
+def posterior_fn(noisy, sigma):
+    smooth = LAW.smooth(sigma)
+    return uncertainty.posterior(
+        noisy, smooth.score(noisy), smooth.hessian(noisy), sigma, floor=1e-9
+    )
+
+
+def conditioned(mean, covariance, values):
+    """The exact Gaussian of x given b, from dense linear algebra."""
+    gain = np.linalg.solve(
+        MATRIX @ covariance @ MATRIX.T + NOISE_STD**2 * np.eye(COUNT), MATRIX @ covariance
+    ).T
+    return mean + gain @ (values - MATRIX @ mean), covariance - gain @ MATRIX @ covariance
+
+
+def standard_errors_off(points, mean, covariance):
+    """The largest distance of the sample's mean and covariance, in standard errors."""
+    centred = np.asarray(points) - np.asarray(mean)
+    covariance = np.asarray(covariance)
+    products = np.einsum("ni,nj->nij", centred, centred)
+    size = np.sqrt(len(points))
+    of_mean = np.abs(centred.mean(axis=0)) / (centred.std(axis=0) / size)
+    of_covariance = np.abs(products.mean(axis=0) - covariance) / (products.std(axis=0) / size)
+    return of_mean.max(), of_covariance.max()
+
+
+def test_samples_of_a_gaussian_have_the_exact_law_with_few_levels():
+    observation, count = observe(jax.random.key(2)), 6_000
+    sigmas = jnp.array([300.0, 3.0, 0.5])
+    starts = sigmas[0] * jax.random.normal(jax.random.key(3), (count, DIM))
+
+    @jax.jit
+    @jax.vmap
+    def draw(key, start):
+        return inverse.sample_posterior(key, posterior_fn, observation, start, sigmas, **EXACT)
+
+    points = draw(jax.random.split(jax.random.key(12), count), starts)
+    exact = conditioned(LAW.mean, LAW.covariance, observation.values)
+    # Of 6 means and 21 variances or covariances.
+    assert max(standard_errors_off(points, *exact)) < 4.0
+
+
+@pytest.mark.parametrize("sigma", [1.0, 10.0])
+def test_conditional_score_is_the_gradient_of_the_joint_density(sigma):
+    observation = observe(jax.random.key(4))
+    noisy = 2.0 * jax.random.normal(jax.random.key(5), (DIM,))
+
+    def log_density(noisy):
+        """log q(y) + log p(b | y), b given y being Gaussian by linear algebra alone."""
+        smooth = LAW.smooth(sigma)
+        gain = jnp.linalg.solve(smooth.covariance, LAW.covariance).T
+        mean = LAW.mean + gain @ (noisy - LAW.mean)
+        spread = LAW.covariance - gain @ LAW.covariance
+        observed = MATRIX @ spread @ MATRIX.T + NOISE_STD**2 * jnp.eye(COUNT)
+        law = distributions.Gaussian(MATRIX @ mean, 0.5 * (observed + observed.T))
+        return smooth.log_density(noisy) + law.log_density(observation.values)
+
+    found = inverse.conditional_score(
+        LAW.smooth(sigma).score(noisy), posterior_fn(noisy, sigma), observation, sigma, **EXACT
+    )
+    exact = jax.grad(log_density)(noisy)
+    np.testing.assert_allclose(found, exact, rtol=1e-7)
+    posterior = posterior_fn(noisy, sigma)
+    heuristic = inverse.isotropic(posterior.mean, sigma, 1.0)
+    plain = inverse.conditional_score(
+        LAW.smooth(sigma).score(noisy), heuristic, observation, sigma, **EXACT
+    )
+    assert np.linalg.norm(plain - exact) > 0.05 * np.linalg.norm(exact)
+
+
+def test_conditional_mean_is_tweedie_of_the_conditional_score():
+    observation, sigma = observe(jax.random.key(6)), 0.7
+    noisy = jax.random.normal(jax.random.key(7), (DIM,))
+    posterior = posterior_fn(noisy, sigma)
+    score = inverse.conditional_score(
+        LAW.smooth(sigma).score(noisy), posterior, observation, sigma, **EXACT
+    )
+    found = inverse.conditional_mean(posterior, observation, **EXACT)
+    np.testing.assert_allclose(found, tweedie.posterior_mean(noisy, score, sigma), rtol=1e-10)
+
+
+def test_matrix_free_draws_have_the_dense_conditional_moments():
+    observation, keys = observe(jax.random.key(9)), jax.random.split(jax.random.key(8), 2)
+    covariance = DiagonalPlusLowRank(
+        jax.random.uniform(keys[0], (DIM,), minval=0.1), jax.random.normal(keys[1], (DIM, 2))
+    )
+    posterior = uncertainty.posterior_from_covariance(jnp.arange(6.0), covariance, 1.0)
+    mean, spread = conditioned(posterior.mean, covariance.to_dense(), observation.values)
+    found = inverse.conditional_mean(posterior, observation, **EXACT)
+    np.testing.assert_allclose(found, mean, rtol=1e-9)
+    draw = functools.partial(inverse.conditional_sample, **EXACT)
+    keys = jax.random.split(jax.random.key(10), 6_000)
+    points = jax.jit(jax.vmap(draw, (0, None, None)))(keys, posterior, observation)
+    assert max(standard_errors_off(points, mean, spread)) < 4.0
+
+
+def test_adjoint_is_the_transpose():
+    observation = observe(jax.random.key(11))
+    vector = jnp.arange(3.0)
+    np.testing.assert_allclose(
+        observation.adjoint(vector, jnp.zeros(DIM)), MATRIX.T @ vector, rtol=1e-12
+    )
+
+
+def test_isotropic_is_the_posterior_of_independent_values():
+    mean = jnp.arange(4.0)
+    posterior = inverse.isotropic(mean, 0.5, 2.0)
+    independent = distributions.Gaussian(jnp.zeros(4), 4.0 * jnp.eye(4)).smooth(0.5)
+    exact = tweedie.posterior_covariance(independent.hessian(mean), 0.5)
+    np.testing.assert_allclose(posterior.covariance.to_dense(), exact.matrix, atol=1e-14)
+
+
+def test_wrong_shapes_are_refused():
+    observation = inverse.Observation(jnp.zeros(COUNT + 1), 0.1, forward)
+    posterior = posterior_fn(jnp.zeros(DIM), 1.0)
+    with pytest.raises(ValueError, match="values"):
+        inverse.guidance(posterior, observation)
+    with pytest.raises(ValueError, match="levels"):
+        inverse.sample_posterior(
+            jax.random.key(0), posterior_fn, observation, jnp.zeros(DIM), jnp.ones(())
+        )
