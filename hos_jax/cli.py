@@ -143,6 +143,13 @@ def _check_override_names(argv: list[str]) -> None:
                 raise UserError(f"unknown config key {key!r}{hint}")
 
 
+def _without_traceback(message: str) -> str:
+    """What ml-collections says of a config file that raises, without the traceback in it."""
+    before, traceback, after = message.partition("Traceback (most recent call last):\n")
+    lines = [line for line in after.splitlines() if not line.startswith(" ")]
+    return " ".join([before.strip(), *lines]) if traceback else message
+
+
 def parse(argv: list[str]) -> flags.FlagValues:
     """Flags from arguments.
 
@@ -160,14 +167,14 @@ def parse(argv: list[str]) -> flags.FlagValues:
     try:
         rest = values(arguments)
     except flags.Error as error:
-        raise UserError(f"{error} (see --help)") from error
+        raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
     except Exception as error:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
         raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r} (see --help)")
     for name in ("runner", "config"):
-        if getattr(values, name) is None:
+        if not any(argument.partition("=")[0].lstrip("-") == name for argument in arguments):
             raise UserError(f"--{name} is needed (see --help)")
     return values
 
