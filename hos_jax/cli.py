@@ -186,6 +186,13 @@ def check_override_names(argv: list[str]) -> None:
                 raise UserError(f"unknown config key {key!r}{hint}")
 
 
+def _without_traceback(message: str) -> str:
+    """What ml-collections says of a config file that raises, without the traceback in it."""
+    before, traceback, after = message.partition("Traceback (most recent call last):\n")
+    lines = [line for line in after.splitlines() if not line.startswith(" ")]
+    return " ".join([before.strip(), *lines]) if traceback else message
+
+
 def parse(argv: list[str]) -> flags.FlagValues:
     """Flags from arguments.
 
@@ -197,22 +204,24 @@ def parse(argv: list[str]) -> flags.FlagValues:
         define_flags(values, argv)
         print(usage(values))
         raise SystemExit(0)
-    arguments = _with_saved_config(_with_config_path(argv))
+    original = _with_config_path(argv)
+    arguments = _with_saved_config(original)
     check_override_names(arguments)
     define_flags(values, arguments)
     try:
         rest = values(arguments)
     except flags.Error as error:
-        raise UserError(f"{error} (see --help)") from error
+        raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
     except Exception as error:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
         raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r} (see --help)")
     for name in ("runner", "config"):
+        given = [part for part in arguments if part.partition("=")[0].lstrip("-") == name]
         # A config read back from a run names its runner.
-        from_run = name == "runner" and values.config is not None and values.config.runner
-        if getattr(values, name) is None and not from_run:
+        from_run = name == "runner" and arguments != original
+        if not given and not from_run:
             raise UserError(f"--{name} is needed (see --help)")
     return values
 

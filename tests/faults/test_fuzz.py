@@ -99,7 +99,6 @@ def test_any_arguments_train_or_are_refused_in_one_line(command, tmp_path, given
 BAD_CONFIGS = {
     "syntax": ("def get_config(:\n", "SyntaxError"),
     "import": ("import no_such_module\n", "no_such_module"),
-    "empty": ("", "get_config"),
     "none": ("def get_config():\n    return None\n", "must be a ConfigDict"),
     "raises": ("def get_config():\n    raise ValueError('first\\nsecond')\n", "first second"),
     "empty_config": (

@@ -7,6 +7,7 @@ import pytest
 from fault_runs import (
     ends_as_if_never_stopped,
     figures,
+    finish,
     flags,
     interrupt,
     saved_steps,
@@ -67,7 +68,7 @@ def test_a_signal_before_the_first_step_loses_nothing(tmp_path, cache):
         figures[f"{number.name} start"] += 1
         how = "--resume_training" if (workdir / "config.json").exists() else "--ni"
         process = start(workdir, *flags(training__steps=2), how, cache=cache)
-        assert process.wait(600) == 0, process.communicate()
+        assert finish(process)[0] == 0
         assert saved_steps(workdir) == [2]
 
 
