@@ -63,8 +63,17 @@ class Checkpoints:
                 ),
             ]
         )
+        self.directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation, enable_async_checkpointing=True, create=True
+            preservation_policy=preservation,
+            enable_async_checkpointing=True,
+            # The states are whole arrays on the host: no other process takes part.
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(),
+                active_processes={jax.process_index()},
+                barrier_sync_key_prefix=f"process_{jax.process_index()}",
+            ),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 

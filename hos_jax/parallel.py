@@ -1,26 +1,178 @@
-"""Data parallelism: the only file that knows `pmap`.
+"""Data parallelism over devices and hosts: the only file that knows meshes and processes.
 
-A function mapped with `map_over_devices` runs once per local device, on arrays with a leading
-device axis; inside it `mean_over_devices`, `sum_over_devices` and `device_index` speak of all
-devices of all processes.
+A function mapped with `map_over_devices` runs once per device of all processes, on its part of
+every split array and on whole copies of the others; inside it `mean_over_devices`,
+`sum_over_devices` and `device_index` speak of all devices of all processes. What it returns must be
+the same on every device, such as averages.
+
+With several processes each is started with the same command but its own index (`connect`), gives
+its own part of every batch to `shard`, and only the first one writes (`is_first_process`).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from hos_jax.errors import UserError
 from hos_jax.types import Array
 
 AXIS = "devices"
+ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def map_over_devices(fn: Callable, *, donate_argnums: Sequence[int] = ()) -> Callable:
-    """`fn` compiled to run on every local device; donated arguments give up their memory."""
-    return jax.pmap(fn, axis_name=AXIS, donate_argnums=tuple(donate_argnums))
+def connect(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_index: int | None = None,
+    *,
+    detect: bool = False,
+    timeout: int = 300,
+) -> None:
+    """Join the other processes of a run; to be called before anything else of JAX.
+
+    What is not given is read from the environment (`ENVIRONMENT`). With nothing there either the
+    run has one process, unless `detect` asks for what the cluster says (Slurm, Open MPI,
+    Kubernetes, a TPU slice).
+
+    Args:
+      coordinator: address:port of process 0, reachable from all.
+      processes: how many there are.
+      process_index: which one this is, from 0.
+      detect: ask the cluster for what is missing.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      UserError: if only a part is known, or the processes do not find one another.
+    """
+    given = coordinator, processes, process_index
+    known = [
+        os.environ.get(name) if value is None else value
+        for name, value in zip(ENVIRONMENT, given, strict=True)
+    ]
+    missing = [name for name, value in zip(ENVIRONMENT, known, strict=True) if value is None]
+    if not detect:
+        if len(missing) == len(ENVIRONMENT):
+            return
+        if missing:
+            raise UserError(
+                "several processes need --coordinator, --processes and --process_index, or "
+                f"{', '.join(ENVIRONMENT)} in the environment: {', '.join(missing)} is missing"
+            )
+    try:
+        address, *numbers = known
+        count, index = (None if value is None else int(value) for value in numbers)
+    except ValueError as error:
+        raise UserError(f"the number and index of processes must be whole: {error}") from error
+    _check_process(address, count, index)
+    try:
+        jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"the processes of this run did not find one another: {reason}") from error
+
+
+def _check_process(address: str | None, count: int | None, index: int | None) -> None:
+    if address is not None and not address.rpartition(":")[2].isdigit():
+        raise UserError(f"the coordinator must be given as address:port, got {address!r}")
+    if count is not None and count < 1:
+        raise UserError(f"the number of processes must be at least 1, got {count}")
+    if count is not None and index is not None and not 0 <= index < count:
+        raise UserError(f"the process index must be in 0..{count - 1}, got {index}")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def from_first_process(make: Callable[[], Any], template: Any) -> Any:
+    """What `make()` returns in the first process, in every process; the others do not call it.
+
+    So only the first process needs the run folder.
+
+    Args:
+      make: returns arrays in the structure, shapes and dtypes of `template`.
+      template: abstract arrays will do.
+
+    Raises:
+      UserError: in the other processes, if `make` raised anything in the first one.
+    """
+    if jax.process_count() == 1:
+        return make()
+    value, failure = None, None
+    if is_first_process():
+        try:
+            value = make()
+        except Exception as error:
+            failure = error
+    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise UserError("the first process stopped; its message says why")
+    if value is None:
+        value = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+    return multihost_utils.broadcast_one_to_all(value)
+
+
+def check_agreement(what: str, checksum: int) -> None:
+    """Refuse processes that were started differently.
+
+    Args:
+      what: what must be the same, for the message.
+      checksum: of it, less than 2^31.
+
+    Raises:
+      UserError: in every process, if one has another checksum than the first.
+    """
+    if jax.process_count() == 1:
+        return
+    everyone = multihost_utils.process_allgather(np.int32(checksum))
+    different = np.flatnonzero(everyone != everyone[0])
+    if len(different):
+        raise UserError(
+            f"processes 0 and {', '.join(map(str, different))} differ in {what}: start all with "
+            "the same arguments"
+        )
+
+
+def _mesh() -> Mesh:
+    # Devices of one process lie together, so that its part of a batch is one slice of it.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(devices), (AXIS,))
+
+
+def _spec(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, AXIS)
+
+
+def map_over_devices(
+    fn: Callable, *, split: Sequence[int | None], donate_argnums: Sequence[int] = ()
+) -> Callable:
+    """`fn` compiled to run on every device; donated arguments give up their memory.
+
+    Args:
+      fn: returns the same on every device.
+      split: for every argument the axis along which `shard` splits its arrays over the devices, or
+        None where every device has a copy (`replicate`).
+      donate_argnums: arguments that are given up.
+    """
+    mapped = jax.shard_map(
+        fn,
+        mesh=_mesh(),
+        in_specs=tuple(_spec(axis) for axis in split),
+        out_specs=PartitionSpec(),
+        # Gradients are averaged by `mean_over_devices`, where the loss is.
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=tuple(donate_argnums))
 
 
 def mean_over_devices(tree: Any) -> Any:
@@ -34,40 +186,41 @@ def sum_over_devices(tree: Any) -> Any:
 
 
 def device_index() -> Array:
-    """The global index of this device; inside a mapped function only."""
+    """The index of this device's part of the global batch; inside a mapped function only."""
     return jax.lax.axis_index(AXIS)
 
 
-def _sharding() -> jax.sharding.Sharding:
-    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+def _place(tree: Any, axis: int | None) -> Any:
+    sharding = NamedSharding(_mesh(), _spec(axis))
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
+    )
 
 
 def replicate(tree: Any) -> Any:
-    """One copy of every leaf on each local device."""
-    count = jax.local_device_count()
-    copies = jax.tree.map(
-        lambda leaf: np.broadcast_to(np.asarray(leaf), (count, *np.shape(leaf))), tree
-    )
-    return jax.device_put(copies, _sharding())
+    """One copy of every leaf on each device; every process gives the same values."""
+    return _place(tree, None)
 
 
 def unreplicate(tree: Any) -> Any:
     """The first local device's copy, as NumPy arrays on the host."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0], tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), tree)
 
 
-def shard(batch: Any) -> Any:
-    """Split this process's batch evenly over its devices: (B, ...) -> (devices, B / devices, ...).
+def shard(batch: Any, axis: int = 0) -> Any:
+    """The global batch from this process's part of it, split evenly over all devices.
+
+    Args:
+      batch: arrays with the examples along `axis`; the parts of all processes, in the order of
+        their indices, are the global batch.
+      axis: see above.
 
     Raises:
-      ValueError: if B is not a multiple of the number of local devices.
+      ValueError: if this process's part is not a multiple of the number of its devices.
     """
     count = jax.local_device_count()
-
-    def split(leaf):
-        if leaf.shape[0] % count:
-            raise ValueError(f"a batch of {leaf.shape[0]} does not divide over {count} devices")
-        return leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
-
-    return jax.tree.map(split, batch)
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[axis] % count:
+            size = leaf.shape[axis]
+            raise ValueError(f"a batch of {size} does not divide over {count} devices")
+    return _place(batch, axis)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -187,10 +189,12 @@ def _draw(
     return noise, _noise_levels(config, count, key, first)
 
 
-def make_train_step(problem: Problem) -> Callable:
+def make_train_step(problem: Problem, steps: int = 1) -> Callable:
     """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
 
-    `images` are uint8, (devices, B / devices, H, W, C); metrics are averages over all devices.
+    `images` are a sharded batch, uint8, (B, H, W, C); metrics are averages over all devices. With
+    `steps` > 1 it takes that many steps in one call, by `lax.scan` over the first axis of images
+    (steps, B, H, W, C); then every metric is (steps,).
     """
     config, value_range = problem.config, problem.data.value_range
 
@@ -213,7 +217,13 @@ def make_train_step(problem: Problem) -> Callable:
         )
         return state, {**losses, **norms}
 
-    return parallel.map_over_devices(train_step, donate_argnums=(0,))
+    if steps == 1:
+        return parallel.map_over_devices(train_step, split=(None, 0), donate_argnums=(0,))
+    return parallel.map_over_devices(
+        lambda state, images: jax.lax.scan(train_step, state, images),
+        split=(None, 1),
+        donate_argnums=(0,),
+    )
 
 
 def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
@@ -236,8 +246,7 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
         losses = problem.losses(params, clean, noise, sigma, mean)
         return {name: mean(values) * total for name, values in losses.items()}
 
-    mapped = parallel.map_over_devices(evaluation_step)
-    local = jax.local_device_count()
+    mapped = parallel.map_over_devices(evaluation_step, split=(None, 0, 0, None))
     processes, process = jax.process_count(), jax.process_index()
     # One batch never needs more memory than a training step.
     batch_size = config.training.batch_size
@@ -249,7 +258,7 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
             index = start + process * per_process + np.arange(per_process)
             weights = (index < len(data.held_out)).astype(np.float32)
             images = data.held_out[np.minimum(index, len(data.held_out) - 1)]
-            first = np.full((local,), start, np.int32)
+            first = parallel.replicate(np.int32(start))
             out = mapped(params, *parallel.shard((images, weights)), first)
             for name, value in parallel.unreplicate(out).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -304,18 +313,34 @@ def read_history(workdir: Path) -> list[dict]:
     return rows
 
 
-def _check_finite(state: TrainState, workdir: Path, checkpoints: Checkpoints) -> None:
+class RunFiles(NamedTuple):
+    """What the first process writes to, and the seconds that the run has trained before."""
+
+    checkpoints: Checkpoints
+    log: RunLog
+    seconds: float
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self.checkpoints.close()
+        self.log.close()
+
+
+def _check_finite(state: TrainState, workdir: Path, files: RunFiles | None) -> None:
     step = int(parallel.unreplicate(state.first_nonfinite_step))
     if step >= 0:
-        _stop_nonfinite("the loss or its gradient", step + 1, workdir, checkpoints)
+        _stop_nonfinite("the loss or its gradient", step + 1, workdir, files)
 
 
-def _stop_nonfinite(what: str, step: int, workdir: Path, checkpoints: Checkpoints) -> None:
-    checkpoints.wait()
-    saved = checkpoints.steps()
+def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None) -> None:
     kept = "there is no checkpoint yet"
-    if saved:
-        kept = f"the checkpoint of step {saved[-1]} is kept in {workdir}"
+    if files is None:
+        kept = "the first process says what is kept"
+    else:
+        files.checkpoints.wait()
+        saved = files.checkpoints.steps()
+        if saved:
+            kept = f"the checkpoint of step {saved[-1]} is kept in {workdir}"
     raise NonFiniteError(
         f"{what} is not finite at step {step}: {kept}; try a lower optim.lr, or optim.clip=1"
     )
@@ -345,6 +370,27 @@ def train_and_evaluate(
     """
     workdir = Path(workdir)
     problem = Problem.from_config(config)
+    settings = json.dumps(run_config.to_plain(config), sort_keys=True).encode()
+    parallel.check_agreement("the config", zlib.crc32(settings) >> 1)
+    opened: list[RunFiles] = []
+
+    def begin() -> TrainState:
+        state, files = _begin(problem, workdir, resume)
+        opened.append(files)
+        return state
+
+    state = parallel.from_first_process(begin, problem.abstract_state())
+    files = opened[0] if opened else None
+    try:
+        return _loop(problem, state, workdir, files, on_evaluation)
+    finally:
+        if files is not None:
+            files.close()
+
+
+def _begin(problem: Problem, workdir: Path, resume: bool) -> tuple[TrainState, RunFiles]:
+    """The state to go on from and the open files of the run folder; in the first process only."""
+    config = problem.config
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
     elif (workdir / run_config.CONFIG_FILE).exists():
@@ -358,73 +404,92 @@ def train_and_evaluate(
         state, seconds = restored.state, restored.details["seconds"]
         logger.info("resumed from step %d", restored.step)
     run_config.save(config, workdir)
-    log = RunLog(workdir, int(state.step))
-    try:
-        return _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation)
-    finally:
-        checkpoints.close()
-        log.close()
+    return state, RunFiles(checkpoints, RunLog(workdir, int(state.step)), seconds)
 
 
-def _loop(problem, state, workdir, checkpoints, log, seconds, on_evaluation) -> TrainState:
-    config, training = problem.config, problem.config.training
+def _batches(problem: Problem, step: int, count: int) -> jax.Array:
+    """The sharded batches of `count` steps from `step` on, (count, B, H, W, C); of one, (B, ...)."""
+    config = problem.config
+
+    def batch(index):
+        return batch_at(
+            problem.data.train,
+            index,
+            seed=config.seed,
+            batch_size=config.training.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            random_flip=config.data.random_flip,
+        )
+
+    if count == 1:
+        return parallel.shard(batch(step))
+    return parallel.shard(np.stack([batch(step + i) for i in range(count)]), axis=1)
+
+
+def _loop(problem, state, workdir, files, on_evaluation) -> TrainState:
+    """Train from `state` on; `files` is None in all processes but the first."""
+    training = problem.config.training
     step, total = int(state.step), training.steps
     if step >= total:
         logger.info("the run already has %d of %d steps", step, total)
         return jax.device_get(state)
     state = parallel.replicate(state)
-    train_step, evaluate = make_train_step(problem), make_evaluation(problem)
+    take_steps = functools.cache(functools.partial(make_train_step, problem))
+    evaluate = make_evaluation(problem)
     begun, window_begun, window = time.monotonic(), time.monotonic(), []
-    bar = tqdm(
-        total=total, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-    )
+    shown = files is not None and sys.stderr.isatty()
+    bar = tqdm(total=total, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
     while step < total:
-        images = batch_at(
-            problem.data.train,
-            step,
-            seed=config.seed,
-            batch_size=training.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            random_flip=config.data.random_flip,
-        )
-        state, metrics = train_step(state, parallel.shard(images))
-        step += 1
+        stride = training.steps_per_dispatch
+        count = min(stride - step % stride, total - step)
+        state, metrics = take_steps(count)(state, _batches(problem, step, count))
+        step += count
         window.append(metrics)
         if step % training.log_every == 0 or step == total:
-            values = _average(window)
-            _check_finite(state, workdir, checkpoints)
+            values, steps = _average(window)
+            _check_finite(state, workdir, files)
             elapsed = time.monotonic() - window_begun
-            values["images_per_second"] = len(window) * training.batch_size / elapsed
-            log.scalars(step, values, "train")
+            values["images_per_second"] = steps * training.batch_size / elapsed
+            if files is not None:
+                files.log.scalars(step, values, "train")
             bar.set_postfix(
                 loss=f"{values['loss']:.4g}", images_s=f"{values['images_per_second']:.0f}"
             )
             window, window_begun = [], time.monotonic()
-        bar.update(1)
+        bar.update(count)
         evaluated = step % training.evaluate_every == 0 or step == total
         saved = step % training.checkpoint_every == 0 or step == total
         if evaluated or saved:
-            _check_finite(state, workdir, checkpoints)
+            _check_finite(state, workdir, files)
             held_out = evaluate(state.best_params)
             if not np.isfinite(held_out["loss"]):
-                _stop_nonfinite("the held-out loss", step, workdir, checkpoints)
-            log.scalars(step, held_out, "held_out")
-            host_state = parallel.unreplicate(state)
-            if saved:
-                checkpoints.save(
-                    step,
-                    host_state,
-                    held_out_loss=held_out["loss"],
-                    details={"seconds": seconds + time.monotonic() - begun},
-                )
-            if evaluated and on_evaluation is not None:
-                on_evaluation(problem, host_state.best_params, step, log)
+                _stop_nonfinite("the held-out loss", step, workdir, files)
+            if files is not None:
+                _record(files, step, state, held_out, begun, saved)
+                if evaluated and on_evaluation is not None:
+                    params = parallel.unreplicate(state.best_params)
+                    on_evaluation(problem, params, step, files.log)
             window_begun = time.monotonic()
     bar.close()
     return parallel.unreplicate(state)
 
 
-def _average(window: list[dict]) -> dict[str, float]:
+def _record(files: RunFiles, step, state, held_out, begun: float, saved: bool) -> None:
+    """Log the held-out losses of a step and, where it is `saved`, its checkpoint."""
+    files.log.scalars(step, held_out, "held_out")
+    if saved:
+        files.checkpoints.save(
+            step,
+            parallel.unreplicate(state),
+            held_out_loss=held_out["loss"],
+            details={"seconds": files.seconds + time.monotonic() - begun},
+        )
+
+
+def _average(window: list[dict]) -> tuple[dict[str, float], int]:
+    """The metrics of several calls of the train step averaged, and how many steps they cover."""
     host = [parallel.unreplicate(metrics) for metrics in window]
-    return {name: float(np.mean([metrics[name] for metrics in host])) for name in host[0]}
+    joined = {name: np.concatenate([np.atleast_1d(m[name]) for m in host]) for name in host[0]}
+    averages = {name: float(np.mean(values)) for name, values in joined.items()}
+    return averages, len(joined["loss"])
