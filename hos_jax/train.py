@@ -408,7 +408,7 @@ def _begin(problem: Problem, workdir: Path, resume: bool) -> tuple[TrainState, R
 
 
 def _batches(problem: Problem, step: int, count: int) -> jax.Array:
-    """The sharded batches of `count` steps from `step` on, (count, B, H, W, C); of one, (B, ...)."""
+    """The sharded batches of `count` steps, (count, B, H, W, C), or of a single one, (B, ...)."""
     config = problem.config
 
     def batch(index):
