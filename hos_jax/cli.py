@@ -63,6 +63,27 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_enum(
         "verbose", "info", ["debug", "info", "warning", "critical"], "Log level.", **define
     )
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Folder that keeps compiled programs, so that the next start need not compile them again.",
+        **define,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "For a run of several processes: address:port of process 0. Each is started with the same "
+        "command but its own --process_index; see docs/scaling.md.",
+        **define,
+    )
+    flags.DEFINE_integer("processes", None, "How many processes the run has.", **define)
+    flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.", **define)
+    flags.DEFINE_bool(
+        "cluster",
+        False,
+        "Ask the cluster (Slurm, Open MPI, Kubernetes, a TPU slice) for these three.",
+        **define,
+    )
     flags.DEFINE_bool("help", False, "Show this.", short_name="h", **define)
 
 
@@ -213,6 +234,17 @@ def _prepare_folder(workdir: Path, no_interaction: bool) -> None:
     print(f"the run that was in {workdir} is now in {target}")
 
 
+def _keep_compiled(folder: Path) -> None:
+    """Let JAX read and write compiled programs in a folder."""
+    import jax
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--compilation_cache={folder} cannot be made: {error.strerror}") from error
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
 def run(values: flags.FlagValues) -> None:
     """Do what the flags say.
 
@@ -224,7 +256,12 @@ def run(values: flags.FlagValues) -> None:
     from hos_jax import config as run_config
 
     run_config.validate(config)
+    if values.compilation_cache:
+        _keep_compiled(Path(values.compilation_cache))
+    several = values.coordinator, values.processes, values.process_index
     if values.test:
+        if values.cluster or any(value is not None for value in several):
+            raise UserError("--test runs in one process: leave out the flags of several processes")
         from hos_jax.evaluate import evaluate_run, table
 
         result = evaluate_run(config, workdir, values.image_folder)
@@ -232,15 +269,18 @@ def run(values: flags.FlagValues) -> None:
         print(f"figures: {workdir / values.image_folder}   numbers: {workdir / 'metrics.json'}")
         return
 
+    from hos_jax import parallel
     from hos_jax.evaluate import log_panel
     from hos_jax.train import train_and_evaluate
 
+    parallel.connect(*several, detect=values.cluster)
     if not values.resume_training:
-        _prepare_folder(workdir, values.ni)
+        parallel.from_first_process(lambda: _prepare_folder(workdir, values.ni), None)
     state = train_and_evaluate(
         config, workdir, resume=values.resume_training, on_evaluation=log_panel
     )
-    print(f"{workdir}: {int(state.step)} steps done")
+    if parallel.is_first_process():
+        print(f"{workdir}: {int(state.step)} steps done")
 
 
 def main(argv: list[str]) -> int:
