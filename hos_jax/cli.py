@@ -245,6 +245,18 @@ def _keep_compiled(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
+def _connect(values: flags.FlagValues) -> None:
+    """Join the other processes, where there are some; before what may start JAX's backend."""
+    several = values.coordinator, values.processes, values.process_index
+    if values.test:
+        if values.cluster or any(value is not None for value in several):
+            raise UserError("--test runs in one process: leave out the flags of several processes")
+        return
+    from hos_jax import parallel
+
+    parallel.connect(*several, detect=values.cluster)
+
+
 def run(values: flags.FlagValues) -> None:
     """Do what the flags say.
 
@@ -253,15 +265,13 @@ def run(values: flags.FlagValues) -> None:
     """
     config = make_config(values)
     workdir = Path(values.run) / values.doc
+    _connect(values)
     from hos_jax import config as run_config
 
     run_config.validate(config)
     if values.compilation_cache:
         _keep_compiled(Path(values.compilation_cache))
-    several = values.coordinator, values.processes, values.process_index
     if values.test:
-        if values.cluster or any(value is not None for value in several):
-            raise UserError("--test runs in one process: leave out the flags of several processes")
         from hos_jax.evaluate import evaluate_run, table
 
         result = evaluate_run(config, workdir, values.image_folder)
@@ -273,7 +283,6 @@ def run(values: flags.FlagValues) -> None:
     from hos_jax.evaluate import log_panel
     from hos_jax.train import train_and_evaluate
 
-    parallel.connect(*several, detect=values.cluster)
     if not values.resume_training:
         parallel.from_first_process(lambda: _prepare_folder(workdir, values.ni), None)
     state = train_and_evaluate(

@@ -11,6 +11,7 @@ its own part of every batch to `shard`, and only the first one writes (`is_first
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,12 +20,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost as orbax_multihost
 
 from hos_jax.errors import UserError
 from hos_jax.types import Array
 
 AXIS = "devices"
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Seconds that a process waits for the others: compiling a large network takes many minutes.
+PATIENCE = 3600
+_barriers = itertools.count()
 
 
 def connect(
@@ -87,6 +92,21 @@ def _check_process(address: str | None, count: int | None, index: int | None) ->
         raise UserError(f"the process index must be in 0..{count - 1}, got {index}")
 
 
+def wait_for_all() -> None:
+    """Return when every process is here; nothing where there is only one.
+
+    Gloo, which connects processes on CPUs, gives up when one comes to a collective operation half
+    a minute after another. So this stands where they may come apart: before the first operation,
+    where something is compiled, and where the first process works while others wait.
+
+    Raises:
+      Exception: of the runtime, if one process ended or did not come within `PATIENCE`.
+    """
+    if jax.process_count() > 1:
+        wait = orbax_multihost.get_barrier_sync_fn()
+        wait(key=f"hos_jax_{next(_barriers)}", timeout_ms=1000 * PATIENCE)
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
@@ -112,6 +132,7 @@ def from_first_process(make: Callable[[], Any], template: Any) -> Any:
             value = make()
         except Exception as error:
             failure = error
+    wait_for_all()
     failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
     if failure is not None:
         raise failure
@@ -134,6 +155,7 @@ def check_agreement(what: str, checksum: int) -> None:
     """
     if jax.process_count() == 1:
         return
+    wait_for_all()
     everyone = multihost_utils.process_allgather(np.int32(checksum))
     different = np.flatnonzero(everyone != everyone[0])
     if len(different):
@@ -172,7 +194,21 @@ def map_over_devices(
         # Gradients are averaged by `mean_over_devices`, where the loss is.
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=tuple(donate_argnums))
+    compiled = jax.jit(mapped, donate_argnums=tuple(donate_argnums))
+    return compiled if jax.process_count() == 1 else _compile_together(compiled)
+
+
+def _compile_together(fn: Any) -> Callable:
+    """A jitted function of arguments of one shape that all processes run once all compiled it."""
+    programs = []
+
+    def call(*arguments):
+        if not programs:
+            programs.append(fn.lower(*arguments).compile())
+            wait_for_all()
+        return programs[0](*arguments)
+
+    return call
 
 
 def mean_over_devices(tree: Any) -> Any:

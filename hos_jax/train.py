@@ -470,6 +470,7 @@ def _loop(problem, state, workdir, files, on_evaluation) -> TrainState:
                 if evaluated and on_evaluation is not None:
                     params = parallel.unreplicate(state.best_params)
                     on_evaluation(problem, params, step, files.log)
+            parallel.wait_for_all()
             window_begun = time.monotonic()
     bar.close()
     return parallel.unreplicate(state)
