@@ -64,6 +64,7 @@ def test_imports_point_downwards(path):
         assert parts[0] not in ("tensorflow", "pickle"), f"{me} imports {parts[0]}"
 
 
-def test_pmap_lives_in_one_file():
-    users = [path.name for path in FILES if "jax.pmap(" in path.read_text()]
-    assert users == []
+def test_devices_and_processes_are_known_in_one_file():
+    names = ("jax.pmap(", "jax.shard_map(", "multihost", "jax.distributed")
+    users = [path.name for path in FILES if any(name in path.read_text() for name in names)]
+    assert users == ["parallel.py"]
