@@ -113,10 +113,27 @@ def examples(size: Size, count: int) -> jax.Array:
     return to_float(data.train[:count], data.value_range)
 
 
+def random_params(model: ScoreModel, images: jax.Array) -> Any:
+    """Parameters of the size that initializers give, without minutes of compiling these."""
+    abstract = jax.eval_shape(model.init, jax.random.key(0), images, SIGMA)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        if name == "bias":
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        std = np.prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray(std * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
 def trained_score(size: Size, clean: jax.Array) -> tuple[ScoreModel, Any]:
     """A first-order model and its parameters after a short training."""
     model, objective = model_of(size, "s1"), Objective("dsm")
-    params = jax.jit(model.init)(jax.random.key(2), clean[:1], SIGMA)
+    params = random_params(model, clean[:1])
 
     def loss_fn(params, key):
         index_key, noise_key = jax.random.split(key)
@@ -242,7 +259,7 @@ class Case:
         """A second-order model at points (N, D), compiled; s1 comes with it where it is shared."""
         model = model_of(self.size, method)
         images = noisy.reshape(len(noisy), *self.size.shape)
-        params = jax.jit(model.init)(jax.random.key(8), images[:1], SIGMA)
+        params = random_params(model, images[:1])
 
         def evaluate(params, images):
             outputs = model.apply(params, images, SIGMA)

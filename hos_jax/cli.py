@@ -284,7 +284,7 @@ def run(values: flags.FlagValues) -> None:
     from hos_jax.train import train_and_evaluate
 
     if not values.resume_training:
-        parallel.from_first_process(lambda: _prepare_folder(workdir, values.ni), None)
+        parallel.from_first_process(lambda: _prepare_folder(workdir, values.ni), lambda: None)
     state = train_and_evaluate(
         config, workdir, resume=values.resume_training, on_evaluation=log_panel
     )

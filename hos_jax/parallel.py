@@ -112,14 +112,14 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def from_first_process(make: Callable[[], Any], template: Any) -> Any:
+def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> Any:
     """What `make()` returns in the first process, in every process; the others do not call it.
 
     So only the first process needs the run folder.
 
     Args:
-      make: returns arrays in the structure, shapes and dtypes of `template`.
-      template: abstract arrays will do.
+      make: returns arrays in the structure, shapes and dtypes of `template()`.
+      template: called in the other processes; abstract arrays will do.
 
     Raises:
       UserError: in the other processes, if `make` raised anything in the first one.
@@ -139,7 +139,7 @@ def from_first_process(make: Callable[[], Any], template: Any) -> Any:
     if failed:
         raise UserError("the first process stopped; its message says why")
     if value is None:
-        value = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        value = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template())
     return multihost_utils.broadcast_one_to_all(value)
 
 

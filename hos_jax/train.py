@@ -370,8 +370,10 @@ def train_and_evaluate(
     """
     workdir = Path(workdir)
     problem = Problem.from_config(config)
-    settings = json.dumps(run_config.to_plain(config), sort_keys=True).encode()
-    parallel.check_agreement("the config", zlib.crc32(settings) >> 1)
+    settings = run_config.to_plain(config)
+    settings["data"]["root"] = None  # every host may have the images elsewhere
+    text = json.dumps(settings, sort_keys=True).encode()
+    parallel.check_agreement("the config", zlib.crc32(text) >> 1)
     opened: list[RunFiles] = []
 
     def begin() -> TrainState:
@@ -379,7 +381,7 @@ def train_and_evaluate(
         opened.append(files)
         return state
 
-    state = parallel.from_first_process(begin, problem.abstract_state())
+    state = parallel.from_first_process(begin, problem.abstract_state)
     files = opened[0] if opened else None
     try:
         return _loop(problem, state, workdir, files, on_evaluation)
