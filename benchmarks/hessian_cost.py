@@ -110,7 +110,7 @@ def examples(size: Size, count: int) -> jax.Array:
         law = distributions.random_correlated_gaussian(jax.random.key(0), size.shape[0], 100.0)
         return law.sample(jax.random.key(1), count)
     data = load(size.data, image_size=None if size.data == "mnist5k" else size.shape[0])
-    return to_float(data.train[:count], data.value_range)
+    return jnp.asarray(to_float(data.train[:count], data.value_range))
 
 
 def random_params(model: ScoreModel, images: jax.Array) -> Any:
