@@ -98,10 +98,17 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2, *, discard_unfinished: bool = False):
         self.directory = Path(directory).absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self.directory, keep),
             enable_async_checkpointing=True,
-            create=True,
+            # The states are whole arrays on the host: no other process takes part.
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(),
+                active_processes={jax.process_index()},
+                barrier_sync_key_prefix=f"process_{jax.process_index()}",
+            ),
             cleanup_tmp_directories=discard_unfinished,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)

@@ -73,6 +73,27 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_enum(
         "verbose", "info", ["debug", "info", "warning", "critical"], "Log level.", **define
     )
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Folder that keeps compiled programs, so that the next start need not compile them again.",
+        **define,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "For a run of several processes: address:port of process 0. Each is started with the same "
+        "command but its own --process_index; see docs/scaling.md.",
+        **define,
+    )
+    flags.DEFINE_integer("processes", None, "How many processes the run has.", **define)
+    flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.", **define)
+    flags.DEFINE_bool(
+        "cluster",
+        False,
+        "Ask the cluster (Slurm, Open MPI, Kubernetes, a TPU slice) for these three.",
+        **define,
+    )
     flags.DEFINE_bool("help", False, "Show this.", short_name="h", **define)
 
 
@@ -305,6 +326,29 @@ def _log_panel(*arguments) -> None:
     log_panel(*arguments)
 
 
+def _keep_compiled(folder: Path) -> None:
+    """Let JAX read and write compiled programs in a folder."""
+    import jax
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--compilation_cache={folder} cannot be made: {error.strerror}") from error
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
+def _connect(values: flags.FlagValues) -> None:
+    """Join the other processes, where there are some; before what may start JAX's backend."""
+    several = values.coordinator, values.processes, values.process_index
+    if values.test:
+        if values.cluster or any(value is not None for value in several):
+            raise UserError("--test runs in one process: leave out the flags of several processes")
+        return
+    from hos_jax import parallel
+
+    parallel.connect(*several, detect=values.cluster)
+
+
 def run(values: flags.FlagValues) -> int:
     """Do what the flags say; returns the exit status.
 
@@ -313,9 +357,12 @@ def run(values: flags.FlagValues) -> int:
     """
     config = make_config(values)
     workdir = run_folder(values)
+    _connect(values)
     from hos_jax import config as run_config
 
     run_config.validate(config)
+    if values.compilation_cache:
+        _keep_compiled(Path(values.compilation_cache))
     if values.test:
         from hos_jax.evaluate import evaluate_run, table
 
@@ -324,10 +371,11 @@ def run(values: flags.FlagValues) -> int:
         print(f"figures: {workdir / values.image_folder}   numbers: {workdir / 'metrics.json'}")
         return 0
 
+    from hos_jax import parallel
     from hos_jax.train import train_and_evaluate
 
     if not values.resume_training:
-        ask_for_room(workdir, values.ni)
+        parallel.from_first_process(lambda: ask_for_room(workdir, values.ni), lambda: None)
     with interruption.requested() as stop:
         state = train_and_evaluate(
             config,
@@ -338,13 +386,15 @@ def run(values: flags.FlagValues) -> int:
             should_stop=stop,
         )
     step = int(state.step)
-    if stop() and step < config.training.steps:
+    stopped = bool(stop()) and step < config.training.steps
+    if stopped:
         print(
             f"{stop.signal.name} at step {step}, which is saved: --resume_training goes on from it",
             file=sys.stderr,
         )
         return stop.exit_status
-    print(f"{workdir}: {step} steps done")
+    if parallel.is_first_process():
+        print(f"{workdir}: {step} steps done")
     return 0
 
 

@@ -1,21 +1,173 @@
-"""Data parallelism: the only file that knows `pmap`.
+"""Data parallelism over devices and hosts: the only file that knows `pmap` and processes.
 
-A function mapped with `map_over_devices` runs once per local device, on arrays with a leading
-device axis; inside it `mean_over_devices`, `sum_over_devices` and `device_index` speak of all
-devices of all processes.
+A function mapped with `map_over_devices` runs once per device of all processes, on arrays with a
+leading axis for the devices of its process; inside it `mean_over_devices`, `sum_over_devices` and
+`device_index` speak of all devices of all processes.
+
+With several processes each is started with the same command but its own index (`connect`), gives
+its own part of every batch to `shard`, and only the first one writes (`is_first_process`).
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost as orbax_multihost
 
+from hos_jax.errors import UserError
 from hos_jax.types import Array
 
 AXIS = "devices"
+ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# Seconds that a process waits for the others: compiling a large network takes many minutes.
+PATIENCE = 3600
+_barriers = itertools.count()
+
+
+def connect(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_index: int | None = None,
+    *,
+    detect: bool = False,
+    timeout: int = 300,
+) -> None:
+    """Join the other processes of a run; to be called before anything else of JAX.
+
+    What is not given is read from the environment (`ENVIRONMENT`). With nothing there either the
+    run has one process, unless `detect` asks for what the cluster says (Slurm, Open MPI,
+    Kubernetes, a TPU slice).
+
+    Args:
+      coordinator: address:port of process 0, reachable from all.
+      processes: how many there are.
+      process_index: which one this is, from 0.
+      detect: ask the cluster for what is missing.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      UserError: if only a part is known, or the processes do not find one another.
+    """
+    given = coordinator, processes, process_index
+    known = [
+        os.environ.get(name) if value is None else value
+        for name, value in zip(ENVIRONMENT, given, strict=True)
+    ]
+    missing = [name for name, value in zip(ENVIRONMENT, known, strict=True) if value is None]
+    if not detect:
+        if len(missing) == len(ENVIRONMENT):
+            return
+        if missing:
+            raise UserError(
+                "several processes need --coordinator, --processes and --process_index, or "
+                f"{', '.join(ENVIRONMENT)} in the environment: {', '.join(missing)} is missing"
+            )
+    try:
+        address, *numbers = known
+        count, index = (None if value is None else int(value) for value in numbers)
+    except ValueError as error:
+        raise UserError(f"the number and index of processes must be whole: {error}") from error
+    _check_process(address, count, index)
+    try:
+        jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"the processes of this run did not find one another: {reason}") from error
+
+
+def _check_process(address: str | None, count: int | None, index: int | None) -> None:
+    if address is not None and not address.rpartition(":")[2].isdigit():
+        raise UserError(f"the coordinator must be given as address:port, got {address!r}")
+    if count is not None and count < 1:
+        raise UserError(f"the number of processes must be at least 1, got {count}")
+    if count is not None and index is not None and not 0 <= index < count:
+        raise UserError(f"the process index must be in 0..{count - 1}, got {index}")
+
+
+def wait_for_all() -> None:
+    """Return when every process is here; nothing where there is only one.
+
+    Gloo, which connects processes on CPUs, gives up when one comes to a collective operation half
+    a minute after another. So this stands where they may come apart: before the first operation,
+    where something is compiled, and where the first process works while others wait.
+
+    Raises:
+      Exception: of the runtime, if one process ended or did not come within `PATIENCE`.
+    """
+    if jax.process_count() > 1:
+        wait = orbax_multihost.get_barrier_sync_fn()
+        wait(key=f"hos_jax_{next(_barriers)}", timeout_ms=1000 * PATIENCE)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> Any:
+    """What `make()` returns in the first process, in every process; the others do not call it.
+
+    So only the first process needs the run folder.
+
+    Args:
+      make: returns arrays in the structure, shapes and dtypes of `template()`.
+      template: called in the other processes; abstract arrays will do.
+
+    Raises:
+      UserError: in the other processes, if `make` raised anything in the first one.
+    """
+    if jax.process_count() == 1:
+        return make()
+    value, failure = None, None
+    if is_first_process():
+        try:
+            value = make()
+        except Exception as error:
+            failure = error
+    wait_for_all()
+    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise UserError("the first process stopped; its message says why")
+    if value is None:
+        value = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template())
+    return multihost_utils.broadcast_one_to_all(value)
+
+
+def check_agreement(what: str, checksum: int) -> None:
+    """Refuse processes that were started differently.
+
+    Args:
+      what: what must be the same, for the message.
+      checksum: of it, less than 2^31.
+
+    Raises:
+      UserError: in every process, if one has another checksum than the first.
+    """
+    if jax.process_count() == 1:
+        return
+    wait_for_all()
+    everyone = multihost_utils.process_allgather(np.int32(checksum))
+    different = np.flatnonzero(everyone != everyone[0])
+    if len(different):
+        raise UserError(
+            f"processes 0 and {', '.join(map(str, different))} differ in {what}: start all with "
+            "the same arguments"
+        )
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all of them have to ask at the same step."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
 
 
 def map_over_devices(fn: Callable, *, donate_argnums: Sequence[int] = ()) -> Callable:
@@ -34,7 +186,7 @@ def sum_over_devices(tree: Any) -> Any:
 
 
 def device_index() -> Array:
-    """The global index of this device; inside a mapped function only."""
+    """The index of this device's part of the global batch; inside a mapped function only."""
     return jax.lax.axis_index(AXIS)
 
 
@@ -57,17 +209,23 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0], tree)
 
 
-def shard(batch: Any) -> Any:
-    """Split this process's batch evenly over its devices: (B, ...) -> (devices, B / devices, ...).
+def shard(batch: Any, axis: int = 0) -> Any:
+    """This process's part of a batch, split evenly over its devices: (B, ...) -> (devices, ...).
+
+    Args:
+      batch: arrays with the examples along `axis`; the parts of all processes, in the order of
+        their indices, are the global batch.
+      axis: see above. The devices' axis comes first whichever it is.
 
     Raises:
-      ValueError: if B is not a multiple of the number of local devices.
+      ValueError: if this process's part is not a multiple of the number of its devices.
     """
     count = jax.local_device_count()
 
     def split(leaf):
-        if leaf.shape[0] % count:
-            raise ValueError(f"a batch of {leaf.shape[0]} does not divide over {count} devices")
-        return leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
+        size = leaf.shape[axis]
+        if size % count:
+            raise ValueError(f"a batch of {size} does not divide over {count} devices")
+        return np.stack(np.split(np.asarray(leaf), count, axis))
 
     return jax.tree.map(split, batch)

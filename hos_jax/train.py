@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +26,16 @@ from hos_jax import parallel
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.data import ImageData, batch_at, load, to_float
 from hos_jax.errors import UserError
-from hos_jax.event_log import EventLog
-from hos_jax.files import locked, write_atomically
+from hos_jax.files import locked
 from hos_jax.models.registry import make_model
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.noise import example_keys, step_key
 from hos_jax.objective import Objective
+from hos_jax.run_log import RunLog
 from hos_jax.train_state import TrainState, apply_gradients, init_state, make_optimizer
 
 logger = logging.getLogger(__name__)
 
-HISTORY_FILE = "history.jsonl"
 # Held-out noise is the same at every evaluation, and never that of a training step.
 EVALUATION_STEP = 2**31 - 1
 
@@ -197,10 +198,12 @@ def _draw(
     return noise, _noise_levels(config, count, key, first)
 
 
-def make_train_step(problem: Problem) -> Callable:
+def make_train_step(problem: Problem, steps: int = 1) -> Callable:
     """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
 
-    `images` are uint8, (devices, B / devices, H, W, C); metrics are averages over all devices.
+    `images` are uint8, (devices, B / devices, H, W, C); metrics are averages over all devices. With
+    `steps` > 1 it takes that many steps in one call, by `lax.scan` over images (devices, steps,
+    B / devices, H, W, C); then every metric of a device is (steps,).
     """
     config, value_range = problem.config, problem.data.value_range
 
@@ -223,7 +226,12 @@ def make_train_step(problem: Problem) -> Callable:
         )
         return state, {**losses, **norms}
 
-    return parallel.map_over_devices(train_step, donate_argnums=(0,))
+    if steps == 1:
+        return parallel.map_over_devices(train_step, donate_argnums=(0,))
+    return parallel.map_over_devices(
+        lambda state, images: jax.lax.scan(train_step, state, images),
+        donate_argnums=(0,),
+    )
 
 
 def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
@@ -247,7 +255,6 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
         return {name: mean(values) * total for name, values in losses.items()}
 
     mapped = parallel.map_over_devices(evaluation_step)
-    local = jax.local_device_count()
     processes, process = jax.process_count(), jax.process_index()
     # One batch never needs more memory than a training step.
     batch_size = config.training.batch_size
@@ -259,7 +266,7 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
             index = start + process * per_process + np.arange(per_process)
             weights = (index < len(data.held_out)).astype(np.float32)
             images = data.held_out[np.minimum(index, len(data.held_out) - 1)]
-            first = np.full((local,), start, np.int32)
+            first = parallel.replicate(np.int32(start))
             out = mapped(params, *parallel.shard((images, weights)), first)
             for name, value in parallel.unreplicate(out).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -268,63 +275,29 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
     return evaluate
 
 
-class RunLog:
-    """Scalars and images of a run: `history.jsonl`, tensorboard, and the log.
+class RunFiles(NamedTuple):
+    """What the first process writes to, and the seconds that the run has trained before."""
 
-    A resumed run drops the lines after the step it resumes from.
-    """
-
-    def __init__(self, workdir: Path, first_step: int):
-        self.path = workdir / HISTORY_FILE
-        kept = [row for row in read_history(workdir) if row["step"] <= first_step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a")
-        self._events = EventLog(workdir / "tensorboard", first_step + 1)
-
-    def scalars(self, step: int, values: dict[str, float], group: str) -> None:
-        """Record named numbers of one group ("train" or "held_out") at a step."""
-        self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.scalar(step, f"{group}/{name}", value)
-        self._events.flush()
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        logger.info("step %d  %s  %s", step, group, shown)
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Record an image, uint8 (H, W, 3)."""
-        self._events.image(step, name, image)
-
-    def close(self) -> None:
-        """Write out what is buffered."""
-        self._file.close()
-        self._events.close()
+    checkpoints: Checkpoints
+    log: RunLog
+    seconds: float
 
 
-def read_history(workdir: Path) -> list[dict]:
-    """The rows of `history.jsonl`, without a last line cut short by a kill."""
-    path = workdir / HISTORY_FILE
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            logger.warning("%s: skipped an unreadable line", path)
-    return rows
-
-
-def _check_finite(state: TrainState, workdir: Path, checkpoints: Checkpoints) -> None:
+def _check_finite(state: TrainState, workdir: Path, files: RunFiles | None) -> None:
     step = int(parallel.unreplicate(state.first_nonfinite_step))
     if step >= 0:
-        _stop_nonfinite("the loss or its gradient", step + 1, workdir, checkpoints)
+        _stop_nonfinite("the loss or its gradient", step + 1, workdir, files)
 
 
-def _stop_nonfinite(what: str, step: int, workdir: Path, checkpoints: Checkpoints) -> None:
-    checkpoints.wait()
-    saved = checkpoints.steps()
+def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None) -> None:
     kept = "there is no checkpoint yet"
-    if saved:
-        kept = f"the checkpoint of step {saved[-1]} is kept in {workdir}"
+    if files is None:
+        kept = "the first process says what is kept"
+    else:
+        files.checkpoints.wait()
+        saved = files.checkpoints.steps()
+        if saved:
+            kept = f"the checkpoint of step {saved[-1]} is kept in {workdir}"
     raise NonFiniteError(
         f"{what} is not finite at step {step}: {kept}; try a lower optim.lr, or optim.clip=1"
     )
@@ -360,22 +333,19 @@ def train_and_evaluate(
     """
     workdir = Path(workdir)
     problem = Problem.from_config(config)
-    state = None
-    if resume:
-        run_config.check_same_run(run_config.load(workdir), config)
-    else:
-        state = problem.init()
-    if make_room is not None:
-        make_room()
+    parallel.check_agreement("the config", _checksum(config))
+    opened: list[RunFiles] = []
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with locked(workdir), contextlib.ExitStack() as open_files:
-            state, checkpoints, seconds = _begin(problem, workdir, state, open_files)
-            log = RunLog(workdir, int(state.step))
-            open_files.callback(log.close)
-            return _loop(
-                problem, state, workdir, checkpoints, log, seconds, on_evaluation, should_stop
-            )
+        with contextlib.ExitStack() as open_files:
+
+            def begin() -> TrainState:
+                state, files = _begin(problem, workdir, resume, make_room, open_files)
+                opened.append(files)
+                return state
+
+            state = parallel.from_first_process(begin, problem.abstract_state)
+            files = opened[0] if opened else None
+            return _loop(problem, state, workdir, files, on_evaluation, should_stop)
     except OSError as error:
         raise UserError(
             f"cannot write to {error.filename or workdir} ({error.strerror or error}): the "
@@ -383,18 +353,31 @@ def train_and_evaluate(
         ) from error
 
 
+def _checksum(config: ml_collections.ConfigDict) -> int:
+    """Of everything in a config that all processes of a run must have in common."""
+    settings = run_config.to_plain(config)
+    settings["data"]["root"] = None  # every host may have the images elsewhere
+    return zlib.crc32(json.dumps(settings, sort_keys=True).encode()) >> 1
+
+
 def _begin(
     problem: Problem,
     workdir: Path,
-    state: TrainState | None,
+    resume: bool,
+    make_room: Callable[[], None] | None,
     open_files: contextlib.ExitStack,
-) -> tuple[TrainState, Checkpoints, float]:
-    """The state to go on from, the open checkpoints, and the seconds trained before.
-
-    `state` is that of a new run; None resumes the run in `workdir`.
-    """
-    config = problem.config
-    if state is not None and (workdir / run_config.CONFIG_FILE).exists():
+) -> tuple[TrainState, RunFiles]:
+    """The state to go on from and the files of the run folder; in the first process only."""
+    config, state = problem.config, None
+    if resume:
+        run_config.check_same_run(run_config.load(workdir), config)
+    else:
+        state = problem.init()
+    if make_room is not None:
+        make_room()
+    workdir.mkdir(parents=True, exist_ok=True)
+    open_files.enter_context(locked(workdir))
+    if not resume and (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
     run_config.save(config, workdir)
@@ -402,88 +385,112 @@ def _begin(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )
     open_files.callback(checkpoints.close)
-    if state is not None:
-        return state, checkpoints, 0.0
-    if not checkpoints.steps():
+    seconds = 0.0
+    if resume and not checkpoints.steps():
         logger.warning("%s has no checkpoint yet: starting from step 0", workdir)
-        return problem.init(), checkpoints, 0.0
-    restored = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
-    logger.info("resumed from step %d", restored.step)
-    return restored.state, checkpoints, restored.details["seconds"]
+        state = problem.init()
+    elif resume:
+        restored = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
+        logger.info("resumed from step %d", restored.step)
+        state, seconds = restored.state, restored.details["seconds"]
+    log = RunLog(workdir, int(state.step))
+    open_files.callback(log.close)
+    return state, RunFiles(checkpoints, log, seconds)
 
 
-def _loop(
-    problem, state, workdir, checkpoints, log, seconds, on_evaluation, should_stop
-) -> TrainState:
-    config, training = problem.config, problem.config.training
+def _batches(problem: Problem, step: int, count: int) -> Any:
+    """The batches of `count` steps, sharded: (devices, B / devices, H, W, C), with an axis of
+    steps after the first if there are several.
+    """
+    config = problem.config
+
+    def batch(index):
+        return batch_at(
+            problem.data.train,
+            index,
+            seed=config.seed,
+            batch_size=config.training.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            random_flip=config.data.random_flip,
+        )
+
+    if count == 1:
+        return parallel.shard(batch(step))
+    return parallel.shard(np.stack([batch(step + i) for i in range(count)]), axis=1)
+
+
+def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainState:
+    """Train from `state` on; `files` is None in all processes but the first."""
+    training = problem.config.training
     step, total = int(state.step), training.steps
     if step >= total:
         logger.info("the run already has %d of %d steps", step, total)
         return jax.device_get(state)
     state = parallel.replicate(state)
-    train_step, evaluate = make_train_step(problem), make_evaluation(problem)
+    take_steps = functools.cache(functools.partial(make_train_step, problem))
+    evaluate = make_evaluation(problem)
     begun, window_begun, window = time.monotonic(), time.monotonic(), []
-    bar = tqdm(
-        total=total, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-    )
+    shown = files is not None and sys.stderr.isatty()
+    bar = tqdm(total=total, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
     first = step
-    while step < total and not should_stop():
-        images = batch_at(
-            problem.data.train,
-            step,
-            seed=config.seed,
-            batch_size=training.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            random_flip=config.data.random_flip,
-        )
-        state, metrics = train_step(state, parallel.shard(images))
-        step += 1
+    while step < total and not parallel.any_process(should_stop()):
+        stride = training.steps_per_dispatch
+        count = min(stride - step % stride, total - step)
+        state, metrics = take_steps(count)(state, _batches(problem, step, count))
+        step += count
         window.append(metrics)
         if step % training.log_every == 0 or step == total:
-            values = _average(window)
-            _check_finite(state, workdir, checkpoints)
-            checkpoints.check()
+            values, steps = _average(window)
+            _check_finite(state, workdir, files)
+            if files is not None:
+                files.checkpoints.check()
             elapsed = time.monotonic() - window_begun
-            values["images_per_second"] = len(window) * training.batch_size / elapsed
-            log.scalars(step, values, "train")
+            values["images_per_second"] = steps * training.batch_size / elapsed
+            if files is not None:
+                files.log.scalars(step, values, "train")
             bar.set_postfix(
                 loss=f"{values['loss']:.4g}", images_s=f"{values['images_per_second']:.0f}"
             )
             window, window_begun = [], time.monotonic()
-        bar.update(1)
+        bar.update(count)
         evaluated = step % training.evaluate_every == 0 or step == total
         saved = step % training.checkpoint_every == 0 or step == total
         if evaluated or saved:
-            _check_finite(state, workdir, checkpoints)
+            _check_finite(state, workdir, files)
             held_out = evaluate(state.best_params)
             if not np.isfinite(held_out["loss"]):
-                _stop_nonfinite("the held-out loss", step, workdir, checkpoints)
-            log.scalars(step, held_out, "held_out")
-            host_state = parallel.unreplicate(state)
-            if saved:
-                checkpoints.save(
-                    step,
-                    host_state,
-                    held_out_loss=held_out["loss"],
-                    details={"seconds": seconds + time.monotonic() - begun},
-                )
-            if evaluated and on_evaluation is not None:
-                on_evaluation(problem, host_state.best_params, step, log)
+                _stop_nonfinite("the held-out loss", step, workdir, files)
+            if files is not None:
+                files.log.scalars(step, held_out, "held_out")
+                if saved:
+                    _save(files, step, state, held_out["loss"], begun)
+                if evaluated and on_evaluation is not None:
+                    params = parallel.unreplicate(state.best_params)
+                    on_evaluation(problem, params, step, files.log)
+            parallel.wait_for_all()
             window_begun = time.monotonic()
     bar.close()
     if first < step < total and not saved:
-        _check_finite(state, workdir, checkpoints)
-        # Without the held-out loss: who asks to stop may not wait for it.
-        checkpoints.save(
-            step,
-            parallel.unreplicate(state),
-            held_out_loss=None,
-            details={"seconds": seconds + time.monotonic() - begun},
-        )
+        _check_finite(state, workdir, files)
+        if files is not None:
+            # Without the held-out loss: who asks to stop may not wait for it.
+            _save(files, step, state, None, begun)
     return parallel.unreplicate(state)
 
 
-def _average(window: list[dict]) -> dict[str, float]:
+def _save(files: RunFiles, step, state, held_out_loss: float | None, begun: float) -> None:
+    files.checkpoints.save(
+        step,
+        parallel.unreplicate(state),
+        held_out_loss=held_out_loss,
+        details={"seconds": files.seconds + time.monotonic() - begun},
+    )
+
+
+def _average(window: list[dict]) -> tuple[dict[str, float], int]:
+    """The metrics of several calls of the train step averaged, and how many steps they cover."""
     host = [parallel.unreplicate(metrics) for metrics in window]
-    return {name: float(np.mean([metrics[name] for metrics in host])) for name in host[0]}
+    joined = {name: np.concatenate([np.atleast_1d(m[name]) for m in host]) for name in host[0]}
+    averages = {name: float(np.mean(values)) for name, values in joined.items()}
+    return averages, len(joined["loss"])

@@ -48,5 +48,5 @@ class HessianModel(nn.Module):
         level = sigma[:, None, None, None]
         scaled = images / jnp.sqrt(level**2 + self.data_std**2)
         inputs = jnp.concatenate([scaled, level * score1.reshape(images.shape)], axis=-1)
-        raw = split_blocks(network(inputs), blocks)
+        raw = split_blocks(network(inputs).astype(images.dtype), blocks)
         return ModelOutputs(-sigma[:, None] * score1, raw, sigma, head=self.head)

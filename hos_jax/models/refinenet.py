@@ -25,6 +25,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from hos_jax.models.convolution import convolve
+
 EPSILON = 1e-5
 SMALLEST_SIZE = 8
 
@@ -107,28 +109,6 @@ def mean_pool_2x2(x: jax.Array) -> jax.Array:
     # The gradient of a reshape and a mean is a broadcast; that of a windowed mean is slow on CPU.
     squares = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     return squares.mean((2, 4))
-
-
-def convolve(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-    """Convolution that keeps the image size, for odd kernels.
-
-    Args:
-        x: images, (B, H, W, I).
-        kernel: (k, k, I, O), k odd.
-        dilation: distance between the taps of the kernel.
-
-    Returns:
-        Array (B, H, W, O).
-    """
-    reach = dilation * (kernel.shape[0] // 2)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=((reach, reach), (reach, reach)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 def convolve_and_halve(x: jax.Array, kernel: jax.Array) -> jax.Array:

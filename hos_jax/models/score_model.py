@@ -169,7 +169,10 @@ class ScoreModel(nn.Module):
 
         def evaluate(name, outputs):
             network = self.network(out_channels=channels * outputs, name=name)
-            return network(images, sigma) if self.noise_conditional else network(images)
+            raw = network(images, sigma) if self.noise_conditional else network(images)
+            # A network may compute in bfloat16; what scores, covariances and losses do with its
+            # output needs the digits of the images' dtype.
+            return raw.astype(images.dtype)
 
         raw2 = raw3 = None
         if self.networks == "shared" and (blocks or self.third_order):

@@ -9,6 +9,7 @@ Reference:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hos_jax.models.convolution import conv_general_dilated
 from hos_jax.types import Array
+
+Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), conv_general_dilated=conv_general_dilated)
 
 
 class GroupNorm(nn.Module):
@@ -62,7 +66,7 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None) -> Array:
         h = nn.swish(GroupNorm(self.dtype, name="norm1")(x))
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(h)
+        h = Conv3x3(self.features, dtype=self.dtype, name="conv1")(h)
         h = GroupNorm(self.dtype, name="norm2")(h)
         if condition is not None:
             zeros = nn.initializers.zeros
@@ -70,7 +74,7 @@ class ResidualBlock(nn.Module):
             scale, shift = jnp.split(modulation.astype(self.dtype)[:, None, None], 2, axis=-1)
             h = h * (1.0 + scale) + shift
         h = nn.swish(h)
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv2")(h)
+        h = Conv3x3(self.features, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
         return x + h
@@ -151,7 +155,7 @@ class UNet(nn.Module):
                 h = AttentionBlock(self.dtype, name=f"{name}_attention")(h)
             return h
 
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="begin_conv")(
+        h = Conv3x3(self.features, dtype=self.dtype, name="begin_conv")(
             space_to_depth(images, self.patch_size)
         )
         skips = []
@@ -180,7 +184,7 @@ class UNet(nn.Module):
         h = nn.swish(GroupNorm(self.dtype, name="norm_out")(h))
         small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
         channels = self.out_channels * self.patch_size**2
-        end = nn.Conv(channels, (3, 3), dtype=jnp.float32, kernel_init=small, name="end_conv")
+        end = Conv3x3(channels, dtype=jnp.float32, kernel_init=small, name="end_conv")
         return depth_to_space(end(h), self.patch_size)
 
 

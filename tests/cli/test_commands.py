@@ -95,6 +95,8 @@ MISTAKES = [
     ((*LOW_RANK, "--config.data.name=minst"), "data.name is 'minst'"),
     ((*LOW_RANK, "stray"), "unexpected argument 'stray'"),
     ((*LOW_RANK, "--test", "--doc", "none"), "no run in"),
+    ((*LOW_RANK, "--test", "--processes=2"), "--test runs in one process"),
+    ((*LOW_RANK, "--compilation_cache=/dev/null/a"), "cannot be made: Not a directory"),
     ((*LOW_RANK, "--resume_training", "--doc", "none"), "no run in"),
     (
         (*LOW_RANK, "--config.data.name=image_folder", "--config.data.root=/nonexistent"),

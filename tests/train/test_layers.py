@@ -11,7 +11,7 @@ LAYERS = {
     1: "linops lanczos matrix_functions noise",
     2: "tweedie autodiff distributions",
     3: "losses models samplers diagnostics uncertainty calibration metrics objective inverse",
-    4: "parallel train_state checkpoint event_log data",
+    4: "parallel train_state checkpoint event_log run_log data",
     5: "fit train evaluate held_out generate report classify figures runners config config_keys "
     "cli saved_config tensor_files published migrate commands",
 }
@@ -65,6 +65,7 @@ def test_imports_point_downwards(path):
         assert parts[0] not in ("tensorflow", "pickle"), f"{me} imports {parts[0]}"
 
 
-def test_pmap_lives_in_one_file():
-    users = [path.name for path in FILES if "jax.pmap(" in path.read_text()]
+def test_devices_and_processes_are_known_in_one_file():
+    names = ("jax.pmap(", "jax.shard_map(", "multihost", "jax.distributed")
+    users = [path.name for path in FILES if any(name in path.read_text() for name in names)]
     assert users == ["parallel.py"]

@@ -2,11 +2,21 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from hos_jax import parallel
+from hos_jax.data import batch_at
+from hos_jax.errors import UserError
+from hos_jax.run_log import read_history
+from hos_jax.train import Problem, make_train_step, train_and_evaluate
+
+ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, sys
@@ -14,28 +24,49 @@ import jax
 from hos_jax import parallel
 from hos_jax.config import default_config
 from hos_jax.data import batch_at
-from hos_jax.train import Problem, make_evaluation, make_train_step
+from hos_jax.train import Problem, make_evaluation, make_train_step, train_and_evaluate
 
 config = default_config()
 config.update_from_flattened_dict(json.loads(sys.argv[1]))
-problem = Problem.from_config(config)
-state = parallel.replicate(problem.init())
-step, losses = make_train_step(problem), []
-for i in range(3):
-    images = batch_at(problem.data.train, i, seed=config.seed, batch_size=8)
-    state, metrics = step(state, parallel.shard(images))
-    losses.append(float(parallel.unreplicate(metrics)["loss"]))
-held_out = make_evaluation(problem)(state.best_params)["loss"]
-print(json.dumps({"devices": jax.device_count(), "losses": losses, "held_out": held_out}))
+found = {"devices": jax.device_count()}
+for second_order in ("residual_nll", "d2sm_residual"):
+    config.loss.second_order = second_order
+    problem = Problem.from_config(config)
+    state = parallel.replicate(problem.init())
+    step, losses = make_train_step(problem), []
+    for i in range(3):
+        images = batch_at(problem.data.train, i, seed=config.seed, batch_size=8)
+        state, metrics = step(state, parallel.shard(images))
+        losses.append(float(parallel.unreplicate(metrics)["loss"]))
+    found[second_order] = [*losses, make_evaluation(problem)(state.best_params)["loss"]]
+for folder, resume, steps in json.loads(sys.argv[2]):
+    config.training.steps = steps
+    train_and_evaluate(config, folder, resume=resume)
+print(json.dumps(found))
 """
+
+OVERRIDES = {
+    "data.name": "digits",
+    "model.name": "mlp",
+    "model.ngf": 16,
+    "model.depth": 1,
+    "model.rank": 3,
+    "optim.lr": 1e-3,
+    "training.batch_size": 8,
+    "training.log_every": 1,
+}
+
+
+def environment(devices):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags}
 
 
 def run_on(devices, script, *arguments):
     """What a script prints last, as JSON, in a process of its own with that many devices."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     out = subprocess.run(
         [sys.executable, "-c", script, *arguments],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env=environment(devices),
         capture_output=True,
         text=True,
         check=True,
@@ -43,25 +74,157 @@ def run_on(devices, script, *arguments):
     return json.loads(out.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("second_order", ["residual_nll", "d2sm_residual"])
-def test_losses_do_not_depend_on_the_number_of_devices(second_order):
-    overrides = {
-        "data.name": "digits",
-        "model.name": "mlp",
-        "model.ngf": 16,
-        "model.depth": 1,
-        "model.rank": 3,
-        "optim.lr": 1e-3,
-        "training.batch_size": 8,
-        "loss.second_order": second_order,
+def history(folder):
+    rows = read_history(folder)
+    return {(row["group"], row["step"]): row["loss"] for row in rows}
+
+
+def test_losses_and_checkpoints_do_not_depend_on_the_number_of_devices(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    # One run in one piece on one device, and one that moves from 2 to 4 devices and to 1.
+    pieces = {
+        2: [(str(parts), False, 2)],
+        4: [(str(parts), True, 4)],
+        1: [(str(parts), True, 6), (str(whole), False, 6)],
     }
-    results = []
-    for devices in (1, 2, 4):
-        results.append(run_on(devices, SCRIPT, json.dumps(overrides)))
-        assert results[-1]["devices"] == devices
-    for other in results[1:]:
-        np.testing.assert_allclose(other["losses"], results[0]["losses"], rtol=1e-5)
-        np.testing.assert_allclose(other["held_out"], results[0]["held_out"], rtol=1e-5)
+    results = {}
+    for devices, runs in pieces.items():
+        results[devices] = run_on(devices, SCRIPT, json.dumps(OVERRIDES), json.dumps(runs))
+        assert results[devices].pop("devices") == devices
+    for name, losses in results[1].items():
+        for devices in (2, 4):
+            np.testing.assert_allclose(results[devices][name], losses, rtol=1e-5)
+    expected, found = history(whole), history(parts)
+    assert expected.keys() <= found.keys() and ("train", 6) in expected
+    for key, loss in expected.items():
+        np.testing.assert_allclose(found[key], loss, rtol=1e-5)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start_process(index, coordinator, folder, *arguments):
+    flags = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
+    several = [f"--coordinator={coordinator}", "--processes=2", f"--process_index={index}"]
+    command = [sys.executable, str(ROOT / "main.py"), "--runner", "LowRankHybridRunner"]
+    command += ["--config", "default", "--run", str(folder), "--doc", "run", *several, *flags]
+    return subprocess.Popen(
+        [*command, *arguments],
+        env=environment(2),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(processes):
+    """Exit status and standard error of each process."""
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [(process.returncode, err) for process, err in zip(processes, errors, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_only_the_first_writes(tmp_path, small_config):
+    config = small_config(**{key.replace(".", "__"): value for key, value in OVERRIDES.items()})
+    config.training.steps = 4
+    config.loss.first_order_weight = 10.0  # the runner's
+    config.optim.ema = 0.0
+    train_and_evaluate(config, tmp_path / "alone")
+    for steps, more in ((2, ["--ni"]), (4, ["--resume_training"])):
+        coordinator = f"127.0.0.1:{free_port()}"
+        found = finish(
+            [
+                start_process(
+                    index,
+                    coordinator,
+                    tmp_path / str(index),
+                    f"--config.training.steps={steps}",
+                    *more,
+                )
+                for index in (0, 1)
+            ]
+        )
+        for status, error in found:
+            assert status == 0, error
+    assert not (tmp_path / "1").exists()
+    expected, losses = history(tmp_path / "alone"), history(tmp_path / "0" / "run")
+    assert ("train", 4) in expected and ("held_out", 4) in expected
+    for key in [("train", step) for step in (1, 2, 3, 4)] + [("held_out", 4)]:
+        np.testing.assert_allclose(losses[key], expected[key], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_that_differ_or_fail_stop_together(tmp_path):
+    def both(*of_the_second):
+        coordinator = f"127.0.0.1:{free_port()}"
+        common = tmp_path, "--config.training.steps=1"
+        return finish(
+            [
+                start_process(0, coordinator, *common),
+                start_process(1, coordinator, *common, *of_the_second),
+            ]
+        )
+
+    for status, error in both("--config.optim.lr=1e-4"):
+        assert status == 2 and "processes 0 and 1 differ in the config" in error
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").write_text("")
+    (first, first_error), (second, second_error) = both()
+    assert first == second == 2
+    assert "is left as it is" in first_error and "the first process stopped" in second_error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1234", None, None), "JAX_NUM_PROCESSES, JAX_PROCESS_ID is missing"),
+        (("localhost", 2, 0), "must be given as address:port"),
+        (("localhost:1234", 2, 2), r"must be in 0\.\.1"),
+        (("localhost:1234", 0, 0), "at least 1"),
+    ],
+)
+def test_a_wrong_description_of_the_processes_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parallel.connect(*arguments)
+
+
+def test_the_environment_describes_the_processes_too(monkeypatch):
+    parallel.connect()  # one process: nothing happens
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(UserError, match="must be whole"):
+        parallel.connect()
+
+
+def test_steps_in_one_call_are_the_same_steps(small_config, tmp_path):
+    every = {f"training__{name}_every": 3 for name in ("log", "evaluate", "checkpoint")}
+    config = small_config(training__steps=4, training__steps_per_dispatch=3, **every)
+    train_and_evaluate(config, tmp_path)
+    problem = Problem.from_config(config)
+    state, step, losses = parallel.replicate(problem.init()), make_train_step(problem), []
+    for index in range(4):
+        images = batch_at(problem.data.train, index, seed=config.seed, batch_size=8)
+        state, metrics = step(state, parallel.shard(images))
+        losses.append(float(parallel.unreplicate(metrics)["loss"]))
+    found = history(tmp_path)
+    np.testing.assert_allclose(found["train", 3], np.mean(losses[:3]), rtol=1e-4)
+    np.testing.assert_allclose(found["train", 4], losses[3], rtol=1e-4)
+
+
+def test_steps_per_dispatch_must_divide_what_happens_in_between(small_config, tmp_path):
+    config = small_config(training__steps_per_dispatch=2)
+    with pytest.raises(UserError, match="evaluate_every=3 must be a multiple of"):
+        train_and_evaluate(config, tmp_path)
 
 
 CHAINS = """

@@ -12,13 +12,13 @@ from hos_jax.config import load as load_config
 from hos_jax.data import batch_at, to_float
 from hos_jax.errors import UserError
 from hos_jax.noise import example_keys, step_key
+from hos_jax.run_log import read_history
 from hos_jax.train import (
     EVALUATION_STEP,
     NonFiniteError,
     Problem,
     make_evaluation,
     make_train_step,
-    read_history,
     train_and_evaluate,
 )
 

@@ -1,0 +1,61 @@
+"""What a run says of itself while it trains: `history.jsonl`, tensorboard, and the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from hos_jax.event_log import EventLog
+from hos_jax.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.jsonl"
+
+
+class RunLog:
+    """Scalars and images of a run: `history.jsonl`, tensorboard, and the log.
+
+    A resumed run drops the lines after the step it resumes from.
+    """
+
+    def __init__(self, workdir: Path, first_step: int):
+        self.path = workdir / HISTORY_FILE
+        kept = [row for row in read_history(workdir) if row["step"] <= first_step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a")
+        self._events = EventLog(workdir / "tensorboard", first_step + 1)
+
+    def scalars(self, step: int, values: dict[str, float], group: str) -> None:
+        """Record named numbers of one group ("train" or "held_out") at a step."""
+        self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.scalar(step, f"{group}/{name}", value)
+        self._events.flush()
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.info("step %d  %s  %s", step, group, shown)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Record an image, uint8 (H, W, 3)."""
+        self._events.image(step, name, image)
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        self._events.close()
+
+
+def read_history(workdir: Path) -> list[dict]:
+    """The rows of `history.jsonl`, without a last line cut short by a kill."""
+    path = workdir / HISTORY_FILE
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: skipped an unreadable line", path)
+    return rows
