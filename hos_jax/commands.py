@@ -118,8 +118,8 @@ COMMANDS = {
 }
 
 
-def run_command(argv: list[str]) -> int:
-    """Run a command, `argv[0]`, with its arguments; returns the exit status.
+def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags and the other arguments of a command, `argv[0]`.
 
     Raises:
       UserError: for a mistake that the user can mend.
@@ -130,15 +130,25 @@ def run_command(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print("\n".join(textwrap.wrap(f"python main.py {command.usage}", 96)))
         print(cli.describe_flags(values))
-        return 0
+        raise SystemExit(0)
     try:
         rest = values(argv)[1:]
     except flags.Error as error:
         raise UserError(f"{error} (see --help)") from error
     if values.doc is None:
         raise UserError("--doc is needed (see --help)")
+    return values, rest
+
+
+def run_command(argv: list[str]) -> int:
+    """Run a command, `argv[0]`, with its arguments; returns the exit status.
+
+    Raises:
+      UserError: for a mistake that the user can mend.
+    """
+    values, rest = parse(argv)
     logging.basicConfig(level="INFO", format="%(levelname).1s %(name)s: %(message)s", force=True)
     for noisy in ("jax", "orbax", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    command.run(values, rest)
+    COMMANDS[argv[0]].run(values, rest)
     return 0

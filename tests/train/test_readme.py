@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hos_jax import cli
+from hos_jax import commands as commands_of_main
 from hos_jax import config as run_config
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +60,8 @@ def without_environment(line):
     words = shlex.split(line, comments=True)
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
-    return words
+    # Slurm's launcher, with its options.
+    return words[words.index("python") :] if words[0] == "srun" else words
 
 
 PYTHON_PAGES = [path for path in PAGES if any(blocks(path, "python"))]
@@ -95,6 +97,12 @@ def test_command_line_parses(page, line, monkeypatch):
         words.remove("--help")  # it prints and exits; tests/cli runs it
         assert words == ["python", "main.py"]
         return
+    if words[2] in commands_of_main.COMMANDS:
+        commands_of_main.parse(words[2:])
+        return
+    if "--runner" not in words and ("--test" in words or "--resume_training" in words):
+        # The run decides; tests/cli runs such a line with one.
+        words += ["--runner", "LowRankHybridRunner", "--config", "demo"]
     run_config.validate(cli.make_config(cli.parse(words[1:])))
 
 
