@@ -23,7 +23,7 @@ test-math: $(VENV)/test.stamp
 	$(PYTEST) tests/math -n 2 -m "not slow and not gpu"
 
 test-train: $(VENV)/test.stamp
-	$(PYTEST) tests/train -n 2 -m "not slow and not gpu"
+	$(PYTEST) tests/train -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-cli: $(VENV)/test.stamp
 	$(PYTEST) tests/cli -n 2 --dist loadgroup -m "not slow and not gpu"

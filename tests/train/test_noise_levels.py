@@ -99,9 +99,9 @@ def test_training_and_annealed_samples(small_config, tmp_path):
         np.testing.assert_array_equal(samples.course[-1], samples.images)
         np.testing.assert_array_equal(samples.steps, [2, 4, 6, 8])
         np.testing.assert_allclose(samples.sigmas[[0, -1]], [5.0, 0.05], rtol=1e-5)
-        curves = course_curves(problem, state.best_params, samples)
-        assert curves["correlation"][0] == pytest.approx(1.0, abs=1e-5)
-        assert len(curves["distance"]) == 4 and np.isfinite(curves["distance"]).all()
+    curves = course_curves(problem, state.best_params, samples)
+    assert curves["correlation"][0] == pytest.approx(1.0, abs=1e-5)
+    assert len(curves["distance"]) == 4 and np.isfinite(curves["distance"]).all()
 
 
 def test_ozaki_samples_at_one_level(small_config):

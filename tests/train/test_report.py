@@ -11,6 +11,9 @@ import pytest
 from hos_jax import train
 from hos_jax.evaluate import evaluate_run
 
+# One worker makes the run that all of these read.
+pytestmark = pytest.mark.xdist_group("report")
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 
 # Errors are collected from the first line of the page on; the last script plays the user.
