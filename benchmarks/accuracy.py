@@ -379,7 +379,12 @@ def figure(rows: list[dict], path: Path) -> None:
     rows = [row for row in rows if row["method"] not in THIRD]
     places = sorted({(row["law"], row["head"]) for row in rows if row["head"] != "-"})
     plot, axes = plt.subplots(
-        1, len(places), figsize=(3.4 * len(places) + 1.6, 3.6), sharey=True, layout="constrained"
+        1,
+        len(places),
+        figsize=(3.4 * len(places) + 1.6, 3.6),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
     )
     for panel, (law, head) in zip(np.atleast_1d(axes), places, strict=True):
         for method in (*AUTODIFF, *DIRECT):
