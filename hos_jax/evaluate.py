@@ -26,9 +26,9 @@ from hos_jax.held_out import (
     held_out_examples,
     held_out_metrics,
 )
+from hos_jax.problem import Problem
 from hos_jax.report import DIRECTIONS, REPORT_FILE, write_report
 from hos_jax.run_log import RunLog, read_history
-from hos_jax.train import Problem
 from hos_jax.uncertainty import Posterior
 
 METRICS_FILE = "metrics.json"

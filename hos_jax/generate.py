@@ -14,8 +14,8 @@ from hos_jax import diagnostics, tweedie
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.noise import geometric_sigmas, step_key
+from hos_jax.problem import EVALUATION_STEP, Problem
 from hos_jax.samplers import SamplingAlgorithm, anneal_chains, langevin, ozaki, run_chains
-from hos_jax.train import EVALUATION_STEP, Problem
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from hos_jax.evaluate import load_run
 from hos_jax.files import locked
 from hos_jax.models.registry import make_model
 from hos_jax.noise import step_key
+from hos_jax.problem import EVALUATION_STEP, Problem
 from hos_jax.published import PublishedModel, recognise
 from hos_jax.runners import RUNNERS, apply_runner
-from hos_jax.train import EVALUATION_STEP, Problem
 from hos_jax.train_state import init_state
 
 logger = logging.getLogger(__name__)

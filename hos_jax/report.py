@@ -17,7 +17,7 @@ from hos_jax import calibration
 from hos_jax.files import write_atomically
 from hos_jax.held_out import Examples
 from hos_jax.linops import DiagonalPlusLowRank
-from hos_jax.train import Problem
+from hos_jax.problem import Problem
 
 REPORT_FILE = "report.html"
 DIRECTIONS = 6

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.config import load as load_config
-from hos_jax.train import Problem
+from hos_jax.problem import Problem
 
 LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")
 

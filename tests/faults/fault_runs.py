@@ -13,7 +13,7 @@ import numpy as np
 
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.config import load as load_config
-from hos_jax.train import Problem
+from hos_jax.problem import Problem
 
 ROOT = Path(__file__).parents[2]
 # The learning rate is constant, so that the length of a run changes nothing of its first steps.

@@ -76,7 +76,7 @@ def test_any_arguments_are_taken_or_refused_in_one_line(command, tmp_path, given
         step = 0
 
     def only_prepare(config, workdir, **others):
-        from hos_jax.train import Problem
+        from hos_jax.problem import Problem
 
         Problem.from_config(config).abstract_state()
         return Done

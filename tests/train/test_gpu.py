@@ -8,7 +8,8 @@ import pytest
 from hos_jax import losses, parallel
 from hos_jax.data import batch_at, to_float
 from hos_jax.linops import DiagonalPlusLowRank
-from hos_jax.train import Problem, make_train_step
+from hos_jax.problem import Problem
+from hos_jax.train import make_train_step
 
 pytestmark = [
     pytest.mark.gpu,

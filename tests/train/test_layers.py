@@ -12,8 +12,8 @@ LAYERS = {
     2: "tweedie autodiff distributions",
     3: "losses models samplers diagnostics uncertainty calibration metrics objective inverse",
     4: "parallel train_state checkpoint event_log run_log data",
-    5: "fit train evaluate held_out generate report classify figures runners config config_keys "
-    "cli saved_config tensor_files published migrate commands",
+    5: "fit problem train evaluate held_out generate report classify figures runners config "
+    "config_keys cli saved_config tensor_files published migrate commands",
 }
 LAYERS = {layer: names.split() for layer, names in LAYERS.items()}
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

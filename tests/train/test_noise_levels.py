@@ -11,7 +11,7 @@ from hos_jax.errors import UserError
 from hos_jax.generate import course_curves, draw_samples
 from hos_jax.models.registry import make_model
 from hos_jax.objective import Objective
-from hos_jax.train import Problem
+from hos_jax.problem import Problem
 
 RANGE = {
     "model__name": "unet",

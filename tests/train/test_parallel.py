@@ -13,8 +13,9 @@ import pytest
 from hos_jax import parallel
 from hos_jax.data import batch_at
 from hos_jax.errors import UserError
+from hos_jax.problem import Problem
 from hos_jax.run_log import read_history
-from hos_jax.train import Problem, make_train_step, train_and_evaluate
+from hos_jax.train import make_train_step, train_and_evaluate
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,8 @@ import jax
 from hos_jax import parallel
 from hos_jax.config import default_config
 from hos_jax.data import batch_at
-from hos_jax.train import Problem, make_evaluation, make_train_step, train_and_evaluate
+from hos_jax.problem import Problem
+from hos_jax.train import make_evaluation, make_train_step, train_and_evaluate
 
 config = default_config()
 config.update_from_flattened_dict(json.loads(sys.argv[1]))

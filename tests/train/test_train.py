@@ -12,15 +12,9 @@ from hos_jax.config import load as load_config
 from hos_jax.data import batch_at, to_float
 from hos_jax.errors import UserError
 from hos_jax.noise import example_keys, step_key
+from hos_jax.problem import EVALUATION_STEP, Problem
 from hos_jax.run_log import read_history
-from hos_jax.train import (
-    EVALUATION_STEP,
-    NonFiniteError,
-    Problem,
-    make_evaluation,
-    make_train_step,
-    train_and_evaluate,
-)
+from hos_jax.train import NonFiniteError, make_evaluation, make_train_step, train_and_evaluate
 
 
 def assert_same_bits(a, b):

@@ -1,0 +1,144 @@
+"""What a config describes: the data, the model, the losses and the optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from hos_jax import config as run_config
+from hos_jax.data import ImageData, load
+from hos_jax.errors import UserError
+from hos_jax.models.registry import make_model
+from hos_jax.models.score_model import ScoreModel
+from hos_jax.objective import Objective
+from hos_jax.train_state import TrainState, init_state, make_optimizer
+
+# Held-out noise is the same at every evaluation, and never that of a training step.
+EVALUATION_STEP = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """What a config describes, built once: the data, the model, the losses, the optimizer.
+
+    Two problems are equal only if they are the same object, so that functions compiled for one can
+    be kept by it.
+    """
+
+    config: ml_collections.ConfigDict
+    data: ImageData
+    model: ScoreModel
+    objective: Objective
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> Problem:
+        """Load the data and build the rest.
+
+        Raises:
+          UserError: for a config that cannot work.
+        """
+        run_config.validate(config)
+        model = make_model(config.model)
+        data = load(
+            config.data.name,
+            root=config.data.root,
+            image_size=config.data.image_size,
+            crop=config.data.crop,
+            skip_unreadable=config.data.skip_unreadable,
+        )
+        dim = int(np.prod(data.image_shape))
+        if (
+            model.head is not None
+            and model.head.structure == "low_rank"
+            and config.model.rank > dim
+        ):
+            raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
+        _check_batch(config.training.batch_size, len(data.train))
+        balance = config.model.data_std if config.model.smallest_noise is not None else None
+        chosen = config.loss.to_dict()
+        if chosen["first_order_weight"] is None:
+            chosen["first_order_weight"] = 1.0
+        objective = Objective(**chosen, balance_std=balance)
+        optimizer = make_optimizer(config.optim, config.training.steps)
+        return cls(config, data, model, objective, optimizer)
+
+    def init(self) -> TrainState:
+        """The state before the first step, a function of the config's seed.
+
+        Raises:
+          UserError: if the network does not fit the image size.
+        """
+        params = self._compiled_init()(self._init_key())
+        return init_state(params, self.optimizer, self.config.optim.ema)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of the state: what a checkpoint must have.
+
+        Raises:
+          UserError: if the network does not fit the image size.
+        """
+        ema = self.config.optim.ema
+        return jax.eval_shape(
+            lambda params: init_state(params, self.optimizer, ema), self._abstract_params()
+        )
+
+    def losses(
+        self, params: Any, clean: jax.Array, noise: jax.Array, sigma: jax.Array, mean: Callable
+    ) -> dict:
+        """The losses of a batch, each (N,); see `Objective.per_example`."""
+        return self.objective.per_example(
+            lambda points, sigma: self.model.apply(params, points, sigma),
+            clean,
+            noise,
+            sigma,
+            mean=mean,
+        )
+
+    def _compiled_init(self) -> Callable:
+        """`_init_params`, compiled as a whole where that is the faster way.
+
+        Random draws are much code and little work: XLA's CPU back end takes 5 times longer to
+        optimize them than to run them unoptimized, and the time grows faster than their number.
+        With hundreds of draws it is quicker to run them one by one, as most share a shape.
+        """
+        if len(jax.tree.leaves(self._abstract_params())) > 300:
+            return self._init_params
+        options = {"xla_backend_optimization_level": 0} if _on_cpu() else None
+        return jax.jit(self._init_params, compiler_options=options)
+
+    def _abstract_params(self) -> Any:
+        try:
+            return jax.eval_shape(self._init_params, self._init_key())
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def _init_key(self) -> jax.Array:
+        return jax.random.key(self.config.seed)
+
+    def _init_params(self, key: jax.Array) -> Any:
+        # The key is an argument: as a constant, XLA would fold every random draw while compiling.
+        image = jnp.zeros((1, *self.data.image_shape))
+        return self.model.init(key, image, self.config.noise)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _check_batch(batch_size: int, available: int) -> None:
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise UserError(
+            f"training.batch_size={batch_size} does not divide over {devices} devices: "
+            "choose a multiple"
+        )
+    if batch_size > available:
+        raise UserError(f"training.batch_size={batch_size} exceeds the {available} training images")
