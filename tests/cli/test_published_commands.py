@@ -57,7 +57,7 @@ def published_commands(name, network=None):
 # They are several RefineNets, minutes of compiling on a CPU; test_published_defects.py runs the
 # same commands with a small network in their place.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["low_rank", "diagonal"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_command_runs_resumes_and_tests_offline(command, tmp_path, name):
     for arguments in published_commands(name).values():
         done = command(*arguments, small=False)

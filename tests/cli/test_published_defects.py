@@ -31,9 +31,7 @@ def published(tmp_path_factory, environment):
     command = runner_in(folder, environment)
     done = {}
     for name in PUBLISHED:
-        # The first-order experiment is small enough for the published network.
-        network = None if name == "first_order" else "mlp"
-        for what, arguments in published_commands(name, network).items():
+        for what, arguments in published_commands(name, "mlp").items():
             done[name, what] = command(*arguments, small=False)
     return folder, done
 
