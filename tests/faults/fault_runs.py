@@ -153,21 +153,25 @@ def ends_as_if_never_stopped(workdir, command, *, cache):
 
 
 def damage(folder, kind, rng=None):
-    """Damage a checkpoint: its largest file, or one chosen by `rng`."""
+    """Damage a checkpoint: the files of its arrays, or one file chosen by `rng`.
+
+    All of them, as which of those files is read differs from save to save. Returns the damaged.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    largest = max(files, key=lambda path: path.stat().st_size)
-    victim = largest if rng is None else rng.choice(files)
-    content = bytearray(victim.read_bytes())
-    if kind == "truncated":
-        victim.write_bytes(content[: len(content) // 2])
-    elif kind == "bit flipped":
-        # One bit that no array uses would change nothing, so where it must be noticed, several.
-        places = range(50, len(content), 97) if rng is None else [rng.randrange(len(content))]
-        for place in places:
-            content[place] ^= 0x10
-        victim.write_bytes(content)
-    elif kind == "half written":
+    arrays = [path for path in files if path.parent.name == "d"]
+    victims = arrays if rng is None else [rng.choice(files)]
+    for victim in victims:
+        content = bytearray(victim.read_bytes())
+        if kind == "truncated":
+            victim.write_bytes(content[: len(content) // 2])
+        elif kind == "bit flipped":
+            # One bit that no array uses would change nothing, so where it must be noticed, several.
+            places = range(50, len(content), 97) if rng is None else [rng.randrange(len(content))]
+            for place in places:
+                content[place] ^= 0x10
+            victim.write_bytes(content)
+    if kind == "half written":
         for path in files[len(files) // 2 :]:
             path.unlink()
     figures["corruptions"] += 1
-    return victim
+    return victims
