@@ -118,8 +118,8 @@ COMMANDS = {
 }
 
 
-def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
-    """The flags and the other arguments of a command, `argv[0]`.
+def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
+    """The flags and the other arguments of a command, `argv[0]`; None if only help was wanted.
 
     Raises:
       UserError: for a mistake that the user can mend.
@@ -130,7 +130,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]]:
     if {"-h", "--help"} & set(argv):
         print("\n".join(textwrap.wrap(f"python main.py {command.usage}", 96)))
         print(cli.describe_flags(values))
-        raise SystemExit(0)
+        return None
     try:
         rest = values(argv)[1:]
     except flags.Error as error:
@@ -146,7 +146,10 @@ def run_command(argv: list[str]) -> int:
     Raises:
       UserError: for a mistake that the user can mend.
     """
-    values, rest = parse(argv)
+    parsed = parse(argv)
+    if parsed is None:
+        return 0
+    values, rest = parsed
     logging.basicConfig(level="INFO", format="%(levelname).1s %(name)s: %(message)s", force=True)
     for noisy in ("jax", "orbax", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
