@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from hos_jax import autodiff, figures, lanczos
 from hos_jax import config as run_config
@@ -94,6 +95,8 @@ axis.loglog(predicted, realised, "o-", label="pixels of one bin")
 axis.loglog(predicted, predicted, "--", color="gray", label="perfect")
 axis.set_xlabel("predicted variance / sigma^2")
 axis.set_ylabel("mean squared error / sigma^2")
+axis.xaxis.set_minor_formatter(NullFormatter())
+axis.yaxis.set_minor_formatter(NullFormatter())
 axis.legend()
 axis.grid(alpha=0.3)
 
