@@ -398,8 +398,11 @@ def run(values: flags.FlagValues) -> int:
     return 0
 
 
-def _calm_libraries(verbose: str) -> None:
-    """Let libraries log no more than warnings, and orbax nothing that it raises as well."""
+def start_logging(verbose: str) -> None:
+    """Log at that level; libraries no more than warnings, and orbax nothing that it raises too."""
+    logging.basicConfig(
+        level=verbose.upper(), format="%(levelname).1s %(name)s: %(message)s", force=True
+    )
     for name in ("jax", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
     # A save that fails is reported with a traceback, from its thread, before it is raised.
@@ -430,10 +433,7 @@ def main(argv: list[str]) -> int:
 
             return run_command(argv[1:])
         values = parse(argv)
-        logging.basicConfig(
-            level=values.verbose.upper(), format="%(levelname).1s %(name)s: %(message)s", force=True
-        )
-        _calm_libraries(values.verbose)
+        start_logging(values.verbose)
         return run(values)
     except UserError as error:
         message = str(error)

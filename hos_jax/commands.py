@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -150,8 +149,6 @@ def run_command(argv: list[str]) -> int:
     if parsed is None:
         return 0
     values, rest = parsed
-    logging.basicConfig(level="INFO", format="%(levelname).1s %(name)s: %(message)s", force=True)
-    for noisy in ("jax", "orbax", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    cli.start_logging("info")
     COMMANDS[argv[0]].run(values, rest)
     return 0

@@ -163,14 +163,10 @@ def _check_finite(state: TrainState, workdir: Path, files: RunFiles | None) -> N
 
 
 def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None) -> None:
-    kept = "there is no checkpoint yet"
-    if files is None:
-        kept = "the first process says what is kept"
-    else:
+    kept = "the first process says what is kept"
+    if files is not None:
         files.checkpoints.wait()
-        saved = files.checkpoints.steps()
-        if saved:
-            kept = f"the checkpoint of step {saved[-1]} is kept in {workdir}"
+        kept = f"{files.checkpoints.kept()} in {workdir}"
     raise NonFiniteError(
         f"{what} is not finite at step {step}: {kept}; try a lower optim.lr, or optim.clip=1"
     )
