@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import autodiff, calibration, lanczos, metrics, tweedie
+from hos_jax import autodiff, calibration, metrics, tweedie
 from hos_jax import config as run_config
 from hos_jax.evaluate import load_run
 from hos_jax.files import write_atomically
@@ -70,14 +70,8 @@ class Images:
 
     def leading(self, params, noisy):
         """The leading directions of C from products alone, (D, k)."""
-        product_fn = autodiff.hessian_vector_product_fn(self.score_fn(params), symmetrize=True)
-        pairs = lanczos.top_eigenpairs(
-            functools.partial(product_fn, noisy),
-            jax.random.key(0),
-            noisy.shape[0],
-            DIRECTIONS,
-            krylov_vectors=30,
-            dtype=noisy.dtype,
+        pairs = autodiff.posterior_eigenpairs(
+            self.score_fn(params), noisy, self.sigma, jax.random.key(0), count=DIRECTIONS
         )
         return pairs.eigenvectors
 

@@ -3,8 +3,8 @@ r"""Derivatives of any score function by automatic differentiation: what direct 
 Second order: the Jacobian of s1 as a dense matrix (`dense_hessian_fn`), in chunks of bounded memory
 (`chunked_hessian_fn`, `chunked_hessian_diagonal_fn`), one product at a time
 (`hessian_vector_product_fn`), and by random probes (`hutchinson_trace`, `hutchinson_diagonal`); its
-leading eigenpairs follow from products alone by `hos_jax.lanczos.top_eigenpairs`. Third order:
-`third_derivative`, `third_derivative_diagonal`, `third_derivative_contraction`.
+leading eigenpairs follow from products alone by `hos_jax.lanczos.top_eigenpairs`, and so do those
+of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`, `third_derivative_diagonal`, `third_derivative_contraction`.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
 then returns is said where it matters. All act on one point (D,); batch with `vmap`. Everything is
@@ -13,12 +13,14 @@ in 1 / data units^2 for the second order, 1 / data units^3 for the third.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from hos_jax import lanczos
 from hos_jax.linops import Dense
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn, check_vectors
 
@@ -113,6 +115,59 @@ def hessian_vector_product_fn(
         return 0.5 * (product + transpose_fn(vector)[0])
 
     return product_fn
+
+
+def posterior_covariance_product_fn(
+    score_fn: ScoreFn, sigma: Array | float
+) -> HessianVectorProductFn:
+    r"""(y, v) -> K v, (D,), for the posterior covariance that s1 implies, data units^2.
+
+    .. math:: K v = \sigma^2 (v + \sigma^2 (J v + J^T v) / 2), \qquad J = \nabla s_1(y)
+
+    One product of each kind: about four evaluations of s1. The product with a unit vector is a row
+    of K. For a learned s1 nothing keeps K from having negative eigenvalues.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      sigma: the noise level of `score_fn`, scalar, data units.
+
+    Raises:
+      ValueError: from the closure, if the point and the vector are not both (D,).
+    """
+    product_fn = hessian_vector_product_fn(score_fn, symmetrize=True)
+    return lambda noisy, vector: sigma**2 * (vector + sigma**2 * product_fn(noisy, vector))
+
+
+def posterior_eigenpairs(
+    score_fn: ScoreFn,
+    noisy: Array,
+    sigma: Array | float,
+    key: PRNGKey,
+    *,
+    count: int,
+    krylov_vectors: int = 30,
+) -> lanczos.Eigenpairs:
+    """The directions of largest posterior variance by s1 alone, and these variances, data units^2.
+
+    Lanczos on `posterior_covariance_product_fn`: `count` + `krylov_vectors` + 1 products.
+
+    Args:
+      score_fn: s1, (D,) -> (D,).
+      noisy: y, (D,).
+      sigma: the noise level of `score_fn`, scalar, data units.
+      key: of the random start vector.
+      count: k, how many directions.
+      krylov_vectors: size of the Krylov space, at most D of them are used.
+
+    Raises:
+      ValueError: if `noisy` is not (D,), or unless 1 <= count <= krylov_vectors and count <= D.
+    """
+    check_vectors(noisy=noisy)
+    dim = noisy.shape[0]
+    matvec = functools.partial(posterior_covariance_product_fn(score_fn, sigma), noisy)
+    return lanczos.top_eigenpairs(
+        matvec, key, dim, count, krylov_vectors=min(krylov_vectors, dim), dtype=noisy.dtype
+    )
 
 
 def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool = True) -> HessianFn:

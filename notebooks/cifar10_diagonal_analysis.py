@@ -26,7 +26,6 @@
 # `--config unet_cifar10.yml --runner DoubleDiagonalHybridRunner` and put its folder here.
 
 # %%
-import functools
 import logging
 import sys
 from pathlib import Path
@@ -37,7 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
-from hos_jax import autodiff, figures, lanczos
+from hos_jax import autodiff, figures
 from hos_jax import config as run_config
 from hos_jax.data import load
 from hos_jax.errors import UserError
@@ -127,22 +126,13 @@ def score_fn(noisy):
     return problem.model.apply(params, noisy.reshape(1, *shape), sigma).score1[0]
 
 
-product_fn = autodiff.hessian_vector_product_fn(score_fn, symmetrize=True)
 noisy = examples.denoised.noisy
 
 
 @jax.jit
 def leading(noisy, key):
-    pairs = lanczos.top_eigenpairs(
-        functools.partial(product_fn, noisy),
-        key,
-        noisy.shape[0],
-        DIRECTIONS,
-        krylov_vectors=30,
-        dtype=noisy.dtype,
-    )
-    variances = sigma**2 * (1.0 + sigma**2 * pairs.eigenvalues)
-    return jnp.sqrt(jnp.maximum(variances, 0.0)), pairs.eigenvectors.T
+    pairs = autodiff.posterior_eigenpairs(score_fn, noisy, sigma, key, count=DIRECTIONS)
+    return jnp.sqrt(jnp.maximum(pairs.eigenvalues, 0.0)), pairs.eigenvectors.T
 
 
 found = [leading(each, jax.random.key(i)) for i, each in enumerate(noisy)]
@@ -161,10 +151,12 @@ deviation = np.asarray(examples.denoised.standard_deviation).reshape(-1, *shape)
 pixels = np.stack([figures.uncertain_pixels(image, PIXELS) for image in deviation])
 
 
+product_fn = autodiff.posterior_covariance_product_fn(score_fn, sigma)
+
+
 @jax.jit
 def covariance_row(noisy, pixel):
-    unit = jnp.zeros_like(noisy).at[pixel].set(1.0)
-    return sigma**2 * (unit + sigma**2 * product_fn(noisy, unit))
+    return product_fn(noisy, jnp.zeros_like(noisy).at[pixel].set(1.0))
 
 
 rows = np.stack(

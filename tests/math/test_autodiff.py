@@ -291,6 +291,18 @@ def test_eigenpairs_of_a_score_batch_and_compile():
         assert_eigenpairs(pairs, matrix, np.linalg.eigvalsh(matrix)[::-1][:2], 1e-6)
 
 
+def test_posterior_directions_are_those_of_the_covariance_by_tweedie():
+    sigma = 0.4
+    covariance = sigma**2 * (np.eye(DIM) + sigma**2 * CURL_SYMMETRIC)
+    product_fn = autodiff.posterior_covariance_product_fn(curl_fn, sigma)
+    np.testing.assert_allclose(product_fn(NOISY, PROBE), covariance @ PROBE, rtol=1e-12)
+    # More Krylov vectors than D are asked for, as on a small problem they are by default.
+    pairs = autodiff.posterior_eigenpairs(curl_fn, NOISY, sigma, jax.random.key(12), count=2)
+    assert_eigenpairs(pairs, covariance, np.linalg.eigvalsh(covariance)[::-1][:2], 1e-9)
+    with pytest.raises(ValueError, match="shape"):
+        autodiff.posterior_eigenpairs(curl_fn, NOISY[None], sigma, jax.random.key(12), count=2)
+
+
 def planned_memory(function, *arguments):
     """Bytes of temporaries that XLA plans."""
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
