@@ -10,7 +10,7 @@ PYTEST := $(RUN) -m pytest
 DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
 
 .PHONY: demo test test-math test-train test-cli test-faults test-faults-short test-slow test-gpu \
-	notebooks docs package lint format clean
+	coverage notebooks docs package lint format clean
 
 demo: $(VENV)/demo.stamp
 	$(RUN) main.py $(DEMO_FLAGS) --ni
@@ -41,6 +41,13 @@ test-slow: $(VENV)/test.stamp
 
 test-gpu: $(VENV)/test.stamp
 	$(PYTEST) tests/train -m gpu
+
+# All tests of `make test`, and the share of the package's lines that they run, processes included.
+coverage: $(VENV)/test.stamp
+	$(RUN) -m coverage erase
+	$(MAKE) test PYTEST="$(RUN) -m coverage run -m pytest"
+	$(RUN) -m coverage combine --quiet
+	$(RUN) -m coverage report
 
 # Runs the notebooks and keeps their pictures; the .py files beside them are what one edits.
 notebooks: $(VENV)/test.stamp
