@@ -58,7 +58,7 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
     """What the page needs of each of the held-out images, as base64 of float32."""
     dim = int(np.prod(problem.data.image_shape))
     clean, denoised, pairs = examples
-    if pairs is None or dim > LARGEST_DIM:
+    if pairs is None or denoised.posterior is None or dim > LARGEST_DIM:
         return []
     covariance = denoised.posterior.covariance
     interval_fn = functools.partial(
