@@ -174,7 +174,7 @@ def _join(parts: list[Any]) -> Any:
 
 def _violations(batches: list[Violations]) -> dict[str, Any]:
     count = int(sum(batch.count.sum() for batch in batches))
-    largest = float(max(batch.largest.max() for batch in batches))
+    largest = max(float(batch.largest.max()) for batch in batches)
     if count:
         logger.warning(
             "%d values of the predicted covariances were not positive (up to %.3g sigma^2 below "
