@@ -71,6 +71,7 @@ docs: $(VENV)/docs.stamp
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(RUN) -m mypy
 
 format: $(VENV)/test.stamp
 	$(VENV)/bin/ruff check --fix .

@@ -4,10 +4,10 @@ r"""Time and memory of the posterior of one image, by its size: the variance map
 
 The U-Net of the demo with a shared trunk and a low-rank head, at random parameters (the work does
 not depend on them). `network`: one forward pass, s1 alone. `map`: the denoised image and the
-variance of each value. `directions`: the 5 directions of largest variance too, by Lanczos. `autodiff`:
-the same 5 from products with the Jacobian of s1. Median seconds of interleaved runs; memory is what
-XLA plans beside parameters and image. e is the exponent of growth, seconds ~ D^e, bytes ~ D^e, by
-least squares.
+variance of each value. `directions`: the 5 directions of largest variance too, by Lanczos.
+`autodiff`: the same 5 from products with the Jacobian of s1. Median seconds of interleaved runs;
+memory is what XLA plans beside parameters and image. e is the exponent of growth, seconds ~ D^e,
+bytes ~ D^e, by least squares.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def main() -> None:
         sizes = [row["dim"] for row in found]
         time_growth = growth_exponent(sizes, [row["seconds"] for row in found])
         memory_growth = growth_exponent(sizes, [row["bytes"] for row in found])
-        print(f"{'growth':<14}{work:<12}{'e =':>6}{time_growth:>5.2f}{'e =':>6}{memory_growth:>5.2f}")
+        print(
+            f"{'growth':<14}{work:<12}{'e =':>6}{time_growth:>5.2f}{'e =':>6}{memory_growth:>5.2f}"
+        )
 
 
 if __name__ == "__main__":

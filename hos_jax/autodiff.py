@@ -4,7 +4,8 @@ Second order: the Jacobian of s1 as a dense matrix (`dense_hessian_fn`), in chun
 (`chunked_hessian_fn`, `chunked_hessian_diagonal_fn`), one product at a time
 (`hessian_vector_product_fn`), and by random probes (`hutchinson_trace`, `hutchinson_diagonal`); its
 leading eigenpairs follow from products alone by `hos_jax.lanczos.top_eigenpairs`, and so do those
-of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`, `third_derivative_diagonal`, `third_derivative_contraction`.
+of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`,
+`third_derivative_diagonal`, `third_derivative_contraction`.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
 then returns is said where it matters. All act on one point (D,); batch with `vmap`. Everything is

@@ -33,7 +33,7 @@ class BinSums(NamedTuple):
       inside: how many errors lie in the central interval at each of `LEVELS`, (bins, levels).
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # stands for the method `count` of tuples
     variance: Array
     squared_error: Array
     inside: Array
@@ -50,7 +50,7 @@ def inside_intervals(posterior: Posterior, clean: Array) -> Array:
     return jnp.stack([(i.lower <= clean) & (clean <= i.upper) for i in intervals], axis=-1)
 
 
-def bin_of(variance: Array) -> Array:
+def bin_of(variance: Array | np.ndarray) -> Array:
     """The bin of each variance, in units of sigma^2; of any shape."""
     edges = jnp.asarray(VARIANCE_EDGES[1:-1], variance.dtype)
     return jnp.searchsorted(edges, variance, side="right")

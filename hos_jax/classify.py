@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,11 +70,14 @@ def train_classifier(
 
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 
+    def logits_of(params, images) -> Any:
+        return model.apply(params, images)
+
     def loss_fn(params, images, labels, key):
         moved = jax.vmap(_shift)(
             jax.random.split(key, batch_size), to_float(images, data.value_range)
         )
-        logits = model.apply(params, moved)
+        logits = logits_of(params, moved)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     # A loop in Python: inside a compiled one these gradients take four times as long on a CPU.
@@ -91,7 +94,7 @@ def train_classifier(
     state = optimizer.init(params)
     for index in range(steps):
         params, state = step(params, state, index)
-    probabilities = jax.jit(lambda images: jax.nn.softmax(model.apply(params, images)))
+    probabilities = jax.jit(lambda images: jax.nn.softmax(logits_of(params, images)))
 
     def judge(images: Array) -> Verdict:
         found = np.asarray(probabilities(images))

@@ -386,8 +386,7 @@ def run(values: flags.FlagValues) -> int:
             should_stop=stop,
         )
     step = int(state.step)
-    stopped = bool(stop()) and step < config.training.steps
-    if stopped:
+    if stop.signal is not None and step < config.training.steps:
         print(
             f"{stop.signal.name} at step {step}, which is saved: --resume_training goes on from it",
             file=sys.stderr,

@@ -74,8 +74,9 @@ def _fits(value: object, kind: type, *, optional: bool) -> bool:
     if value is None:
         return optional
     if kind is tuple:
-        whole = isinstance(value, tuple | list)
-        return whole and all(_fits(item, int, optional=False) for item in value)
+        if not isinstance(value, tuple | list):
+            return False
+        return all(_fits(item, int, optional=False) for item in value)
     # Python counts True among the integers.
     if isinstance(value, bool):
         return kind is bool

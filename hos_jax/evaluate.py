@@ -41,18 +41,23 @@ REPORTED_IMAGES = 8
 def panel(problem: Problem, examples: Examples) -> Any:
     """The denoising panel of some held-out images, as a figure."""
     clean, denoised = examples.clean, examples.denoised
-    as_images = [
-        None if values is None else np.asarray(values).reshape(clean.shape)
-        for values in (denoised.noisy, denoised.mean, denoised.standard_deviation)
-    ]
+    noisy, mean = (np.asarray(a).reshape(clean.shape) for a in (denoised.noisy, denoised.mean))
+    predicted = denoised.standard_deviation
+    deviation = None if predicted is None else np.asarray(predicted).reshape(clean.shape)
     return figures.denoising_panel(
-        clean, *as_images, problem.data.value_range, problem.config.noise
+        clean, noisy, mean, deviation, problem.data.value_range, problem.config.noise
     )
 
 
 def posterior_figures(problem: Problem, examples: Examples) -> tuple[Any, Any]:
-    """Leading directions and covariance rows of some held-out images, two figures."""
+    """Leading directions and covariance rows of some held-out images, two figures.
+
+    Raises:
+      ValueError: for the images of a first-order model.
+    """
     clean, denoised, pairs = examples
+    if pairs is None:
+        raise ValueError("a first-order model has no posterior to be drawn")
     shape, value_range = clean.shape[1:], problem.data.value_range
     directions = np.moveaxis(np.asarray(pairs.eigenvectors), 2, 1).reshape(len(clean), -1, *shape)
     directions = directions[:, :SHOWN_DIRECTIONS]

@@ -118,9 +118,9 @@ def calibration(
         ("pca", "principal components of the data"),
         ("random", "random"),
     ):
-        style = "--" if name == "predicted" else "o-"
+        line = "--" if name == "predicted" else "o-"
         count = 1 + np.arange(len(directions[name]))
-        right.plot(count, directions[name], style, markersize=3, label=label)
+        right.plot(count, directions[name], line, markersize=3, label=label)
     right.set(xlabel="leading directions", ylim=(0, None))
     right.set_ylabel("share of the squared error")
     for axis in (left.xaxis, left.yaxis, middle.xaxis):

@@ -22,6 +22,7 @@ With data in an array, draw from it::
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ import optax
 
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.hessian_model import HessianModel
-from hos_jax.models.score_model import ModelOutputs, ScoreModel
+from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.objective import Objective
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
 
@@ -137,7 +138,7 @@ def fit_score(
     init_key, loop_key = jax.random.split(key)
     return _fit(
         Objective(loss),
-        model.apply,
+        functools.partial(outputs_of, model),
         model.init(init_key, jnp.zeros((1, dim)), sigma),
         sample,
         sigma,
@@ -150,7 +151,7 @@ def fit_score(
 
 def score_fn_of(model: ScoreModel, params: Any, sigma: Array | float) -> ScoreFn:
     """s1 of a fitted model at one point, (D,) -> (D,)."""
-    return lambda noisy: model.apply(params, noisy[None], sigma).score1[0]
+    return lambda noisy: outputs_of(model, params, noisy[None], sigma).score1[0]
 
 
 def second_order_params(
@@ -173,7 +174,7 @@ def second_order_params(
     score_batch, zero = jax.vmap(score_fn), jnp.zeros((1, dim))
     return _fit(
         Objective("dsm", loss, first_order_weight=0.0),
-        lambda params, points, s: model.apply(params, points, s, score_batch(points)),
+        lambda params, points, s: outputs_of(model, params, points, s, score_batch(points)),
         model.init(init_key, zero, sigma, zero),
         sample,
         sigma,
@@ -190,7 +191,7 @@ def hessian_fn_of(
     """s2 of a fitted model at one point, (D,) -> structured (D, D), 1 / data units^2."""
 
     def hessian_fn(noisy: Array) -> SymmetricMatrix:
-        outputs = model.apply(params, noisy[None], sigma, score_fn(noisy)[None])
+        outputs = outputs_of(model, params, noisy[None], sigma, score_fn(noisy)[None])
         return jax.tree.map(lambda leaf: leaf[0], outputs.score2)
 
     return hessian_fn

@@ -13,6 +13,7 @@ import numpy as np
 from hos_jax import diagnostics, tweedie
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
+from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import geometric_sigmas, step_key
 from hos_jax.problem import EVALUATION_STEP, Problem
 from hos_jax.samplers import SamplingAlgorithm, anneal_chains, langevin, ozaki, run_chains
@@ -32,7 +33,7 @@ def sampler_at(
     shape, sampling = problem.data.image_shape, problem.config.sampling
 
     def outputs_at(position):
-        return problem.model.apply(params, position.reshape(1, *shape), sigma)
+        return outputs_of(problem.model, params, position.reshape(1, *shape), sigma)
 
     if "ozaki" not in sampling.sampler:
         return langevin.as_top_level_api(lambda x: outputs_at(x).score1[0], step_size)
@@ -52,7 +53,7 @@ def make_denoiser(
 
     @jax.jit
     def denoise(noisy, sigma):
-        score1 = problem.model.apply(params, noisy.reshape(shape), sigma).score1
+        score1 = outputs_of(problem.model, params, noisy.reshape(shape), sigma).score1
         return jax.vmap(tweedie.posterior_mean, (0, 0, None))(noisy, score1, sigma).reshape(shape)
 
     return denoise
@@ -151,6 +152,7 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
         keep_trajectory=True,
         progress=label,
     )
+    assert chains.trajectory is not None
     last = len(sigmas) - 1
     kept = np.unique(np.linspace(0, last, min(KEPT, len(sigmas))).round().astype(int))
     steps = (kept + 1) * sampling.steps_per_level

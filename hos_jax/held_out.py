@@ -14,7 +14,7 @@ import numpy as np
 from hos_jax import calibration, metrics, tweedie
 from hos_jax.data import to_float
 from hos_jax.lanczos import Eigenpairs
-from hos_jax.models.score_model import ModelOutputs
+from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, step_key
 from hos_jax.problem import EVALUATION_STEP, Problem
 from hos_jax.uncertainty import Posterior, Violations, posterior_from_covariance
@@ -67,7 +67,7 @@ def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Ar
     def denoise(params, clean, keys):
         noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
         noisy = clean + sigma * noise
-        outputs = problem.model.apply(params, noisy, sigma)
+        outputs = outputs_of(problem.model, params, noisy, sigma)
         flat = noisy.reshape(len(noisy), -1)
         mean = jax.vmap(tweedie.posterior_mean, (0, 0, None))(flat, outputs.score1, sigma)
         posterior = None
@@ -174,7 +174,7 @@ def _join(parts: list[Any]) -> Any:
 
 def _violations(batches: list[Violations]) -> dict[str, Any]:
     count = int(sum(batch.count.sum() for batch in batches))
-    largest = float(max(batch.largest.max() for batch in batches))
+    largest = max(float(batch.largest.max()) for batch in batches)
     if count:
         logger.warning(
             "%d values of the predicted covariances were not positive (up to %.3g sigma^2 below "

@@ -23,7 +23,13 @@ class Interruption:
 
     @property
     def exit_status(self) -> int:
-        """128 + the number of the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM."""
+        """128 + the number of the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
+
+        Raises:
+          ValueError: if none has come.
+        """
+        if self.signal is None:
+            raise ValueError("no signal has asked to stop")
         return 128 + self.signal
 
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -131,12 +132,19 @@ def guidance(
     return observation.adjoint(weights, posterior.mean)
 
 
+class _Solver(TypedDict, total=False):
+    """The options of `guidance`."""
+
+    tolerance: float
+    max_iterations: int
+
+
 def conditional_score(
     score1: Array,
     posterior: Posterior,
     observation: Observation,
     sigma: Array | float,
-    **solver: float,
+    **solver: Unpack[_Solver],
 ) -> Array:
     r"""The score of y given b, (D,), 1 / data units: for any sampler that takes a score.
 
@@ -152,13 +160,15 @@ def conditional_score(
     return score1 + posterior.matvec(guidance(posterior, observation, **solver)) / sigma**2
 
 
-def conditional_mean(posterior: Posterior, observation: Observation, **solver: float) -> Array:
+def conditional_mean(
+    posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]
+) -> Array:
     """E[x | y, b] = m + K A^T S^-1 (b - A m), (D,), data units; `solver` as in `guidance`."""
     return posterior.mean + posterior.matvec(guidance(posterior, observation, **solver))
 
 
 def conditional_sample(
-    key: PRNGKey, posterior: Posterior, observation: Observation, **solver: float
+    key: PRNGKey, posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]
 ) -> Array:
     """One draw of x given y and b, (D,), data units, exact for Gaussian posteriors.
 
@@ -233,7 +243,7 @@ def sample_posterior(
     observation: Observation,
     start: Array,
     sigmas: Array,
-    **solver: float,
+    **solver: Unpack[_Solver],
 ) -> Array:
     """One draw of x given b, (D,), data units: `descend` with `conditional_sample` at each level.
 

@@ -20,9 +20,10 @@ The methods `solve` and `inverse_quadratic_form_and_logdet` need a positive defi
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -47,13 +48,17 @@ def _columns(vectors: Array) -> Array:
     return vectors[:, None] if vectors.ndim == 1 else vectors
 
 
-class _Symmetric:
+class _Symmetric(abc.ABC):
     """What the structures share; tests hold each law against `to_dense`."""
 
     @property
     def dim(self) -> int:
         """D, the number of rows."""
         return self.diagonal().shape[0]
+
+    @abc.abstractmethod
+    def diagonal(self) -> Array:
+        """The diagonal, (D,)."""
 
     def inner(self, other: SymmetricMatrix) -> Array:
         """Frobenius inner product <A, B> = sum_ij A_ij B_ij, a scalar.
@@ -65,20 +70,21 @@ class _Symmetric:
             raise ValueError(f"sizes differ: {self.dim} and {other.dim}")
         return self._inner(other)
 
+    @abc.abstractmethod
+    def _inner(self, other: SymmetricMatrix) -> Array:
+        """<A, B> for sizes that agree."""
+
+    @abc.abstractmethod
     def squared_norm(self) -> Array:
         """Squared Frobenius norm nF(A) = <A, A>, a scalar."""
-        return self.inner(self)
 
     def norm(self) -> Array:
         """Frobenius norm, a scalar."""
         return jnp.sqrt(self.squared_norm())
 
-    def transpose(self):
+    def transpose(self) -> Self:
         """The matrix itself: every structure here is symmetric."""
         return self
-
-    def __sub__(self, other):
-        return self + other.scale(-1.0)
 
 
 @jax.tree_util.register_dataclass
@@ -113,10 +119,17 @@ class Diagonal(_Symmetric):
     def _inner(self, other: SymmetricMatrix) -> Array:
         return jnp.sum(self.diag * other.diagonal())
 
+    def squared_norm(self) -> Array:
+        """Squared Frobenius norm nF(A) = <A, A>, a scalar."""
+        return self._inner(self)
+
     def __add__(self, other: SymmetricMatrix) -> SymmetricMatrix:
         if isinstance(other, Diagonal):
             return Diagonal(self.diag + other.diag)
         return other.add_diagonal(self.diag)
+
+    def __sub__(self, other: SymmetricMatrix) -> SymmetricMatrix:
+        return self + other.scale(-1.0)
 
     def scale(self, factor: Array | float) -> Diagonal:
         """c A for any real c."""
@@ -411,6 +424,10 @@ class Dense(_Symmetric):
         if isinstance(other, Dense):
             return jnp.sum(self.matrix * other.matrix)
         return other._inner(self)
+
+    def squared_norm(self) -> Array:
+        """Squared Frobenius norm nF(A) = <A, A>, a scalar."""
+        return self._inner(self)
 
     def __add__(self, other: SymmetricMatrix) -> Dense:
         return Dense(self.matrix + other.to_dense())

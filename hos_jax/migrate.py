@@ -23,6 +23,7 @@ from hos_jax.errors import UserError
 from hos_jax.evaluate import load_run
 from hos_jax.files import locked
 from hos_jax.models.registry import make_model
+from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import step_key
 from hos_jax.problem import EVALUATION_STEP, Problem
 from hos_jax.published import PublishedModel, recognise
@@ -65,7 +66,7 @@ def export_parameters(workdir: Path, output: Path) -> Parameters:
     config = run_config.load(workdir)
     run = load_run(config, workdir)
     shape = run.problem.data.image_shape
-    exported = Parameters(config, run.params["params"], tuple(shape), run.step)
+    exported = Parameters(config, run.params["params"], shape, run.step)
     metadata = {
         "format": EXPORT_FORMAT,
         "config": json.dumps({**run_config.to_plain(config), "versions": run_config.versions()}),
@@ -234,7 +235,7 @@ def _denoise_mse(problem: Problem, score1: Any, images: int) -> float | None:
     clean = to_float(jnp.asarray(problem.data.held_out[:images]), problem.data.value_range)
     noise = jax.random.normal(step_key(config.seed, EVALUATION_STEP), clean.shape)
     noisy = clean + config.noise * noise
-    outputs = network.apply({"params": {"score1": score1}}, noisy, config.noise)
+    outputs = outputs_of(network, {"params": {"score1": score1}}, noisy, config.noise)
     denoised = noisy + config.noise**2 * outputs.score1.reshape(noisy.shape)
     return float(jnp.mean(jnp.square(denoised - clean)))
 
@@ -244,8 +245,10 @@ def _write_run(problem: Problem, workdir: Path, params: Any, ema: Any, step: int
     if (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: choose another folder")
     state = init_state({"params": params}, problem.optimizer, problem.config.optim.ema)
-    state = state.replace(
-        step=jnp.asarray(step, jnp.int32), ema_params=None if ema is None else {"params": ema}
+    state = dataclasses.replace(
+        state,
+        step=jnp.asarray(step, jnp.int32),
+        ema_params=None if ema is None else {"params": ema},
     )
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir):

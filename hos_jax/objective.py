@@ -138,26 +138,28 @@ class Objective:
             detach = jax.lax.stop_gradient if self.stop_gradient_score1 else lambda s1: s1
             points = [at[point] for point in SECOND_ORDER[name]]
             scores = [item for point in points for item in (detach(point.score1), point.score2)]
-            published = losses.d2sm if name == "d2sm" else losses.d2sm_vr
+            published: Callable[..., Array] = losses.d2sm if name == "d2sm" else losses.d2sm_vr
             return jax.vmap(published)(*scores, noise, sigma) * sigma**4
         residual = jax.vmap(losses.residual)
         plus = residual(at["plus"].score1, noise, sigma)
         if name == "residual_nll":
             return jax.vmap(losses.residual_nll)(plus, at["plus"].covariance)
         minus = residual(at["minus"].score1, -noise, sigma)
-        arguments = [plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian, noise]
+        pair = plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian
         if name == "d2sm_residual_plain":
-            return losses.d2sm_residual(jax.vmap(losses.d2sm_residual_terms)(*arguments))
-        terms = jax.vmap(losses.d2sm_residual_terms)(*arguments, at["clean"].scaled_hessian)
+            return losses.d2sm_residual(jax.vmap(losses.d2sm_residual_terms)(*pair, noise))
+        clean = at["clean"].scaled_hessian
+        terms = jax.vmap(losses.d2sm_residual_terms)(*pair, noise, clean)
         return losses.d2sm_residual(terms, losses.control_coefficients(terms, mean=mean))
 
     def _third_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         """The third-order loss summed over the antithetic pair, (N,)."""
-        total = 0.0
-        for point, drawn in (("plus", noise), ("minus", -noise)):
+
+        def loss(point: str, drawn: Array) -> Array:
             residual = jax.vmap(losses.residual)(at[point].score1, drawn, sigma)
             arguments = [at[point].scaled_third_diagonal, residual]
             if self.second_order != "none":
                 arguments.append(at[point].covariance)
-            total = total + jax.vmap(losses.d3sm_diagonal)(*arguments)
-        return total
+            return jax.vmap(losses.d3sm_diagonal)(*arguments)
+
+        return loss("plus", noise) + loss("minus", -noise)

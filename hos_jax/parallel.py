@@ -56,7 +56,7 @@ def connect(
     """
     given = coordinator, processes, process_index
     known = [
-        os.environ.get(name) if value is None else value
+        os.environ.get(name) if value is None else str(value)
         for name, value in zip(ENVIRONMENT, given, strict=True)
     ]
     missing = [name for name, value in zip(ENVIRONMENT, known, strict=True) if value is None]

@@ -16,7 +16,7 @@ from hos_jax import config as run_config
 from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
 from hos_jax.models.registry import make_model
-from hos_jax.models.score_model import ScoreModel
+from hos_jax.models.score_model import ScoreModel, outputs_of
 from hos_jax.objective import Objective
 from hos_jax.train_state import TrainState, init_state, make_optimizer
 
@@ -95,7 +95,7 @@ class Problem:
     ) -> dict:
         """The losses of a batch, each (N,); see `Objective.per_example`."""
         return self.objective.per_example(
-            lambda points, sigma: self.model.apply(params, points, sigma),
+            lambda points, sigma: outputs_of(self.model, params, points, sigma),
             clean,
             noise,
             sigma,

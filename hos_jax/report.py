@@ -16,7 +16,7 @@ import numpy as np
 from hos_jax import calibration
 from hos_jax.files import write_atomically
 from hos_jax.held_out import Examples
-from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.linops import Dense, DiagonalPlusLowRank
 from hos_jax.problem import Problem
 
 REPORT_FILE = "report.html"
@@ -55,12 +55,17 @@ def _floats(values: Any) -> str:
 
 
 def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:
-    """What the page needs of each of the held-out images, as base64 of float32."""
+    """What the page needs of each of the held-out images, as base64 of float32.
+
+    Nothing where it would be too much: for large images, and for a dense covariance of any.
+    """
     dim = int(np.prod(problem.data.image_shape))
     clean, denoised, pairs = examples
-    if pairs is None or dim > LARGEST_DIM:
+    if pairs is None or denoised.posterior is None or dim > LARGEST_DIM:
         return []
     covariance = denoised.posterior.covariance
+    if isinstance(covariance, Dense):
+        return []
     interval_fn = functools.partial(
         calibration.recalibrated_interval,
         sigma=problem.config.noise,
@@ -68,7 +73,9 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
         level=0.9,
     )
     intervals = jax.jit(jax.vmap(interval_fn))(denoised.posterior)
-    low_rank = isinstance(covariance, DiagonalPlusLowRank)
+    factors = np.zeros((len(clean), dim, 0))
+    if isinstance(covariance, DiagonalPlusLowRank):
+        factors = np.asarray(covariance.factor)
     return [
         {
             "clean": _floats(clean[index]),
@@ -77,7 +84,7 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
             "lower": _floats(intervals.lower[index]),
             "upper": _floats(intervals.upper[index]),
             "diag": _floats(covariance.diag[index]),
-            "factor": _floats(covariance.factor[index] if low_rank else np.zeros((dim, 0))),
+            "factor": _floats(factors[index]),
             "directions": _floats(np.asarray(pairs.eigenvectors[index]).T),
             "deviations": _floats(np.sqrt(pairs.eigenvalues[index])),
         }

@@ -237,11 +237,10 @@ def _begin(
     open_files: contextlib.ExitStack,
 ) -> tuple[TrainState, RunFiles]:
     """The state to go on from and the files of the run folder; in the first process only."""
-    config, state = problem.config, None
+    config = problem.config
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
-    else:
-        state = problem.init()
+    state = None if resume else problem.init()
     if make_room is not None:
         make_room()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -255,10 +254,10 @@ def _begin(
     )
     open_files.callback(checkpoints.close)
     seconds = 0.0
-    if resume and not checkpoints.steps():
+    if state is None and not checkpoints.steps():
         logger.warning("%s has no checkpoint yet: starting from step 0", workdir)
         state = problem.init()
-    elif resume:
+    elif state is None:
         restored = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
         logger.info("resumed from step %d", restored.step)
         state, seconds = restored.state, restored.details["seconds"]

@@ -35,7 +35,7 @@ class Violations(NamedTuple):
       largest: the largest distance below the floor, in units of sigma^2; 0 without violations.
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # stands for the method `count` of tuples
     largest: Array
 
 
@@ -192,6 +192,7 @@ class Posterior:
 
 def _floored(matrix: SymmetricMatrix, floor: float) -> tuple[SymmetricMatrix, Violations]:
     """The matrix with no eigenvalue below `floor`, in its structure, and what was below."""
+    repaired: SymmetricMatrix
     if isinstance(matrix, Dense):
         values, vectors = jnp.linalg.eigh(matrix.matrix)
         raised = (vectors * jnp.maximum(values, floor)[None]) @ vectors.T

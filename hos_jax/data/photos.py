@@ -46,7 +46,8 @@ def load_photos(*, image_size: int = 32) -> ImageData:
     """
     if image_size < 4 or image_size % 4:
         raise UserError(f"photos: image_size {image_size} must be a positive multiple of 4")
-    train, held_out = [], []
+    train: list[np.ndarray] = []
+    held_out: list[np.ndarray] = []
     for path in _paths():
         for region, split in _regions(_read(path)):
             target = held_out if split == "held_out" else train
@@ -60,7 +61,7 @@ def load_photos(*, image_size: int = 32) -> ImageData:
 
 
 def _paths() -> list[Path]:
-    paths = []
+    paths: list[Path] = []
     for package, (folder, names) in _PHOTOGRAPHS.items():
         root = package_folder(package, dataset="photos", extra="packaged-data")
         paths.extend(root / folder / name for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,18 @@ from hos_jax.linops import Diagonal, SymmetricMatrix
 from hos_jax.types import Array, PRNGKey
 
 WEIGHT_TOLERANCE = 1e-6
+_T = TypeVar("_T")
 
 
-def law(cls: type) -> type:
+@dataclass_transform(eq_default=False, frozen_default=True, field_specifiers=(dataclasses.field,))
+def law(cls: type[_T]) -> type[_T]:
     """Make a class a frozen dataclass and a pytree; fields with `static=True` metadata are static.
 
     JAX rebuilds a pytree with placeholders, tracers or stacked arrays in its fields, so the
     checks of `__post_init__` run for laws that a caller builds, not for those that JAX rebuilds.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
-    fields = dataclasses.fields(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # the line above made it one
     data = [field.name for field in fields if not field.metadata.get("static")]
     static = [field.name for field in fields if field.metadata.get("static")]
 

@@ -16,7 +16,7 @@ from hos_jax.distributions.base import (
     require_shape,
     set_arrays,
 )
-from hos_jax.linops import Dense
+from hos_jax.linops import Dense, SymmetricMatrix
 from hos_jax.types import Array, PRNGKey
 
 CHUNK = 4096
@@ -24,6 +24,9 @@ CHUNK = 4096
 
 class _Points(Law):
     """What both laws share: the points and how they are walked through."""
+
+    points: Array
+    chunk: int
 
     def _check_points(self) -> None:
         set_arrays(self, points=self.points)
@@ -79,10 +82,17 @@ class Empirical(_Points):
         return SmoothedEmpirical(self.points, sigma, self.chunk)
 
     def log_density(self, point: Array) -> Array:
-        raise ValueError("an empirical law has no density; call smooth(sigma) first")
+        raise _no_density()
 
-    score = log_density
-    hessian = log_density
+    def score(self, point: Array) -> Array:
+        raise _no_density()
+
+    def hessian(self, point: Array) -> SymmetricMatrix:
+        raise _no_density()
+
+
+def _no_density() -> ValueError:
+    return ValueError("an empirical law has no density; call smooth(sigma) first")
 
 
 @law
@@ -119,12 +129,12 @@ class SmoothedEmpirical(_Points):
         return clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
 
     def smooth(self, sigma: Array | float) -> SmoothedEmpirical:
-        total = jnp.hypot(self.sigma, as_sigma(sigma, self.sigma.dtype))
+        total = jnp.hypot(self.sigma, as_sigma(sigma, self.points.dtype))
         return SmoothedEmpirical(self.points, total, self.chunk)
 
     def log_density(self, point: Array) -> Array:
         log_sum, _ = self._posterior(point)
-        per_coordinate = jnp.log(self.sigma) + 0.5 * jnp.log(2 * jnp.pi).astype(self.sigma.dtype)
+        per_coordinate = jnp.log(self.sigma) + 0.5 * jnp.log(2 * jnp.pi).astype(self.points.dtype)
         return log_sum - jnp.log(self.points.shape[0]) - self.dim * per_coordinate
 
     def posterior_mean(self, point: Array) -> Array:

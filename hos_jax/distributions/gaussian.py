@@ -176,10 +176,10 @@ class GaussianMixture(Law):
         require_shape("weights", self.weights, (count,))
         require_weights(self.weights)
         require("means", self.means, lambda _: True, "finite")
-        if self.covariances is None:
+        if self.stds is not None:
             require_shape("stds", self.stds, (count,))
             require_positive("stds", self.stds)
-        else:
+        if self.covariances is not None:
             require_shape("covariances", self.covariances, (count, dim, dim))
             object.__setattr__(self, "cholesky", _cholesky(self.covariances))
 
@@ -207,6 +207,7 @@ class GaussianMixture(Law):
         sigma = as_sigma(sigma, self.means.dtype)
         if self.stds is not None:
             return GaussianMixture(self.weights, self.means, stds=jnp.hypot(self.stds, sigma))
+        assert self.covariances is not None
         return GaussianMixture(self.weights, self.means, _add_noise(self.covariances, sigma))
 
     def log_density(self, point: Array) -> Array:
@@ -224,6 +225,7 @@ class GaussianMixture(Law):
         spread = centred_hessian(weights, gradients, weights @ gradients)
         if self.stds is not None:
             return Dense(spread).add_identity(-jnp.sum(weights / jnp.square(self.stds)))
+        assert self.cholesky is not None
         precisions = jax.vmap(_precision)(self.cholesky)
         return Dense(spread - jnp.tensordot(weights, precisions, axes=1))
 
@@ -234,6 +236,7 @@ class GaussianMixture(Law):
             scaled = offsets / self.stds[:, None]
             normalizers = self.dim * jnp.log(self.stds * jnp.sqrt(2 * jnp.pi).astype(scaled.dtype))
         else:
+            assert self.cholesky is not None
             solve = jax.vmap(lambda factor, v: jsl.solve_triangular(factor, v, lower=True))
             scaled, normalizers = solve(self.cholesky, offsets), _log_normalizer(self.cholesky)
         return jnp.log(self.weights) - 0.5 * jnp.sum(jnp.square(scaled), axis=1) - normalizers

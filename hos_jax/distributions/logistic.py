@@ -88,20 +88,26 @@ def log_derivative(log_terms: Array, expansion: list[Array], order: int) -> Arra
         return means[0]
     centred = [term - m[..., None] for term, m in zip(expansion, means, strict=True)]
     bell = [jnp.ones_like(weights)]
-    moments, cumulants = [mean(bell[0]), jnp.zeros_like(means[0])], [None, None]
+    moments = [mean(bell[0]), jnp.zeros_like(means[0])]
+    cumulants: dict[int, Array] = {}
     for n in range(1, order + 1):
         choose = [math.comb(n - 1, j - 1) for j in range(1, n + 1)]
-        bell.append(sum(choose[j - 1] * centred[j - 1] * bell[n - j] for j in range(1, n + 1)))
+        terms = [choose[j - 1] * centred[j - 1] * bell[n - j] for j in range(1, n + 1)]
+        bell.append(sum(terms, start=jnp.zeros_like(weights)))
         if n == 1:
             continue
         moments.append(mean(bell[n]))
         products = [choose[j - 1] * cumulants[j] * moments[n - j] for j in range(2, n)]
-        cumulants.append(moments[n] - sum(products))
+        cumulants[n] = moments[n] - sum(products)
     return means[order - 1] + cumulants[order]
 
 
 class _Logistics(FactorizedLaw):
     """What the mixture and its smoothed version share: shapes and checks of the parameters."""
+
+    weights: Array
+    locations: Array
+    scales: Array
 
     def _check_parameters(self) -> None:
         arrays = {"weights": self.weights, "locations": self.locations, "scales": self.scales}
@@ -217,7 +223,7 @@ class SmoothedLogisticMixture(_Logistics):
         return clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
 
     def smooth(self, sigma: Array | float) -> SmoothedLogisticMixture:
-        total = jnp.hypot(self.sigma, as_sigma(sigma, self.sigma.dtype))
+        total = jnp.hypot(self.sigma, as_sigma(sigma, self.weights.dtype))
         return SmoothedLogisticMixture(self.weights, self.locations, self.scales, total)
 
     def log_density(self, point: Array) -> Array:

@@ -141,14 +141,17 @@ def d2sm_residual_terms(
     check_vectors(
         plus=residual_plus, minus=residual_minus, noise=noise, s=scaled_hessian_plus.diagonal()
     )
-    residuals = jax.lax.stop_gradient((residual_plus, residual_minus))
-    matrices = scaled_hessian_plus, scaled_hessian_minus
-    correlation = -sum(_noise_contrast(s, r) for s, r in zip(matrices, residuals, strict=True))
-    fit = 0.5 * sum(s.squared_norm() for s in matrices)
+    plus, minus = jax.lax.stop_gradient((residual_plus, residual_minus))
+    correlation = -(
+        _noise_contrast(scaled_hessian_plus, plus) + _noise_contrast(scaled_hessian_minus, minus)
+    )
+    fit = 0.5 * (scaled_hessian_plus.squared_norm() + scaled_hessian_minus.squared_norm())
     if scaled_hessian_clean is None:
         zeros = jnp.zeros_like(noise, shape=(2,))
         return ResidualTerms(fit, correlation, zeros, zeros, jnp.zeros_like(noise, shape=(2, 2)))
-    frozen, *pair = jax.lax.stop_gradient((scaled_hessian_clean, *matrices))
+    frozen, frozen_plus, frozen_minus = jax.lax.stop_gradient(
+        (scaled_hessian_clean, scaled_hessian_plus, scaled_hessian_minus)
+    )
     turned = frozen.matvec(noise)
     power, form = noise @ noise, turned @ noise
 
@@ -164,7 +167,8 @@ def d2sm_residual_terms(
         return jnp.stack([along**2 - vector @ vector, 2.0 * second])
 
     traces = jnp.stack([power - noise.shape[0], 2.0 * (form - frozen.trace())])
-    slopes = sum(outer_products(r) - products(s) for s, r in zip(pair, residuals, strict=True))
+    slopes = outer_products(plus) - products(frozen_plus)
+    slopes += outer_products(minus) - products(frozen_minus)
     mixed = 2.0 * (form * (power - 2.0) + frozen.trace())
     second = 2.0 * (turned @ turned) * (power - 4.0) + 2.0 * form**2
     gram = [power**2 - 2.0 * power + noise.shape[0], mixed, second + 4.0 * frozen.squared_norm()]

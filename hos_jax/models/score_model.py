@@ -11,7 +11,7 @@ become scores:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -43,11 +43,14 @@ class ModelOutputs:
       raw_third_order: T_iii = sigma^3 s3_iii, (N, D), or None without a third-order model.
       head: the second-order head, or None.
       output_units: "score" if the raw values are s1, s2 and s3 themselves.
+
+    Raises:
+      ValueError: where an order is asked for that the model has not.
     """
 
     noise_prediction: Array
-    raw_second_order: Array | None = None
-    sigma: Array | None = None
+    raw_second_order: Array | None
+    sigma: Array
     raw_third_order: Array | None = None
     head: SecondOrderHead | None = flax.struct.field(pytree_node=False, default=None)
     output_units: str = flax.struct.field(pytree_node=False, default="dimensionless")
@@ -60,7 +63,8 @@ class ModelOutputs:
     @property
     def scaled_hessian(self) -> SymmetricMatrix:
         """S = sigma^2 s2, dimensionless, a batch of structured matrices."""
-        hessian = jax.vmap(self.head.scaled_hessian)(self.raw_second_order)
+        head, raw = self._second_order()
+        hessian = jax.vmap(head.scaled_hessian)(raw)
         if self.output_units == "score":
             return jax.vmap(lambda matrix, sigma: matrix.scale(sigma**2))(hessian, self.sigma)
         return hessian
@@ -79,11 +83,14 @@ class ModelOutputs:
         """C, the posterior covariance in units of sigma^2, a batch of structured matrices."""
         if self.output_units == "score":
             return jax.vmap(lambda matrix: matrix.add_identity(1.0))(self.scaled_hessian)
-        return jax.vmap(self.head.covariance)(self.raw_second_order)
+        head, raw = self._second_order()
+        return jax.vmap(head.covariance)(raw)
 
     @property
     def scaled_third_diagonal(self) -> Array:
         """T_iii = sigma^3 s3_iii, (N, D), dimensionless."""
+        if self.raw_third_order is None:
+            raise ValueError("this model has no third order")
         if self.output_units == "score":
             return self.raw_third_order * self.sigma[:, None] ** 3
         return self.raw_third_order
@@ -96,6 +103,18 @@ class ModelOutputs:
     def at(self, start: int, stop: int) -> ModelOutputs:
         """The outputs at points start ... stop - 1."""
         return jax.tree.map(lambda leaf: leaf[start:stop], self)
+
+    def _second_order(self) -> tuple[SecondOrderHead, Array]:
+        """The head and its input."""
+        if self.head is None or self.raw_second_order is None:
+            raise ValueError("this model has no second order")
+        return self.head, self.raw_second_order
+
+
+def outputs_of(model: nn.Module, params: Any, *inputs: Array | float) -> ModelOutputs:
+    """What a `ScoreModel` or a `HessianModel` says of its inputs: `apply` with the type it has."""
+    outputs: Any = model.apply(params, *inputs)
+    return outputs
 
 
 class ScoreModel(nn.Module):
@@ -174,20 +193,21 @@ class ScoreModel(nn.Module):
             # output needs the digits of the images' dtype.
             return raw.astype(images.dtype)
 
-        raw2 = raw3 = None
+        def second_order() -> Array:
+            if self.networks != "per_output":
+                return evaluate("score2", blocks)
+            if blocks == 1:
+                return evaluate("diagonal", 1)
+            return jnp.concatenate(
+                [evaluate("diagonal", 1), evaluate("factor", blocks - 1)], axis=-1
+            )
+
         if self.networks == "shared" and (blocks or self.third_order):
             raw = evaluate("trunk", 1 + blocks + self.third_order)
             ends = (channels, channels * (1 + blocks))
-            raw1, raw2, raw3 = jnp.split(raw, ends, axis=-1)
-        else:
-            raw1 = evaluate("score1", 1)
-            if self.networks == "per_output" and blocks:
-                raw2 = evaluate("diagonal", 1)
-                if blocks > 1:
-                    raw2 = jnp.concatenate([raw2, evaluate("factor", blocks - 1)], axis=-1)
-            elif blocks:
-                raw2 = evaluate("score2", blocks)
-            if self.third_order:
-                raw3 = evaluate("score3", 1)
-        raw2 = split_blocks(raw2, blocks) if blocks else None
-        return raw1, raw2, raw3 if self.third_order else None
+            first, second, third = jnp.split(raw, ends, axis=-1)
+            raw2 = split_blocks(second, blocks) if blocks else None
+            return first, raw2, third if self.third_order else None
+        raw1 = evaluate("score1", 1)
+        raw2 = split_blocks(second_order(), blocks) if blocks else None
+        return raw1, raw2, evaluate("score3", 1) if self.third_order else None

@@ -1,32 +1,9 @@
 """Tests drive the command line as users do: as a subprocess, in a folder of their own."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "data.name": "digits",
-    "model.name": "mlp",
-    "model.ngf": 16,
-    "model.depth": 1,
-    "model.data_std": 0.5,
-    "training.steps": 6,
-    "training.batch_size": 8,
-    "training.log_every": 2,
-    "training.evaluate_every": 3,
-    "training.checkpoint_every": 2,
-    "sampling.steps": 5,
-    "sampling.chains": 4,
-    "sampling.images": 2,
-}
-
-
-def as_flags(overrides):
-    return [f"--config.{key}={value}" for key, value in overrides.items()]
+from small_runs import runner_in
 
 
 @pytest.fixture(scope="session")
@@ -50,22 +27,3 @@ def environment(tmp_path_factory):
 def command(tmp_path, environment):
     """Run `python main.py ...` with runs in `tmp_path`; returns the finished process."""
     return runner_in(tmp_path, environment)
-
-
-def runner_in(folder, environment):
-    """A function that runs `python main.py ...` with its runs in `folder`."""
-
-    def run(*arguments, stdin=None, small=True):
-        overrides = as_flags(SMALL) if small else []
-        full = [sys.executable, str(ROOT / "main.py"), "--run", str(folder), *arguments]
-        return subprocess.run(
-            full + [flag for flag in overrides if flag.partition("=")[0] not in str(arguments)],
-            env=environment,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
-
-    return run

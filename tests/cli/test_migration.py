@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL
 from safetensors.numpy import load_file, save_file
+from small_runs import ROOT, SMALL
 
 from hos_jax import cli, migrate, tensor_files
 from hos_jax.config import default_config

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import as_flags
+from command_line import as_flags
 
 PUBLISHED = {
     "first_order": (

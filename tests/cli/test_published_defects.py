@@ -11,7 +11,7 @@ import re
 import shutil
 
 import pytest
-from conftest import ROOT, runner_in
+from small_runs import ROOT, runner_in
 from test_published_commands import PUBLISHED, metrics_of, published_commands
 
 LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")

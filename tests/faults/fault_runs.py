@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from command_line import as_flags
 
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.config import load as load_config
@@ -36,7 +37,7 @@ figures = Counter()
 def flags(**overrides):
     """The runner, the config and its overrides; `training__steps=3` sets `training.steps`."""
     values = TINY | {key.replace("__", "."): value for key, value in overrides.items()}
-    return [*RUNNER, *(f"--config.{key}={value}" for key, value in values.items())]
+    return [*RUNNER, *as_flags(values)]
 
 
 def start(workdir, *arguments, cache):

@@ -8,8 +8,11 @@ import subprocess
 
 import pytest
 
-from hos_jax import train
+from hos_jax import report, train
 from hos_jax.evaluate import evaluate_run
+from hos_jax.held_out import held_out_examples
+from hos_jax.linops import Dense
+from hos_jax.problem import Problem
 
 # One worker makes the run that all of these read.
 pytestmark = pytest.mark.xdist_group("report")
@@ -71,6 +74,13 @@ def test_the_page_needs_nothing_else(run_folder):
     data = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.S)[1])
     assert len(data["images"]) == 8 and len(data["figures"]) == 8
     assert {row[0] for row in data["measures"]} >= {"denoise_mse", "calibration", "coverage_90"}
+
+
+def test_the_page_does_without_dense_covariances(small_config):
+    problem = Problem.from_config(small_config(model__head="dense"))
+    examples = held_out_examples(problem, problem.init().best_params, 2, directions=1)
+    assert isinstance(examples.denoised.posterior.covariance, Dense)
+    assert report._images(problem, examples, None) == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
