@@ -15,8 +15,6 @@ from small_runs import ROOT, runner_in
 from test_published_commands import PUBLISHED, metrics_of, published_commands
 
 LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")
-# One process runs them all, so that the experiments run once.
-pytestmark = pytest.mark.xdist_group("published")
 DOCS = {
     "first_order": "dsm_mnist_0.5",
     "low_rank": "low_rank_mnist_0.5",
