@@ -16,14 +16,15 @@ demo: $(VENV)/demo.stamp
 	$(RUN) main.py $(DEMO_FLAGS) --ni
 	$(RUN) main.py $(DEMO_FLAGS) --test
 
-# Separate processes: mathematics runs in float64, training in float32.
+# Separate processes: mathematics runs in float64, training in float32. The tests of one file share
+# the runs and the programs that they make, in one worker.
 test: test-math test-train test-cli test-faults-short
 
 test-math: $(VENV)/test.stamp
 	$(PYTEST) tests/math -n 2 -m "not slow and not gpu"
 
 test-train: $(VENV)/test.stamp
-	$(PYTEST) tests/train -n 2 --dist loadgroup -m "not slow and not gpu"
+	$(PYTEST) tests/train -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-cli: $(VENV)/test.stamp
 	$(PYTEST) tests/cli -n 2 --dist loadfile -m "not slow and not gpu"

@@ -14,9 +14,6 @@ from hos_jax.held_out import held_out_examples
 from hos_jax.linops import Dense
 from hos_jax.problem import Problem
 
-# One worker makes the run that all of these read.
-pytestmark = pytest.mark.xdist_group("report")
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 
 # Errors are collected from the first line of the page on; the last script plays the user.
