@@ -8,9 +8,8 @@ is denoised by one Tweedie step and classified, by a classifier trained here. A 
 only while the chains stay in the learned law: in the second half of the run the mean confidence is
 at least 90% of that of Langevin's chains at their smallest step, which are nearest to that law, and
 the sliced Wasserstein distance of the states to fresh noisy digits is at most `--distance` times
-that between two fresh samples of the same size. Of those the best has the most changes of class per
-chain and second. Seconds are of the chains alone,
-compilation left out.
+that between two fresh samples of the same size. Of those the best has the most changes of class
+per chain and second. Seconds are of the chains alone, compilation left out.
 """
 
 from __future__ import annotations
@@ -112,11 +111,10 @@ class Digits:
         }
 
 
-def mark_allowed(rows: list[dict], largest_distance: float) -> None:
-    """Say of every row whether its chains stay in the learned law; the first row is the measure."""
-    for row in rows:
-        sure = row["confidence"] >= 0.9 * rows[0]["confidence"] > 0.0
-        row["allowed"] = bool(sure and row["distance"] <= largest_distance)
+def stays_in_law(row: dict, first: dict, largest_distance: float) -> bool:
+    """Whether the chains of a row stay in the learned law; those of `first` are nearest to it."""
+    sure = row["confidence"] >= 0.9 * first["confidence"] > 0.0
+    return bool(sure and row["distance"] <= largest_distance)
 
 
 def figure(rows: list[dict], options, path: Path) -> None:
@@ -164,7 +162,7 @@ def main() -> None:
         for fraction in grid:
             row = digits.measure(name, fraction)
             rows.append(row)
-            mark_allowed(rows, options.distance)
+            row["allowed"] = stays_in_law(row, rows[0], options.distance)
             print(
                 f"{name:<10}{fraction:>7g}{1000 * row['seconds_per_step']:>9.1f}"
                 f"{1000 * row['changes']:>20.2f}{row.get('changes_per_second', 0.0):>11.4f}"

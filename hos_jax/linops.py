@@ -74,9 +74,9 @@ class _Symmetric(abc.ABC):
     def _inner(self, other: SymmetricMatrix) -> Array:
         """<A, B> for sizes that agree."""
 
-    @abc.abstractmethod
     def squared_norm(self) -> Array:
         """Squared Frobenius norm nF(A) = <A, A>, a scalar."""
+        return self._inner(self)  # type: ignore[arg-type]  # every structure is a SymmetricMatrix
 
     def norm(self) -> Array:
         """Frobenius norm, a scalar."""
@@ -118,10 +118,6 @@ class Diagonal(_Symmetric):
 
     def _inner(self, other: SymmetricMatrix) -> Array:
         return jnp.sum(self.diag * other.diagonal())
-
-    def squared_norm(self) -> Array:
-        """Squared Frobenius norm nF(A) = <A, A>, a scalar."""
-        return self._inner(self)
 
     def __add__(self, other: SymmetricMatrix) -> SymmetricMatrix:
         if isinstance(other, Diagonal):
@@ -177,6 +173,11 @@ class _Woodbury(NamedTuple):
         logs = jnp.log(jnp.diagonal(self.outer)) - jnp.log(jnp.diagonal(self.inverse))
         return 2.0 * jnp.sum(logs)
 
+    def solve(self, white: Array) -> tuple[Array, Array]:
+        """v - F w, which is A^-1 v where diag(a) is I, and w = (P^-1 M P^-T)^-1 F^T v."""
+        weights = jsl.cho_solve((self.outer, True), self.factor.T @ white)
+        return white - self.factor @ weights, weights
+
 
 @jax.custom_jvp
 def _gram_squared_norm(factor: Array) -> Array:
@@ -214,15 +215,15 @@ def _woodbury(diag: Array, factor: Array) -> _Woodbury:
     return _Woodbury(inverse, whitened, outer)
 
 
-def _form_and_logdet(diag: Array, vector: Array, woodbury: _Woodbury):
-    """The values, A^-1 v, and both in units where diag(a) is I.
+def _form_and_logdet(
+    diag: Array, vector: Array, woodbury: _Woodbury
+) -> tuple[QuadraticAndLogdet, Array]:
+    """Both values, and A^-1 v.
 
     With w = M^-1 U^T diag(a)^-1 v the form is n2((v - U w) / sqrt(a)) + n2(w): a sum of
     squares, where Woodbury's difference of two large numbers would lose float32's digits.
     """
-    white = vector / jnp.sqrt(diag)
-    weights = jsl.cho_solve((woodbury.outer, True), woodbury.factor.T @ white)
-    rest = white - woodbury.factor @ weights
+    rest, weights = woodbury.solve(vector / jnp.sqrt(diag))
     form = jnp.sum(jnp.square(rest)) + jnp.sum(jnp.square(woodbury.inverse.T @ weights))
     logdet = jnp.sum(jnp.log(diag)) + woodbury.logdet()
     return QuadraticAndLogdet(form, logdet), rest / jnp.sqrt(diag)
@@ -238,8 +239,8 @@ def _quadratic_form_and_logdet(diag: Array, factor: Array, vector: Array) -> Qua
 def _quadratic_form_and_logdet_jvp(primals, tangents):
     """Closed forms: d(v^T A^-1 v) = 2 w^T dv - w^T dA w with w = A^-1 v, d log det A = <A^-1, dA>.
 
-    They cost two products of size D r^2 beyond the values, a third of what differentiating through
-    the factorization does.
+    They cost two products of size D r^2 beyond the values, less than to differentiate through the
+    factorization.
     """
     diag, factor, vector = primals
     diag_dot, factor_dot, vector_dot = tangents
@@ -337,20 +338,16 @@ class DiagonalPlusLowRank(_Symmetric):
         factor = jnp.concatenate([self.factor, vector[:, None]], axis=1)
         return DiagonalPlusLowRank(self.diag, factor)
 
-    def _woodbury(self) -> _Woodbury:
-        return _woodbury(self.diag, self.factor)
-
     def solve(self, vector: Array) -> Array:
         """A^-1 v for positive a, (D,) or (D, k), by Woodbury's identity in O(D r^2)."""
         _check_size(self.dim, vector)
-        woodbury, root = self._woodbury(), Diagonal(1.0 / jnp.sqrt(self.diag))
-        white = root.matvec(vector)
-        weights = jsl.cho_solve((woodbury.outer, True), woodbury.factor.T @ white)
-        return root.matvec(white - woodbury.factor @ weights)
+        root = Diagonal(1.0 / jnp.sqrt(self.diag))
+        rest, _ = _woodbury(self.diag, self.factor).solve(root.matvec(vector))
+        return root.matvec(rest)
 
     def logdet(self) -> Array:
         """log det A for positive a: sum log a + log det(I + U^T diag(a)^-1 U), a scalar."""
-        return jnp.sum(jnp.log(self.diag)) + self._woodbury().logdet()
+        return jnp.sum(jnp.log(self.diag)) + _woodbury(self.diag, self.factor).logdet()
 
     def inverse_quadratic_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
         """v^T A^-1 v and log det A for positive a, from the same r x r factors."""
@@ -424,10 +421,6 @@ class Dense(_Symmetric):
         if isinstance(other, Dense):
             return jnp.sum(self.matrix * other.matrix)
         return other._inner(self)
-
-    def squared_norm(self) -> Array:
-        """Squared Frobenius norm nF(A) = <A, A>, a scalar."""
-        return self._inner(self)
 
     def __add__(self, other: SymmetricMatrix) -> Dense:
         return Dense(self.matrix + other.to_dense())

@@ -1,4 +1,23 @@
-"""How tests write a command line of `main.py`."""
+"""The command line of `main.py` as tests write it: where it is, a small run, settings as flags."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Of a run that takes seconds.
+SMALL = {
+    "data.name": "digits",
+    "model.name": "mlp",
+    "model.ngf": 16,
+    "model.depth": 1,
+    "training.steps": 6,
+    "training.batch_size": 8,
+    "training.log_every": 2,
+    "training.evaluate_every": 3,
+    "training.checkpoint_every": 2,
+    "sampling.steps": 5,
+    "sampling.chains": 4,
+    "sampling.images": 2,
+}
 
 
 def as_flags(overrides):

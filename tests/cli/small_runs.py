@@ -2,26 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-from command_line import as_flags
+import command_line
+from command_line import ROOT, as_flags
 
-ROOT = Path(__file__).parents[2]
-SMALL = {
-    "data.name": "digits",
-    "model.name": "mlp",
-    "model.ngf": 16,
-    "model.depth": 1,
-    "model.data_std": 0.5,
-    "training.steps": 6,
-    "training.batch_size": 8,
-    "training.log_every": 2,
-    "training.evaluate_every": 3,
-    "training.checkpoint_every": 2,
-    "sampling.steps": 5,
-    "sampling.chains": 4,
-    "sampling.images": 2,
-}
+SMALL = command_line.SMALL | {"model.data_std": 0.5}
 
 
 def runner_in(folder, environment):

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_runs import ROOT
+from command_line import ROOT
 
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.config import load as load_config

@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import ROOT
 from safetensors.numpy import load_file, save_file
-from small_runs import ROOT, SMALL
+from small_runs import SMALL
 
 from hos_jax import cli, migrate, tensor_files
 from hos_jax.config import default_config

@@ -11,7 +11,8 @@ import re
 import shutil
 
 import pytest
-from small_runs import ROOT, runner_in
+from command_line import ROOT
+from small_runs import runner_in
 from test_published_commands import PUBLISHED, metrics_of, published_commands
 
 LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from command_line import as_flags
+from command_line import ROOT, as_flags
 
 from hos_jax.checkpoint import Checkpoints
 from hos_jax.config import load as load_config
 from hos_jax.problem import Problem
 
-ROOT = Path(__file__).parents[2]
 # The learning rate is constant, so that the length of a run changes nothing of its first steps.
 TINY = {
     "data.name": "digits",

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 
+import command_line
 import pytest
 
 # Before JAX is imported and before workers start: what one process compiles, all of them use.
@@ -17,23 +18,7 @@ if _CACHE:
 
 from hos_jax.config import default_config  # noqa: E402
 
-SMALL = {
-    "data.name": "digits",
-    "model.name": "mlp",
-    "model.ngf": 16,
-    "model.depth": 1,
-    "model.rank": 3,
-    "optim.lr": 1e-3,
-    "optim.ema": 0.9,
-    "training.steps": 6,
-    "training.batch_size": 8,
-    "training.log_every": 2,
-    "training.evaluate_every": 3,
-    "training.checkpoint_every": 2,
-    "sampling.steps": 5,
-    "sampling.chains": 4,
-    "sampling.images": 2,
-}
+SMALL = command_line.SMALL | {"model.rank": 3, "optim.lr": 1e-3, "optim.ema": 0.9}
 
 
 def pytest_unconfigure():
