@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from hos_jax import cli
+from hos_jax.arguments import check_override_names, describe_flags
 from hos_jax.config import default_config
 from hos_jax.errors import UserError
 
@@ -124,11 +125,11 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
       UserError: for a mistake that the user can mend.
     """
     command, values = COMMANDS[argv[0]], flags.FlagValues()
-    cli.check_override_names(argv)
+    check_override_names(argv)
     command.define(values, argv)
     if {"-h", "--help"} & set(argv):
         print("\n".join(textwrap.wrap(f"python main.py {command.usage}", 96)))
-        print(cli.describe_flags(values))
+        print(describe_flags(values))
         return None
     try:
         rest = values(argv)[1:]

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from small_runs import SMALL
 
 from hos_jax import cli, migrate, tensor_files
+from hos_jax.arguments import make_config, parse
 from hos_jax.config import default_config
 from hos_jax.config import load as load_config
 from hos_jax.evaluate import load_run
@@ -104,9 +105,9 @@ def test_export_reads_back_and_becomes_the_same_run(main, small_run, tmp_path):
     run = load_run(config, tmp_path / "b")
     assert run.step == 40 and "exported parameters of LowRankHybridRunner" in config.comment
     same(run.params["params"], averages)
-    values = cli.parse(["main.py", "--run", str(tmp_path), "--doc", "b", "--test", "--rank=4"])
-    assert cli.make_config(values).model.rank == 4
-    assert cli.make_config(values).comment == config.comment
+    values = parse(["main.py", "--run", str(tmp_path), "--doc", "b", "--test", "--rank=4"])
+    assert make_config(values).model.rank == 4
+    assert make_config(values).comment == config.comment
 
 
 def test_a_changed_export_is_refused(small_run, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hos_jax import cli
+from hos_jax import arguments
 from hos_jax import commands as commands_of_main
 from hos_jax import config as run_config
 
@@ -103,7 +103,7 @@ def test_command_line_parses(page, line, monkeypatch):
     if "--runner" not in words and ("--test" in words or "--resume_training" in words):
         # The run decides; tests/cli runs such a line with one.
         words += ["--runner", "LowRankHybridRunner", "--config", "demo"]
-    run_config.validate(cli.make_config(cli.parse(words[1:])))
+    run_config.validate(arguments.make_config(arguments.parse(words[1:])))
 
 
 @pytest.mark.parametrize(("page", "line"), commands("benchmarks/"))

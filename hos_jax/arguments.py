@@ -1,0 +1,264 @@
+"""From the arguments of the command line to flags, and from flags to a config."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from hos_jax.errors import UserError
+
+EXAMPLES = """\
+Train scores of order one and two by denoising, and test what was trained.
+
+  python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --noise 0.5 --ni
+  python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --resume_training
+  python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --test
+  python main.py --doc my_run --test    # with the settings that the run was made with
+
+Open what the published code saved, and give parameters to others (--help of each says more).
+
+  python main.py import_checkpoint checkpoint.pth --doc my_run --noise 0.5
+  python main.py export_parameters --doc my_run --output my_run.safetensors
+
+runners:"""
+
+CONFIG_FOLDER = "configs"
+
+
+def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """The published flags, with what they mean here; `argv` may override keys of the config."""
+    define = {"flag_values": values}
+    flags.DEFINE_string("runner", None, "What to train; see the list above.", **define)
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A config in configs/ by name (with or without .py or .yml), or the path of one. Its keys "
+        "are set with --config.group.key=value, for example --config.data.name=mnist5k "
+        "--config.training.steps=1000.",
+        sys_argv=argv,
+        **define,
+    )
+    flags.DEFINE_string("run", "runs", "Folder of all runs.", **define)
+    flags.DEFINE_string("doc", "default", "Name of this run: its folder is RUN/DOC.", **define)
+    flags.DEFINE_string("comment", "", "A remark, saved with the config.", **define)
+    flags.DEFINE_float("noise", None, "sigma, the noise level, in data units.", **define)
+    flags.DEFINE_integer("rank", None, "Columns of the low-rank factor of s2.", **define)
+    flags.DEFINE_integer("seed", None, "Seed of everything random.", **define)
+    flags.DEFINE_bool("test", False, "Test a run: table, figures, samples.", **define)
+    flags.DEFINE_bool("resume_training", False, "Go on with a run.", **define)
+    flags.DEFINE_bool(
+        "ni",
+        False,
+        "No interaction: a run of the same name is moved aside, with a time stamp. Without it you "
+        "are asked. Nothing is ever deleted.",
+        **define,
+    )
+    flags.DEFINE_string(
+        "image_folder",
+        "figures",
+        "Folder inside the run that receives the figures of --test.",
+        short_name="i",
+        **define,
+    )
+    flags.DEFINE_enum(
+        "verbose", "info", ["debug", "info", "warning", "critical"], "Log level.", **define
+    )
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Folder that keeps compiled programs, so that the next start need not compile them again.",
+        **define,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "For a run of several processes: address:port of process 0. Each is started with the same "
+        "command but its own --process_index; see docs/scaling.md.",
+        **define,
+    )
+    flags.DEFINE_integer("processes", None, "How many processes the run has.", **define)
+    flags.DEFINE_integer("process_index", None, "Which of them this is, from 0.", **define)
+    flags.DEFINE_bool(
+        "cluster",
+        False,
+        "Ask the cluster (Slurm, Open MPI, Kubernetes, a TPU slice) for these three.",
+        **define,
+    )
+    flags.DEFINE_bool("help", False, "Show this.", short_name="h", **define)
+
+
+def usage(values: flags.FlagValues) -> str:
+    """The text of --help."""
+    from hos_jax.runners import RUNNERS
+
+    lines = [EXAMPLES]
+    lines += [f"  {name:<28} {runner.description}" for name, runner in RUNNERS.items()]
+    lines += ["", "flags:", describe_flags(values)]
+    return "\n".join(lines)
+
+
+def describe_flags(values: flags.FlagValues) -> str:
+    """One paragraph for each flag, by name."""
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        if len(name) == 1:
+            continue
+        short = f"-{flag.short_name}, " if flag.short_name else ""
+        shown = isinstance(flag.default, str | int | float) and flag.default not in (False, "")
+        default = f" [{flag.default}]" if shown else ""
+        lines.append(f"  {short}--{name}")
+        lines += textwrap.wrap(
+            f"{flag.help}{default}", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return "\n".join(lines)
+
+
+def find_config(name: str) -> Path:
+    """The file of a config given by path, or by name with or without .py or .yml.
+
+    Raises:
+      UserError: if there is none; lists those that there are.
+    """
+    given = Path(name)
+    if given.suffix == ".py" and given.is_file():
+        return given
+    folders = [Path(CONFIG_FOLDER), Path(__file__).parents[1] / CONFIG_FOLDER]
+    stem = given.stem if given.suffix in (".py", ".yml", ".yaml") else given.name
+    for folder in folders:
+        path = folder / f"{stem}.py"
+        if path.is_file():
+            return path
+    known = sorted({path.stem for folder in folders for path in folder.glob("[!_]*.py")})
+    near = difflib.get_close_matches(stem, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"no config {name!r}: {hint}known are {', '.join(known)}")
+
+
+def _with_config_path(argv: list[str]) -> list[str]:
+    """The arguments with the value of --config replaced by the path of its file."""
+    result, index = [], 0
+    while index < len(argv):
+        argument = argv[index]
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            if "=" not in argument:
+                index += 1
+                if index == len(argv) or argv[index].startswith("-"):
+                    raise UserError("--config needs the name of a config")
+                value = argv[index]
+            argument = f"--config={find_config(value)}"
+        result.append(argument)
+        index += 1
+    return result
+
+
+def _with_saved_config(arguments: list[str]) -> list[str]:
+    """The arguments, with the config of the run where --test or --resume_training lacks --config.
+
+    Raises:
+      UserError: if there is no such run.
+    """
+    early = flags.FlagValues()
+    define = {"flag_values": early}
+    flags.DEFINE_string("run", "runs", "", **define)
+    flags.DEFINE_string("doc", "default", "", **define)
+    flags.DEFINE_string("runner", None, "", **define)
+    flags.DEFINE_bool("test", False, "", **define)
+    flags.DEFINE_bool("resume_training", False, "", **define)
+    try:
+        early(arguments, known_only=True)
+    except flags.Error as error:
+        raise UserError(f"{error} (see --help)") from error
+    asked = any(argument.lstrip("-").startswith("config=") for argument in arguments)
+    if asked or early.runner is not None or not (early.test or early.resume_training):
+        return arguments
+    from hos_jax import saved_config
+
+    workdir = Path(early.run) / early.doc
+    saved_config.get_config(str(workdir))
+    # First, as overrides of its keys have to come after it.
+    return [arguments[0], f"--config={saved_config.__file__}:{workdir}", *arguments[1:]]
+
+
+def check_override_names(argv: list[str]) -> None:
+    """Refuse `--config.a.b` for a key that no config has, and say which was probably meant."""
+    from hos_jax.config import default_config
+    from hos_jax.config_keys import all_keys, nearest
+
+    known = list(all_keys(default_config()))
+    for argument in argv:
+        path = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and path.startswith("config."):
+            key = path.removeprefix("config.")
+            if key not in known:
+                near = nearest(key, known)
+                hint = f": did you mean --config.{near}?" if near else ""
+                raise UserError(f"unknown config key {key!r}{hint}")
+
+
+def _without_traceback(message: str) -> str:
+    """What ml-collections says of a config file that raises, without the traceback in it."""
+    before, traceback, after = message.partition("Traceback (most recent call last):\n")
+    lines = [line for line in after.splitlines() if not line.startswith(" ")]
+    return " ".join([before.strip(), *lines]) if traceback else message
+
+
+def parse(argv: list[str]) -> flags.FlagValues:
+    """Flags from arguments.
+
+    Raises:
+      UserError: for whatever a user can get wrong in them.
+    """
+    values = flags.FlagValues()
+    if {"-h", "--help", "-help", "--helpfull"} & set(argv):
+        define_flags(values, argv)
+        print(usage(values))
+        raise SystemExit(0)
+    original = _with_config_path(argv)
+    arguments = _with_saved_config(original)
+    check_override_names(arguments)
+    define_flags(values, arguments)
+    try:
+        rest = values(arguments)
+    except flags.Error as error:
+        raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
+    except Exception as error:
+        # The config is a file of Python, which may be the user's own: whatever is wrong in there.
+        raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r} (see --help)")
+    for name in ("runner", "config"):
+        given = [part for part in arguments if part.partition("=")[0].lstrip("-") == name]
+        # A config read back from a run names its runner.
+        from_run = name == "runner" and arguments != original
+        if not given and not from_run:
+            raise UserError(f"--{name} is needed (see --help)")
+    return values
+
+
+def make_config(values: flags.FlagValues):
+    """The config that flags describe: the file, then the runner, the flags, the overrides."""
+    from hos_jax.config import default_config
+    from hos_jax.config_keys import check_keys_and_types
+    from hos_jax.runners import apply_runner
+
+    config = values.config
+    check_keys_and_types(config, default_config())
+    if values.runner is not None:
+        apply_runner(config, values.runner)
+    for flag, (group, key) in {
+        "noise": (config, "noise"),
+        "seed": (config, "seed"),
+        "rank": (config.model, "rank"),
+    }.items():
+        if values[flag].present:
+            group[key] = values[flag].value
+    if values["comment"].present:
+        config.comment = values.comment
+    config.update_from_flattened_dict(config_flags.get_override_values(values["config"]))
+    return config
