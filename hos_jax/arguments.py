@@ -26,6 +26,8 @@ Open what the published code saved, and give parameters to others (--help of eac
 
 runners:"""
 
+COMMANDS = ("import_checkpoint", "export_parameters")
+
 CONFIG_FOLDER = "configs"
 
 
@@ -231,7 +233,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
         raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r} (see --help)")
+        hint = "it goes first" if rest[1] in COMMANDS else "see --help"
+        raise UserError(f"unexpected argument {rest[1]!r} ({hint})")
     for name in ("runner", "config"):
         given = [part for part in arguments if part.partition("=")[0].lstrip("-") == name]
         # A config read back from a run names its runner.

@@ -9,11 +9,9 @@ from pathlib import Path
 from absl import flags
 
 from hos_jax import interruption
-from hos_jax.arguments import make_config, parse
+from hos_jax.arguments import COMMANDS, make_config, parse
 from hos_jax.errors import UserError
 from hos_jax.files import locked
-
-COMMANDS = ("import_checkpoint", "export_parameters")
 
 
 def run_folder(values: flags.FlagValues) -> Path:

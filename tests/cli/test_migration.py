@@ -220,10 +220,14 @@ class TestTorch:
 @pytest.mark.slow
 def test_an_imported_run_is_tested_and_resumed(command, stored, tmp_path):
     save_file(stored, tmp_path / "s1.st")
-    arguments = ["import_checkpoint", str(tmp_path / "s1.st"), "--doc", "a", "--noise", "0.5"]
+
+    def first(*arguments):
+        path = [sys.executable, str(ROOT / "main.py"), *arguments, "--run", str(tmp_path)]
+        return subprocess.run(path, capture_output=True, text=True, cwd=ROOT)
+
+    arguments = [str(tmp_path / "s1.st"), "--doc", "a", "--noise", "0.5"]
     arguments += ["--config.data.name=mnist5k", "--config.training.batch_size=20"]
-    path = [sys.executable, str(ROOT / "main.py"), *arguments, "--run", str(tmp_path)]
-    done = subprocess.run(path, capture_output=True, text=True, cwd=ROOT)
+    done = first("import_checkpoint", *arguments)
     assert done.returncode == 0, done.stderr
     assert "warning: s1 removes no noise" in done.stdout
     done = command("--doc", "a", "--resume_training", "--config.training.steps=2", small=False)
@@ -234,5 +238,7 @@ def test_an_imported_run_is_tested_and_resumed(command, stored, tmp_path):
     metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert metrics["step"] == 2 and metrics["denoise_mse"] > 0
     name = tmp_path / "a" / "parameters.safetensors"
-    assert command("export_parameters", "--doc", "a", small=False).returncode == 0
+    done = command("export_parameters", "--doc", "a", small=False)
+    assert "unexpected argument 'export_parameters' (it goes first)" in done.stderr
+    assert first("export_parameters", "--doc", "a").returncode == 0
     assert "score1/end/conv/kernel" in load_file(name)
