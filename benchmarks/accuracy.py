@@ -378,15 +378,21 @@ def figure(rows: list[dict], path: Path) -> None:
     """Relative error of s2 by noise level, a panel per law and head, a line per method."""
     rows = [row for row in rows if row["method"] not in THIRD]
     places = sorted({(row["law"], row["head"]) for row in rows if row["head"] != "-"})
-    plot, axes = plt.subplots(
-        1,
-        len(places),
-        figsize=(3.4 * len(places) + 1.6, 3.6),
+    columns = min(4, len(places))
+    lines = math.ceil(len(places) / columns)
+    plot, grid = plt.subplots(
+        lines,
+        columns,
+        figsize=(3.4 * columns + 1.6, 3.4 * lines),
         sharex=True,
         sharey=True,
+        squeeze=False,
         layout="constrained",
     )
-    for panel, (law, head) in zip(np.atleast_1d(axes), places, strict=True):
+    axes = grid.ravel()
+    for panel in axes[len(places) :]:
+        panel.set_axis_off()
+    for panel, (law, head) in zip(axes, places, strict=False):
         for method in (*AUTODIFF, *DIRECT):
             chosen = [
                 r
@@ -402,12 +408,13 @@ def figure(rows: list[dict], path: Path) -> None:
         shown = sorted({row["sigma"] for row in rows})
         panel.set_xticks(shown, [f"{sigma:g}" for sigma in shown])
         panel.xaxis.set_minor_locator(NullLocator())
+        panel.tick_params(labelbottom=True)
         panel.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("relative squared error of s2")
+    for panel in grid[:, 0]:
+        panel.set_ylabel("relative squared error of s2")
     # A run that diverged is off the picture, and in the table.
-    top = np.atleast_1d(axes)[0].get_ylim()[1]
-    np.atleast_1d(axes)[0].set_ylim(top=min(top, 10.0))
-    handles, labels = np.atleast_1d(axes)[-1].get_legend_handles_labels()
+    axes[0].set_ylim(top=min(axes[0].get_ylim()[1], 10.0))
+    handles, labels = axes[len(places) - 1].get_legend_handles_labels()
     plot.legend(handles, labels, loc="outside right upper", fontsize=8)
     figures.save(plot, path)
 

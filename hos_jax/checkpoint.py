@@ -99,9 +99,12 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int = 2, *, discard_unfinished: bool = False):
         self.directory = Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(
+        self._options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self.directory, keep),
             enable_async_checkpointing=True,
+            # What orbax has noted beside each checkpoint is not read until the checkpoint is: one
+            # whose notes are damaged must not keep the others from being found.
+            lightweight_initialize=True,
             # The states are whole arrays on the host: no other process takes part.
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
@@ -111,8 +114,11 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=discard_unfinished,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = self._open()
         self._failed = False
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self.directory, options=self._options)
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint on disk, oldest first."""
@@ -188,7 +194,8 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         for step in steps:
             (self.directory / str(step)).rename(free_name(folder / str(step)))
-        self._manager.reload()
+        self._manager.close()
+        self._manager = self._open()
 
     def _restore_step(self, step: int, template: Any) -> Restored:
         host_template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)

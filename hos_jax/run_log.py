@@ -50,12 +50,17 @@ class RunLog:
 
 
 def read_history(workdir: Path) -> list[dict]:
-    """The rows of `history.jsonl`, without a last line cut short by a kill."""
+    """The rows of `history.jsonl`, without lines that are damaged or cut short by a kill."""
     path = workdir / HISTORY_FILE
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            readable = isinstance(row["step"], int) and isinstance(row["group"], str)
+        except (ValueError, TypeError, KeyError):
+            readable = False
+        if readable:
+            rows.append(row)
+        else:
             logger.warning("%s: skipped an unreadable line", path)
     return rows

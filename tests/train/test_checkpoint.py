@@ -49,6 +49,18 @@ def test_a_resumed_run_goes_on_to_keep_the_last_and_the_best(filled):
     assert checkpoints.steps() == [8, 9, 10]
 
 
+def test_damaged_notes_of_one_checkpoint_do_not_hide_the_others(filled):
+    for content in ('[{"step": "x"}]', "3", "{"):
+        (filled / "4" / "_CHECKPOINT_METADATA").write_text(content)
+        checkpoints = Checkpoints(filled, keep=2)
+        assert checkpoints.restore(state(0)).step == 5
+        checkpoints.close()
+    checkpoints = Checkpoints(filled, keep=1)
+    checkpoints.save(6, state(6), held_out_loss=4.0, details={})
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 6]
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(filled, caplog, damage):
     victim = biggest_file(filled / "5" / "state")
