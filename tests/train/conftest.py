@@ -12,9 +12,9 @@ _CACHE = tempfile.mkdtemp(prefix="jax_cache_") if "PYTEST_XDIST_WORKER" not in o
 if _CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    # LLVM's higher levels take longer than these few steps gain.
+    # LLVM's optimizations take longer than these few steps gain.
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=1".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
 from hos_jax.config import default_config  # noqa: E402
 
