@@ -4,7 +4,8 @@ r"""Mixing of Ozaki against Langevin on targets with exact scores, each at its o
 
 With `--json` rows are written as they finish, and what is there is not run again. "Soft" targets
 are Gaussians in 100 dimensions that are narrow but along ten directions, with variances spread up
-to the condition number: their Hessian has the isotropic plus low-rank form, the others' is dense.
+to the condition number: their Hessian has the isotropic plus low-rank form, the others' is dense,
+and taken apart by `eigh`, or with "Lanczos" in the target's name by 20 Krylov vectors.
 
 For every target and sampler the step size runs over a grid. A step size counts only if it is
 unbiased enough: the mean and the standard deviation along every eigendirection of the target's
@@ -82,6 +83,10 @@ TARGETS |= {
     f"soft100, condition {condition}": functools.partial(_soft, 100, condition)
     for condition in (10, 100, 1000)
 }
+TARGETS |= {
+    f"gaussian100, condition {condition}, Lanczos": functools.partial(_gaussian, 100, condition)
+    for condition in (1, 10, 100, 1000)
+}
 TARGETS["two modes, 3 apart"] = functools.partial(_two_modes, 3.0)
 TARGETS["two modes, 5 apart"] = functools.partial(_two_modes, 5.0)
 # Of the smallest curvature radius squared for Langevin, of the largest for Ozaki.
@@ -96,13 +101,13 @@ def _moments(law, samples):
     return vectors, along.mean(axis=0), along.std(axis=0)
 
 
-def measure(law, name: str, step_size: float, options) -> dict:
+def measure(law, name: str, step_size: float, dense: str, options) -> dict:
     """Effective sample size, bias and seconds of one sampler at one step size."""
     reference = law.sample(jax.random.key(1), 100_000)
     vectors, mean, deviation = _moments(law, reference)
     if name == "ozaki":
         derivatives_fn = ozaki.join(law.score, law.hessian)
-        sampler = ozaki.as_top_level_api(derivatives_fn, step_size)
+        sampler = ozaki.as_top_level_api(derivatives_fn, step_size, dense=dense)
     else:
         sampler = langevin.as_top_level_api(law.score, step_size)
     states = jax.jit(jax.vmap(sampler.init))(law.sample(jax.random.key(2), options.chains))
@@ -154,9 +159,10 @@ def compare(target: str, options) -> dict:
     """The best of each sampler on one target, and their ratios."""
     law = TARGETS[target]()
     eigenvalues = np.linalg.eigvalsh(np.cov(np.asarray(law.sample(jax.random.key(0), 20_000)).T))
+    dense = "lanczos" if "Lanczos" in target else "eigh"
     found = {}
     for name, unit in (("langevin", eigenvalues[0]), ("ozaki", eigenvalues[-1])):
-        rows = [measure(law, name, float(unit * factor), options) for factor in GRID]
+        rows = [measure(law, name, float(unit * factor), dense, options) for factor in GRID]
         allowed = [row for row in rows if not row["biased"]] or rows[:1]
         found[name] = max(allowed, key=lambda row: row["ess"] / row["seconds"])
     evaluations = options.chains * options.steps
@@ -183,9 +189,9 @@ def main() -> None:
     rows = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
     if any(row["settings"] != settings for row in rows):
         raise SystemExit(f"{options.json} has rows of other settings: choose another file")
-    print(f"{'':<30}{'step size':>20}{'ESS per evaluation':>22}{'ratio Ozaki / Langevin':>26}")
+    print(f"{'':<36}{'step size':>20}{'ESS per evaluation':>22}{'ratio Ozaki / Langevin':>26}")
     print(
-        f"{'target':<30}{'Langevin':>10}{'Ozaki':>10}{'Langevin':>11}{'Ozaki':>11}"
+        f"{'target':<36}{'Langevin':>10}{'Ozaki':>10}{'Langevin':>11}{'Ozaki':>11}"
         f"{'evaluation':>14}{'second':>12}"
     )
     done = {row["target"] for row in rows}
@@ -194,7 +200,7 @@ def main() -> None:
         rows.append(row)
         first, second = row["langevin"], row["ozaki"]
         print(
-            f"{target:<30}{first['step_size']:>10.3g}{second['step_size']:>10.3g}"
+            f"{target:<36}{first['step_size']:>10.3g}{second['step_size']:>10.3g}"
             f"{first['ess_per_evaluation']:>11.3g}{second['ess_per_evaluation']:>11.3g}"
             f"{row['ratio_per_evaluation']:>14.3g}{row['ratio_per_second']:>12.3g}",
             flush=True,

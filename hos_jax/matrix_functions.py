@@ -8,7 +8,7 @@ allows:
 
   .. math:: f(A) v = f(c) v + U W \, \mathrm{diag}\Big(\frac{f(c + l) - f(c)}{l}\Big) W^T U^T v
 
-* `Dense`: through its eigendecomposition.
+* `Dense`: through its eigendecomposition, or by Lanczos where one asks for it.
 * `DiagonalPlusLowRank`: f(diag + U U^T) has no such form, so by Lanczos: with K Krylov vectors Q
   of (A, v) and T = Q^T A Q it is \|v\| Q f(T) e_1, exact when K reaches the number of distinct
   eigenvalues that v sees.
@@ -17,19 +17,13 @@ allows:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hos_jax.lanczos import krylov_space
-from hos_jax.linops import (
-    Dense,
-    Diagonal,
-    DiagonalPlusLowRank,
-    IsotropicPlusLowRank,
-    SymmetricMatrix,
-)
+from hos_jax.linops import Dense, Diagonal, IsotropicPlusLowRank, SymmetricMatrix
 from hos_jax.types import Array
 
 SpectralFunction = Callable[[Array], Array]
@@ -54,6 +48,7 @@ def matrix_function_product(
     vector: Array,
     *,
     krylov_vectors: int = 20,
+    dense: Literal["eigh", "lanczos"] = "eigh",
 ) -> MatrixFunctionProduct:
     """f(A) v for a structured symmetric A.
 
@@ -63,11 +58,14 @@ def matrix_function_product(
       matrix: A, (D, D).
       function: f, elementwise on an array of eigenvalues; finite on the whole spectrum.
       vector: v, (D,).
-      krylov_vectors: K, for `DiagonalPlusLowRank`; at most D are used.
+      krylov_vectors: K, for Lanczos; at most D are used.
+      dense: the way for a `Dense` matrix: exact, in O(D^3), or Lanczos, in O(K D^2).
 
     Raises:
-      ValueError: for fewer than two Krylov vectors, or a vector that is not (D,).
+      ValueError: for fewer than two Krylov vectors, another `dense`, or a vector that is not (D,).
     """
+    if dense not in ("eigh", "lanczos"):
+        raise ValueError(f"expected dense 'eigh' or 'lanczos', got {dense!r}")
     if krylov_vectors < 2:
         raise ValueError(f"expected krylov_vectors >= 2, got {krylov_vectors}")
     if vector.shape != (matrix.dim,):
@@ -78,7 +76,7 @@ def matrix_function_product(
             return MatrixFunctionProduct(function(matrix.diag) * vector, exact)
         if isinstance(matrix, IsotropicPlusLowRank):
             return MatrixFunctionProduct(_isotropic(matrix, function, vector), exact)
-        if isinstance(matrix, Dense):
+        if isinstance(matrix, Dense) and dense == "eigh":
             values, vectors = jnp.linalg.eigh(matrix.matrix)
             return MatrixFunctionProduct(vectors @ (function(values) * (vectors.T @ vector)), exact)
         return _lanczos(matrix, function, vector, min(krylov_vectors, matrix.dim))
@@ -97,7 +95,7 @@ def _isotropic(matrix: IsotropicPlusLowRank, function: SpectralFunction, vector:
 
 
 def _lanczos(
-    matrix: DiagonalPlusLowRank, function: SpectralFunction, vector: Array, size: int
+    matrix: SymmetricMatrix, function: SpectralFunction, vector: Array, size: int
 ) -> MatrixFunctionProduct:
     dim = vector.shape[0]
     norm = jnp.linalg.norm(vector)

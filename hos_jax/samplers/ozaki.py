@@ -8,8 +8,9 @@ l}, positive for every real eigenvalue l with the limits eps and 2 eps at 0: s2 
 and may be indefinite. On a Gaussian density the step is exact in law for any eps.
 
 `hos_jax.matrix_functions` applies them by the structure of s2: `Diagonal` elementwise,
-`IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank` by Lanczos. The kernel
-follows blackjax's contract: `kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
+`IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank`, and `Dense` where one
+asks for it, by Lanczos. The kernel follows blackjax's contract:
+`kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
 References:
   Ozaki, "A bridge between nonlinear time series models and nonlinear stochastic dynamical
@@ -19,7 +20,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,16 +82,23 @@ def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
 
 
 def build_kernel(
-    *, krylov_vectors: int = 20, growth_bound: float | None = DEFAULT_GROWTH_BOUND
+    *,
+    krylov_vectors: int = 20,
+    growth_bound: float | None = DEFAULT_GROWTH_BOUND,
+    dense: Literal["eigh", "lanczos"] = "eigh",
 ) -> Callable:
     """The kernel of one chain: `(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
     Args:
-      krylov_vectors: of the Lanczos iterations; used for a general `DiagonalPlusLowRank` only.
+      krylov_vectors: of the Lanczos iterations, for a general `DiagonalPlusLowRank`, and for a
+        `Dense` Hessian with dense="lanczos".
       growth_bound: along directions in which log q is convex, l > 0, the linear diffusion runs away
         as e^(eps l), farther than s2 at one point can be trusted; there it runs for the time
         (g / l) tanh(eps l / g) only, g the bound: eps for a small eps, g / l for a large one (as
         a smooth function it leaves Lanczos accurate). None for no bound.
+      dense: how the functions of a `Dense` Hessian are applied: "eigh" exactly, by an
+        eigendecomposition in each step, O(D^3); "lanczos" in O(K D^2) for K Krylov vectors, with
+        its error in the info.
 
     Raises:
       ValueError: for a growth bound that is not positive.
@@ -121,10 +129,10 @@ def build_kernel(
 
         noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
         moved, drift_error = matrix_function_product(
-            state.hessian, drift, state.score, krylov_vectors=krylov_vectors
+            state.hessian, drift, state.score, krylov_vectors=krylov_vectors, dense=dense
         )
         shaken, noise_error = matrix_function_product(
-            state.hessian, spread, noise, krylov_vectors=krylov_vectors
+            state.hessian, spread, noise, krylov_vectors=krylov_vectors, dense=dense
         )
         jump = moved + shaken
         new_state = init(state.position + jump, derivatives_fn)
@@ -141,11 +149,12 @@ def as_top_level_api(
     *,
     krylov_vectors: int = 20,
     growth_bound: float | None = DEFAULT_GROWTH_BOUND,
+    dense: Literal["eigh", "lanczos"] = "eigh",
 ) -> SamplingAlgorithm:
     """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it.
 
     Raises:
       ValueError: for a step size that is not positive, or see `build_kernel`.
     """
-    kernel = build_kernel(krylov_vectors=krylov_vectors, growth_bound=growth_bound)
+    kernel = build_kernel(krylov_vectors=krylov_vectors, growth_bound=growth_bound, dense=dense)
     return SamplingAlgorithm.of(init, kernel, derivatives_fn, step_size)

@@ -185,6 +185,30 @@ def test_lanczos_equals_dense_at_image_size_without_a_square_array():
     assert compiled.memory_analysis().temp_size_in_bytes < 150 * 4 * 100_000
 
 
+def test_a_dense_hessian_by_lanczos_moves_as_by_eigenvalues():
+    """On a Gaussian of condition 100, where more Krylov vectors are more digits."""
+    law = distributions.random_correlated_gaussian(jax.random.key(0), 60, 100.0)
+    derivatives_fn = ozaki.join(law.score, law.hessian)
+    start = law.mean + 1.0
+
+    def moved(**options):
+        sampler = ozaki.as_top_level_api(derivatives_fn, 0.3, **options)
+        state, info = jax.jit(sampler.step)(jax.random.key(1), sampler.init(start))
+        return state.position - start, info.lanczos_error
+
+    exact, none = moved()
+    assert none == 0
+    errors, estimates = [], []
+    for size in (10, 20, 60):
+        found, estimate = moved(dense="lanczos", krylov_vectors=size)
+        errors.append(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+        estimates.append(estimate)
+    assert errors[0] < 0.1 and errors[1] < 0.1 * errors[0] and errors[2] < 1e-9
+    assert np.all(np.array(errors[:2]) < 3 * np.array(estimates[:2]))
+    with pytest.raises(ValueError, match="dense 'eigh' or 'lanczos'"):
+        moved(dense="lu")
+
+
 def test_lanczos_survives_an_exhausted_krylov_space():
     """A multiple of I, a low rank and a zero score: fewer directions than Krylov vectors."""
     for diag, factor in (
