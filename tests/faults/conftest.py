@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +18,11 @@ if _OWN:
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FAULTS_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+
+# A shell starts what it runs in the background with Ctrl-C ignored, which workers and runs inherit:
+# a run would be right not to stop, and its test would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import fault_runs  # noqa: E402
 
