@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chain_timing import make_loop
+from measure import Rows
 
 from hos_jax import diagnostics, distributions
-from hos_jax.files import write_atomically
 from hos_jax.linops import IsotropicPlusLowRank
 from hos_jax.samplers import langevin, ozaki, run_chains
 
@@ -188,18 +187,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
     settings = {"chains": options.chains, "steps": options.steps}
-    rows = json.loads(options.json.read_text()) if options.json and options.json.is_file() else []
-    if any(row["settings"] != settings for row in rows):
-        raise SystemExit(f"{options.json} has rows of other settings: choose another file")
+    table = Rows(options.json, ("target",), settings)
     print(f"{'':<36}{'step size':>20}{'ESS per evaluation':>22}{'ratio Ozaki / Langevin':>26}")
     print(
         f"{'target':<36}{'Langevin':>10}{'Ozaki':>10}{'Langevin':>11}{'Ozaki':>11}"
         f"{'evaluation':>14}{'second':>12}"
     )
-    done = {row["target"] for row in rows}
-    for target in [name for name in options.targets if name not in done]:
-        row = compare(target, options) | {"settings": settings}
-        rows.append(row)
+    for target in options.targets:
+        if table.find(target=target) is not None:
+            continue
+        row = table.add(compare(target, options))
         first, second = row["langevin"], row["ozaki"]
         print(
             f"{target:<36}{first['step_size']:>10.3g}{second['step_size']:>10.3g}"
@@ -207,9 +204,6 @@ def main() -> None:
             f"{row['ratio_per_evaluation']:>14.3g}{row['ratio_per_second']:>12.3g}",
             flush=True,
         )
-        if options.json:
-            text = json.dumps(rows, indent=1) + "\n"
-            write_atomically(options.json, text)
 
 
 if __name__ == "__main__":

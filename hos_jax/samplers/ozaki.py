@@ -101,7 +101,7 @@ def build_kernel(
         its error in the info.
 
     Raises:
-      ValueError: for a growth bound that is not positive.
+      ValueError: for a growth bound that is not positive; in a step, for another `dense`.
     """
     if growth_bound is not None and not growth_bound > 0:
         raise ValueError(f"expected growth_bound > 0, got {growth_bound}")
