@@ -2,10 +2,10 @@
 
 python main.py --runner DoubleDiagonalHybridRunner --config annealed_mnist5k --doc annealed --ni
 
-6000 steps of 0.37 s on 2 cores (88 images a second, 37 minutes; 0.56 s a step on one core). 1000
-samples, by annealed Ozaki, 30 levels of 5 steps of eps = sigma^2: mean confidence of a classifier
-0.914 (0.005), that of real digits 0.98; all ten classes, but 30 in 100 are ones and 2 are eights:
-strokes come out too thin.
+6000 steps take 35 minutes on 2 cores (92 images a second; 0.56 s a step on one core). Of 1000
+samples by annealed Ozaki, 30 levels of 5 steps of eps = sigma^2, a classifier's mean confidence is
+0.902 (0.005), that of real digits 0.975; all ten classes, but 29 in 100 are ones and 2 are eights:
+strokes come out too thin (benchmarks/annealed_samples.py).
 """
 
 from hos_jax.config import default_config
