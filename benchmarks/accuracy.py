@@ -352,15 +352,16 @@ def _cell_text(rows: list[dict]) -> str:
     return f"{values.mean():.4f} ({error:.4f})"
 
 
-def table(rows: list[dict]) -> str:
-    """Relative errors by law and noise level, a column per method, as Markdown."""
+def table(rows: list[dict], order: int = 2) -> str:
+    """Relative errors of one order by law and noise level, a column per method, as Markdown."""
+    rows = [row for row in rows if (row["method"] in THIRD) == (order == 3)]
     methods = [m for m in METHODS if any(row["method"] == m for row in rows)]
     lines = [
         "| law | sigma | head | " + " | ".join(methods) + " |",
         "|---" * (3 + len(methods)) + "|",
     ]
-    places = sorted({(r["law"], r["sigma"], r["head"]) for r in rows if r["head"] != "-"})
-    for law, sigma, head in places:
+    places = {(r["law"], r["sigma"], r["head"]) for r in rows if order == 3 or r["head"] != "-"}
+    for law, sigma, head in sorted(places):
         cells = []
         for method in methods:
             found = [
@@ -446,5 +447,7 @@ if __name__ == "__main__":
     arguments = parse()
     every_row = run(arguments)
     print("\n" + table(every_row))
+    if any(row["method"] in THIRD for row in every_row):
+        print("\n" + table(every_row, order=3))
     if arguments.figure:
         figure(every_row, arguments.figure)
