@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import time
@@ -48,7 +49,12 @@ DIRECT = {
     "residual adaptive": "d2sm_residual",
     "residual NLL": "residual_nll",
 }
-THIRD = ("third: autodiff of dsm_vr", "third: d3sm", "third: d3sm centred")
+THIRD = (
+    "third: autodiff of dsm_vr",
+    "third: derivative of direct s2",
+    "third: d3sm",
+    "third: d3sm centred",
+)
 METHODS = (*AUTODIFF, *DIRECT, *THIRD)
 
 # Values kept for the exact tensors of a cell; more are computed again for each row.
@@ -87,6 +93,7 @@ LAWS = {
     "mixture20": (lambda: _mixture(20, 0.2, 0.4), ("low_rank", "dense"), False),
     # Components that touch: where two meet, in one point of a hundred, s2 has large peaks.
     "touching10": (lambda: _mixture(10, 0.4, 0.8), ("low_rank", "dense"), True),
+    "touching3": (lambda: _mixture(3, 0.4, 0.8), ("dense",), True),
 }
 
 
@@ -199,12 +206,19 @@ class Cell:
                 exact,
                 order=3,
             )
-        centred = method == "third: d3sm centred"
-        if centred:
-            pair = self.hessian_params("residual adaptive", "dense")
-        else:
-            pair = (self.score_params("dsm_vr", self.options.steps), None)
         hessian_model = self.hessian_model("dense", "residual adaptive")
+        if method == "third: d3sm":
+            pair = (self.score_params("dsm_vr", self.options.steps), None)
+        else:
+            pair = self.hessian_params("residual adaptive", "dense")
+        if method == "third: derivative of direct s2":
+
+            def derivative(p):
+                hessian_fn = fit.hessian_fn_of(self.score_fn(p[0]), hessian_model, p[1], self.sigma)
+                return lambda y: _symmetric(jax.jacfwd(lambda at: hessian_fn(at).to_dense())(y))
+
+            return self.errors(derivative, pair, exact, order=3)
+        centred = method == "third: d3sm centred"
         network = self.network(out_channels=self.dim**3, name=None)
         # Beyond order 2 the density varies on its own scale, here 1.
         unit = (self.sigma**2 / (self.sigma**2 + 1.0)) ** 1.5
@@ -212,8 +226,7 @@ class Cell:
         def tensors(params, noisy):
             raw = network.apply(params, noisy[:, None, None, :] / math.sqrt(1 + self.sigma**2))
             raw = unit * raw.reshape(len(noisy), self.dim, self.dim, self.dim)
-            turns = [(0, 1, 2, 3), (0, 1, 3, 2), (0, 2, 1, 3), (0, 2, 3, 1), (0, 3, 1, 2)]
-            return sum(raw.transpose(turn) for turn in [*turns, (0, 3, 2, 1)]) / 6.0
+            return jax.vmap(_symmetric)(raw)
 
         def train(frozen, key):
             score_fn = self.score_fn(frozen[0])
@@ -294,6 +307,11 @@ class Cell:
 
 def _dense(value):
     return value if isinstance(value, jax.Array) else value.to_dense()
+
+
+def _symmetric(tensor):
+    """The symmetric part of a (D, D, D) tensor."""
+    return sum(tensor.transpose(turn) for turn in itertools.permutations(range(3))) / 6.0
 
 
 def plan(options) -> list[tuple[str, float, str, str]]:

@@ -123,7 +123,7 @@ def measure(setting: Setting, run: bool, repeats: int) -> dict[str, float]:
     stacked = host_images[0] if steps == 1 else np.stack(host_images)
     images = parallel.shard(stacked, axis=0 if steps == 1 else 1)
     begun = time.perf_counter()
-    compiled = make_train_step(problem, steps).lower(state, images).compile()
+    compiled = parallel.compile_for(make_train_step(problem, steps), state, images)
     row = {
         "compile_seconds": time.perf_counter() - begun,
         "planned_bytes": int(compiled.memory_analysis().temp_size_in_bytes),

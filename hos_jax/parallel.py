@@ -10,6 +10,8 @@ its own part of every batch to `shard`, and only the first one writes (`is_first
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -173,6 +175,23 @@ def any_process(flag: bool) -> bool:
 def map_over_devices(fn: Callable, *, donate_argnums: Sequence[int] = ()) -> Callable:
     """`fn` compiled to run on every local device; donated arguments give up their memory."""
     return jax.pmap(fn, axis_name=AXIS, donate_argnums=tuple(donate_argnums))
+
+
+def compile_for(mapped: Any, *arguments: Any) -> Any:
+    """A mapped function compiled for arguments of these shapes, to be called with such alone.
+
+    What the compiler has freed is given back to the system at once (on Linux with glibc), so that
+    the first call's memory does not come on top of it. With several processes the first call
+    compiles.
+    """
+    if jax.process_count() > 1:
+        # A compiled `pmap` compares the shapes of all processes with those of one, and refuses.
+        return mapped
+    compiled = mapped.lower(*arguments).compile()
+    # Elsewhere there is no such function, or no C library to ask.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return compiled
 
 
 def mean_over_devices(tree: Any) -> Any:

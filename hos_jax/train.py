@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import sys
@@ -296,7 +295,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainSt
         logger.info("the run already has %d of %d steps", step, total)
         return jax.device_get(state)
     state = parallel.replicate(state)
-    take_steps = functools.cache(functools.partial(make_train_step, problem))
+    compiled: dict[int, Callable] = {}
     evaluate = make_evaluation(problem)
     begun, window_begun, window = time.monotonic(), time.monotonic(), []
     shown = files is not None and sys.stderr.isatty()
@@ -305,7 +304,11 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainSt
     while step < total and not parallel.any_process(should_stop()):
         stride = training.steps_per_dispatch
         count = min(stride - step % stride, total - step)
-        state, metrics = take_steps(count)(state, _batches(problem, step, count))
+        images = _batches(problem, step, count)
+        if count not in compiled:
+            train_step = make_train_step(problem, count)
+            compiled[count] = parallel.compile_for(train_step, state, images)
+        state, metrics = compiled[count](state, images)
         step += count
         window.append(metrics)
         if step % training.log_every == 0 or step == total:
