@@ -2,9 +2,9 @@ r"""Cost of the Hessian s2 of log q: a second-order model against automatic diff
 
     python benchmarks/hessian_cost.py --json PATH [--quick] [--sizes 784 ...] [--methods jacfwd ...]
 
-Every method has the same network: an MLP of width 256 on vectors, a U-Net of 16 channels on images.
-`direct` is one forward pass of a second-order model: a diagonal, a diagonal and r columns, or
-`shared`, where one trunk gives s1 and s2 (r = 50). The others differentiate s1:
+Every method has the same network: an MLP of width 256 on vectors, a U-Net of 16 channels (or
+--features) on images. `direct` is one forward pass of a second-order model: a diagonal, a diagonal
+and r columns, or `shared`, where one trunk gives s1 and s2 (r = 50). The others differentiate s1:
 
 * exact, the whole matrix: `jacfwd`, `jacrev`, `chunked` Jacobian-vector products (64 at a time),
   `jet` (Taylor mode of order 1, where all operations of the network have a rule for it);
@@ -83,13 +83,13 @@ class Work(NamedTuple):
     units: int
 
 
-def network_of(size: Size) -> Callable:
+def network_of(size: Size, features: int) -> Callable:
     if len(size.shape) == 1:
         return functools.partial(MLP, features=256, depth=3)
-    return functools.partial(UNet, features=16)
+    return functools.partial(UNet, features=features)
 
 
-def model_of(size: Size, method: str) -> ScoreModel:
+def model_of(size: Size, method: str, features: int) -> ScoreModel:
     """The model of a direct method, or the first-order one."""
     head = None
     if method == "direct diagonal":
@@ -97,7 +97,7 @@ def model_of(size: Size, method: str) -> ScoreModel:
     elif method in DIRECT:
         head = SecondOrderHead("low_rank", 50 if method.endswith("shared") else rank_of(method))
     networks = "shared" if method == "direct shared" else "per_order"
-    return ScoreModel(network_of(size), head, networks=networks)
+    return ScoreModel(network_of(size, features), head, networks=networks)
 
 
 def rank_of(method: str) -> int:
@@ -130,9 +130,9 @@ def random_params(model: ScoreModel, images: jax.Array) -> Any:
     return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
-def trained_score(size: Size, clean: jax.Array) -> tuple[ScoreModel, Any]:
+def trained_score(size: Size, features: int, clean: jax.Array) -> tuple[ScoreModel, Any]:
     """A first-order model and its parameters after a short training."""
-    model, objective = model_of(size, "s1"), Objective("dsm")
+    model, objective = model_of(size, "s1", features), Objective("dsm")
     params = random_params(model, clean[:1])
 
     def loss_fn(params, key):
@@ -152,7 +152,7 @@ class Case:
     def __init__(self, dim: int, options):
         self.dim, self.size, self.options = dim, SIZES[dim], options
         clean = examples(self.size, 500)
-        self.model, self.params = trained_score(self.size, clean)
+        self.model, self.params = trained_score(self.size, options.features, clean)
         self.probes = 0
         noise = jax.random.normal(jax.random.key(4), clean.shape)
         self.noisy = (clean + SIGMA * noise).reshape(len(clean), -1)
@@ -257,7 +257,7 @@ class Case:
 
     def direct(self, method: str, noisy: jax.Array) -> Compiled:
         """A second-order model at points (N, D), compiled; s1 comes with it where it is shared."""
-        model = model_of(self.size, method)
+        model = model_of(self.size, method, self.options.features)
         images = noisy.reshape(len(noisy), *self.size.shape)
         params = random_params(model, images[:1])
 
@@ -365,6 +365,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", choices=list(SIZES))
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--features", type=int, default=16, help="channels of the U-Net")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one evaluation, at most")
     parser.add_argument("--gibibytes", type=float, default=3.0, help="memory of one, at most")
     parser.add_argument("--diagonal-error", type=float, default=0.01)
@@ -374,7 +375,7 @@ def main() -> None:
     sizes = options.sizes or ([100] if options.quick else list(SIZES))
     settings = {
         name: getattr(options, name)
-        for name in ("quick", "repeats", "seconds", "gibibytes", "diagonal_error")
+        for name in ("quick", "features", "repeats", "seconds", "gibibytes", "diagonal_error")
     }
     table = Rows(options.json, ("dim", "points", "method"), {**settings, "device": device_name()})
     print(f"matrix product: {matmul_rate():.0f} GFLOP/s on {device_name()}", flush=True)
