@@ -1,24 +1,36 @@
-r"""3x3 convolutions whose kernel gradient is fast on CPU.
+r"""Convolutions that keep the image size, with the algorithms that are fast on CPU.
 
-XLA's CPU back end computes the gradient in the kernel as a convolution with a window as large as
-the image: at 28 x 28 pixels and 64 channels it reaches a quarter to a sixth of the rate of the
-convolution itself. As one matrix product per image, summed over the batch, it reaches the same
-rate. Other devices keep their own.
+XLA's CPU back end computes a 3x3 convolution at the rate of a matrix product, but its gradient in the
+kernel as a convolution with a window as large as the image, at a quarter to a sixth of that rate.
+Here, on CPU, convolutions of many channels go by Winograd's minimal filtering
+(`hos_jax.models.winograd`), and kernel gradients of few channels are matrix products, one image at a
+time. Other devices keep XLA's own.
+
+A convolution and its kernel gradient are two bilinear primitives, each the derivative of the other,
+so that they can be differentiated and batched in every mode and to any order.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero, linear_call
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
+from hos_jax.models import winograd
 from hos_jax.types import Array
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
+
+# With fewer channels the transforms of Winograd's filtering cost more than the products it saves.
+WINOGRAD_CHANNELS = 32
+# Values of the transformed images that are worked on at a time, so that they stay in the cache.
+CHUNK = 1_250_000
 
 
 def _plain(images: Array, kernel: Array, dilation: int) -> Array:
@@ -33,19 +45,43 @@ def _plain(images: Array, kernel: Array, dilation: int) -> Array:
     )
 
 
-def kernel_gradient(images: Array, cotangent: Array, dilation: int) -> Array:
-    """The gradient of <cotangent, convolve(images, kernel, dilation)> in a 3x3 kernel.
+def winograd_pays(inputs: int, outputs: int, dtype: Any) -> bool:
+    """Whether 3x3 convolutions of so many channels are computed by Winograd's filtering."""
+    few = min(inputs, outputs) < WINOGRAD_CHANNELS
+    return jax.default_backend() == "cpu" and dtype == jnp.float32 and not few
 
-    One image at a time, so that its nine shifted copies stay in the cache; sums are float32 at
-    least.
 
-    Args:
-      images: (B, H, W, I).
-      cotangent: (B, H, W, O).
-      dilation: distance between the taps.
+def _chunks(images: Array, limit: int) -> int:
+    """Into how many parts a batch is cut, so that each has at most `limit` transformed values."""
+    batch, *size = images.shape
+    values = winograd.TAPS**2 * size[0] * size[1] * size[2] // winograd.TILE**2
+    largest = max(1, limit // values)
+    parts = [count for count in range(1, batch + 1) if batch % count == 0]
+    return next(count for count in parts if batch // count <= largest)
 
-    Returns:
-      Array (3, 3, I, O) of the dtype of `images`.
+
+def _by_winograd(images: Array, kernel: Array, dilation: int) -> Array:
+    parts = _chunks(images, CHUNK)
+    whole = images.reshape(parts, -1, *images.shape[1:])
+    found = lax.map(lambda part: winograd.convolve(part, kernel, dilation), whole)
+    return found.reshape(*images.shape[:3], -1)
+
+
+def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int) -> Array:
+    parts = _chunks(images, 2 * CHUNK)
+
+    def add(total, part):
+        return total + winograd.kernel_gradient(*part, dilation), None
+
+    whole = [array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent)]
+    zeros = jnp.zeros((3, 3, images.shape[-1], cotangent.shape[-1]), images.dtype)
+    return lax.scan(add, zeros, tuple(whole))[0]
+
+
+def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int) -> Array:
+    """One image at a time, so that its nine shifted copies stay in the cache.
+
+    Sums are float32 at least.
     """
     _, height, width, inputs = images.shape
     outputs = cotangent.shape[-1]
@@ -69,36 +105,92 @@ def kernel_gradient(images: Array, cotangent: Array, dilation: int) -> Array:
     return kernel.astype(images.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _convolve(images: Array, kernel: Array, dilation: int) -> Array:
+def _convolve(images: Array, kernel: Array, *, dilation: int) -> Array:
+    if winograd_pays(*kernel.shape[2:], images.dtype):
+        return _by_winograd(images, kernel, dilation)
     return _plain(images, kernel, dilation)
 
 
-def _convolve_jvp(dilation: int, primals, tangents):
-    # A JVP rule, not a VJP one: scores are differentiated in forward mode too.
-    (images, kernel), (images_dot, kernel_dot) = primals, tangents
-    out = _convolve(images, kernel, dilation)
-    parts = []
-    if not isinstance(images_dot, SymbolicZero):
-        parts.append(_convolve(images_dot, kernel, dilation))
-    if not isinstance(kernel_dot, SymbolicZero):
-        part = linear_call(
-            lambda x, direction: _plain(x, direction, dilation),
-            lambda x, cotangent: kernel_gradient(x, cotangent, dilation),
-            images,
-            kernel_dot,
-        )
-        parts.append(part)
-    return out, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(out)
+def _kernel_gradient(images: Array, cotangent: Array, *, dilation: int) -> Array:
+    if winograd_pays(images.shape[-1], cotangent.shape[-1], images.dtype):
+        return _kernel_gradient_by_winograd(images, cotangent, dilation)
+    return _kernel_gradient_by_products(images, cotangent, dilation)
 
 
-_convolve.defjvp(_convolve_jvp, symbolic_zeros=True)
+def _primitive(name: str, compute: Callable[..., Array], shape: Callable[..., tuple]) -> Primitive:
+    """A primitive of two arrays that is computed by a JAX function and has the shape given."""
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(compute, static_argnames="dilation"))
+    primitive.def_abstract_eval(lambda x, y, *, dilation: x.update(shape=shape(x.shape, y.shape)))
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+    return primitive
+
+
+_convolve_p = _primitive(
+    "same_size_convolution", _convolve, lambda images, kernel: (*images[:3], kernel[3])
+)
+_kernel_gradient_p = _primitive(
+    "same_size_convolution_kernel_gradient",
+    _kernel_gradient,
+    lambda images, cotangent: (3, 3, images[3], cotangent[3]),
+)
+
+
+def _adjoint(kernel: Array) -> Array:
+    """The kernel of the adjoint of a convolution."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _convolve_batched(arguments, axes, *, dilation):
+    images, kernel = arguments
+    if axes[1] is not batching.not_mapped:
+        plain = functools.partial(_plain, dilation=dilation)
+        return jax.vmap(plain, in_axes=tuple(axes))(images, kernel), 0
+    images = jnp.moveaxis(images, axes[0], 0)
+    found = _convolve_p.bind(images.reshape(-1, *images.shape[2:]), kernel, dilation=dilation)
+    return found.reshape(*images.shape[:2], *found.shape[1:]), 0
+
+
+def _kernel_gradient_batched(arguments, axes, *, dilation):
+    products = functools.partial(_kernel_gradient_by_products, dilation=dilation)
+    return jax.vmap(products, in_axes=tuple(axes))(*arguments), 0
+
+
+def _bind(primitive: Primitive) -> Callable[..., Array]:
+    return lambda x, y, dilation: primitive.bind(x, y, dilation=dilation)
+
+
+_apply, _apply_gradient = _bind(_convolve_p), _bind(_kernel_gradient_p)
+ad.defbilinear(
+    _convolve_p,
+    lambda cotangent, images, kernel, *, dilation: _apply(cotangent, _adjoint(kernel), dilation),
+    lambda cotangent, images, kernel, *, dilation: _apply_gradient(images, cotangent, dilation),
+)
+ad.defbilinear(
+    _kernel_gradient_p,
+    lambda kernel, images, outputs, *, dilation: _apply(outputs, _adjoint(kernel), dilation),
+    lambda kernel, images, outputs, *, dilation: _apply(images, kernel, dilation),
+)
+batching.primitive_batchers[_convolve_p] = _convolve_batched
+batching.primitive_batchers[_kernel_gradient_p] = _kernel_gradient_batched
+
+
+def kernel_gradient(images: Array, cotangent: Array, dilation: int = 1) -> Array:
+    """The gradient of <cotangent, convolve(images, kernel, dilation)> in a 3x3 kernel.
+
+    Args:
+      images: (B, H, W, I).
+      cotangent: (B, H, W, O).
+      dilation: distance between the taps.
+
+    Returns:
+      Array (3, 3, I, O) of the dtype of `images`.
+    """
+    return _apply_gradient(images, cotangent, dilation)
 
 
 def convolve(images: Array, kernel: Array, dilation: int = 1) -> Array:
     """Convolution that keeps the image size, for odd kernels.
-
-    On CPU a gradient in a 3x3 kernel cannot be batched with `vmap` nor differentiated again.
 
     Args:
       images: (B, H, W, I).
@@ -109,7 +201,7 @@ def convolve(images: Array, kernel: Array, dilation: int = 1) -> Array:
       Array (B, H, W, O).
     """
     if kernel.shape[:2] == (3, 3) and jax.default_backend() == "cpu":
-        return _convolve(images, kernel, dilation)
+        return _apply(images, kernel, dilation)
     return _plain(images, kernel, dilation)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from hos_jax.models.convolution import convolve
+from hos_jax.models.convolution import convolve, winograd_pays
 
 EPSILON = 1e-5
 SMALLEST_SIZE = 8
@@ -164,7 +164,12 @@ class Convolution(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         init = fan_in_uniform(self.size**2 * x.shape[-1])
         kernel = self.param("kernel", init, shape).astype(self.dtype)
-        y = convolve_and_halve(x, kernel) if self.halve else convolve(x, kernel, self.dilation)
+        if not self.halve:
+            y = convolve(x, kernel, self.dilation)
+        elif winograd_pays(*kernel.shape[2:], self.dtype):
+            y = mean_pool_2x2(convolve(x, kernel))
+        else:
+            y = convolve_and_halve(x, kernel)
         if self.use_bias:
             bias = self.param("bias", init, (self.features,)).astype(self.dtype)
             y = y + bias.reshape(1, 1, 1, -1)
