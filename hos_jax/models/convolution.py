@@ -62,9 +62,20 @@ def _chunks(images: Array, limit: int) -> int:
 
 def _by_winograd(images: Array, kernel: Array, dilation: int) -> Array:
     parts = _chunks(images, CHUNK)
-    whole = images.reshape(parts, -1, *images.shape[1:])
-    found = lax.map(lambda part: winograd.convolve(part, kernel, dilation), whole)
-    return found.reshape(*images.shape[:3], -1)
+    if kernel.shape[2] != kernel.shape[3]:
+        whole = images.reshape(parts, -1, *images.shape[1:])
+        found = lax.map(lambda part: winograd.convolve(part, kernel, dilation), whole)
+        return found.reshape(*images.shape[:3], -1)
+    size = images.shape[0] // parts
+
+    def replace(index: Array, array: Array) -> Array:
+        part = lax.dynamic_slice_in_dim(array, index * size, size)
+        part = winograd.convolve(part, kernel, dilation)
+        return lax.dynamic_update_slice_in_dim(array, part, index * size, 0)
+
+    # In place: an array of zeros to fill would be made for every convolution of a network at once,
+    # before the first.
+    return lax.fori_loop(0, parts, replace, images)
 
 
 def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int) -> Array:

@@ -115,9 +115,8 @@ class Tiling:
 
 def transform_kernel(kernel: Array) -> Array:
     """G K G^T: (3, 3, I, O) -> (36, I, O)."""
-    rows = jnp.stack(combine(FILTER, [kernel[tap] for tap in range(3)]))
-    squares = jnp.stack(combine(FILTER, [rows[:, tap] for tap in range(3)]), axis=1)
-    return squares.reshape(TAPS * TAPS, *kernel.shape[2:])
+    matrix = jnp.asarray(np.kron(FILTER, FILTER), kernel.dtype)
+    return (matrix @ kernel.reshape(9, -1)).reshape(-1, *kernel.shape[2:])
 
 
 def convolve(images: Array, kernel: Array, dilation: int = 1) -> Array:
@@ -151,6 +150,5 @@ def kernel_gradient(images: Array, cotangent: Array, dilation: int = 1) -> Array
     inputs = tiling.split(INPUT, images, before=1)
     outputs = tiling.split(OUTPUT.T, cotangent, before=0)
     squares = jnp.einsum("nto,nti->noi", outputs, inputs).swapaxes(1, 2)
-    squares = squares.reshape(TAPS, TAPS, *squares.shape[1:])
-    rows = jnp.stack(combine(FILTER.T, [squares[tap] for tap in range(TAPS)]))
-    return jnp.stack(combine(FILTER.T, [rows[:, tap] for tap in range(TAPS)]), axis=1)
+    matrix = jnp.asarray(np.kron(FILTER, FILTER).T, images.dtype)
+    return (matrix @ squares.reshape(TAPS * TAPS, -1)).reshape(3, 3, *squares.shape[1:])
