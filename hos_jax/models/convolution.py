@@ -1,10 +1,10 @@
 r"""Convolutions that keep the image size, with the algorithms that are fast on CPU.
 
-XLA's CPU back end computes a 3x3 convolution at the rate of a matrix product, but its gradient in the
-kernel as a convolution with a window as large as the image, at a quarter to a sixth of that rate.
-Here, on CPU, convolutions of many channels go by Winograd's minimal filtering
-(`hos_jax.models.winograd`), and kernel gradients of few channels are matrix products, one image at a
-time. Other devices keep XLA's own.
+XLA's CPU back end computes a 3x3 convolution at the rate of a matrix product, but its gradient in
+the kernel as a convolution with a window as large as the image, at a quarter to a sixth of that
+rate. Here, on CPU, convolutions of many channels go by Winograd's minimal filtering
+(`hos_jax.models.winograd`), and kernel gradients of few channels are matrix products, one image at
+a time. Other devices keep XLA's own.
 
 A convolution and its kernel gradient are two bilinear primitives, each the derivative of the other,
 so that they can be differentiated and batched in every mode and to any order.
@@ -27,8 +27,9 @@ from hos_jax.types import Array
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
 
-# With fewer channels the transforms of Winograd's filtering cost more than the products it saves.
-WINOGRAD_CHANNELS = 32
+# With fewer channels the transforms of Winograd's filtering cost more than the products it saves,
+# and with fewer pixels in a batch the transform of the kernel does.
+WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 32, 128
 # Values of the transformed images that are worked on at a time, so that they stay in the cache.
 CHUNK = 1_250_000
 
@@ -45,10 +46,11 @@ def _plain(images: Array, kernel: Array, dilation: int) -> Array:
     )
 
 
-def winograd_pays(inputs: int, outputs: int, dtype: Any) -> bool:
-    """Whether 3x3 convolutions of so many channels are computed by Winograd's filtering."""
-    few = min(inputs, outputs) < WINOGRAD_CHANNELS
-    return jax.default_backend() == "cpu" and dtype == jnp.float32 and not few
+def winograd_pays(shape: tuple[int, ...], outputs: int, dtype: Any) -> bool:
+    """Whether 3x3 convolutions of images (B, H, W, I) are computed by Winograd's filtering."""
+    batch, height, width, inputs = shape
+    enough = min(inputs, outputs) >= WINOGRAD_CHANNELS and batch * height * width >= WINOGRAD_PIXELS
+    return enough and dtype == jnp.float32 and jax.default_backend() == "cpu"
 
 
 def _chunks(images: Array, limit: int) -> int:
@@ -82,7 +84,8 @@ def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int)
     parts = _chunks(images, 2 * CHUNK)
 
     def add(total, part):
-        return total + winograd.kernel_gradient(*part, dilation), None
+        images, cotangent = part
+        return total + winograd.kernel_gradient(images, cotangent, dilation), None
 
     whole = [array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent)]
     zeros = jnp.zeros((3, 3, images.shape[-1], cotangent.shape[-1]), images.dtype)
@@ -117,13 +120,13 @@ def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int)
 
 
 def _convolve(images: Array, kernel: Array, *, dilation: int) -> Array:
-    if winograd_pays(*kernel.shape[2:], images.dtype):
+    if winograd_pays(images.shape, kernel.shape[3], images.dtype):
         return _by_winograd(images, kernel, dilation)
     return _plain(images, kernel, dilation)
 
 
 def _kernel_gradient(images: Array, cotangent: Array, *, dilation: int) -> Array:
-    if winograd_pays(images.shape[-1], cotangent.shape[-1], images.dtype):
+    if winograd_pays(images.shape, cotangent.shape[3], images.dtype):
         return _kernel_gradient_by_winograd(images, cotangent, dilation)
     return _kernel_gradient_by_products(images, cotangent, dilation)
 
@@ -154,7 +157,7 @@ def _adjoint(kernel: Array) -> Array:
 
 def _convolve_batched(arguments, axes, *, dilation):
     images, kernel = arguments
-    if axes[1] is not batching.not_mapped:
+    if axes[1] is not None:
         plain = functools.partial(_plain, dilation=dilation)
         return jax.vmap(plain, in_axes=tuple(axes))(images, kernel), 0
     images = jnp.moveaxis(images, axes[0], 0)

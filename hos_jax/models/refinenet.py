@@ -167,7 +167,7 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", init, shape).astype(self.dtype)
         if not self.halve:
             y = convolve(x, kernel, self.dilation)
-        elif winograd_pays(*kernel.shape[2:], self.dtype):
+        elif winograd_pays(x.shape, self.features, self.dtype):
             y = mean_pool_2x2(convolve(x, kernel))
         else:
             y = convolve_and_halve(x, kernel)
@@ -295,8 +295,7 @@ class NormConvolution(nn.Module):
 
 
 # The backward pass of this unit needs the convolution's input, not its output: the recomputation
-# is the normalisation, by moments that are kept, and the function after it, 5 percent of the time of
-# the convolution.
+# is the normalisation, by moments that are kept, and the function after it.
 LeanNormConvolution = nn.remat(
     NormConvolution, policy=jax.checkpoint_policies.save_only_these_names("moments")
 )

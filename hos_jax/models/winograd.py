@@ -4,10 +4,10 @@ A 4 x 4 square of outputs takes 36 products per pair of channels in place of 144
 
 .. math:: Y = A^\top \big[ (G K G^\top) \odot (B^\top X B) \big] A
 
-with the 6 x 6 square X of inputs around it. The matrices evaluate polynomials at 0, a, -a, b, -b and
-infinity (Lavin & Gray 2015, arXiv 1509.09308). With a = 5/8 and b = 3/2, chosen here by search, the
-rounding error in float32 is half of that with the usual points 1 and 2, and about three times that
-of the plain sum.
+with the 6 x 6 square X of inputs around it. The matrices evaluate polynomials at 0, a, -a, b, -b
+and infinity (Lavin & Gray 2015, arXiv 1509.09308). With a = 5/8 and b = 3/2, chosen here by search,
+the rounding error in float32 is half of that with the usual points 1 and 2, and about three times
+that of the plain sum.
 """
 
 from __future__ import annotations

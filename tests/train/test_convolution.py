@@ -1,4 +1,4 @@
-"""The fast kernel gradient is the gradient of the plain convolution, in every mode."""
+"""Convolutions on CPU are the plain ones, with all their derivatives, in every mode."""
 
 import functools
 
@@ -7,33 +7,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_convolution import arrays, plain
 
+from hos_jax.models import convolution
 from hos_jax.models.convolution import conv_general_dilated, convolve, kernel_gradient
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.refinenet import RefineNet
 from hos_jax.models.score_model import ScoreModel
 
 
-def plain(images, kernel, dilation):
-    return jax.lax.conv_general_dilated(
-        images,
-        kernel,
-        (1, 1),
-        [(dilation, dilation)] * 2,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+@pytest.fixture(params=[2, 32], ids=["few channels", "many channels"])
+def channels(request, monkeypatch):
+    """Few channels go by matrix products, many by Winograd's filtering, in several chunks here."""
+    monkeypatch.setattr(convolution, "CHUNK", 100_000)
+    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 1)
+    return request.param
 
 
-def arrays(*shapes):
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+def check(everything, rtol=1e-4):
+    """A function of a convolution has the same results with ours as with the plain one."""
+    found = jax.jit(functools.partial(everything, convolve))()
+    expected = jax.jit(functools.partial(everything, plain))()
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * float(jnp.abs(other).max()))
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_gradients_and_directional_derivatives_are_those_of_the_plain_form(dilation):
+def test_gradients_and_directional_derivatives_are_those_of_the_plain_form(channels, dilation):
+    outputs = channels + 1
     images, kernel, direction, weights = arrays(
-        (2, 6, 8, 2), (3, 3, 2, 3), (2, 6, 8, 2), (2, 6, 8, 3)
+        (4, 6, 8, channels), (3, 3, channels, outputs), (4, 6, 8, channels), (4, 6, 8, outputs)
     )
 
     def everything(convolution):
@@ -50,10 +54,57 @@ def test_gradients_and_directional_derivatives_are_those_of_the_plain_form(dilat
         both = jax.jvp(product, (images, kernel), (direction, kernel))[1]
         return gradient, both, jax.grad(along)(kernel)
 
-    found = jax.jit(functools.partial(everything, convolve))()
-    expected = jax.jit(functools.partial(everything, plain))()
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    check(everything)
+
+
+def test_gradients_of_gradients_are_those_of_the_plain_form(channels):
+    images, kernel, direction = arrays(
+        (2, 4, 6, channels), (3, 3, channels, channels), (2, 4, 6, channels)
+    )
+
+    def everything(convolution):
+        def energy(images, kernel):
+            return jnp.sum(jnp.sin(convolution(convolution(images, kernel, 1), kernel, 1)))
+
+        def penalty(images, kernel):
+            return jnp.sum(jax.grad(energy)(images, kernel) ** 2)
+
+        def change(images, kernel):
+            slope = jax.grad(energy, argnums=1)
+            return jax.jvp(lambda x: slope(x, kernel), (images,), (direction,))[1]
+
+        return jax.grad(penalty, argnums=(0, 1))(images, kernel), change(images, kernel)
+
+    check(everything, rtol=1e-3)
+
+
+def test_batches_are_those_of_the_plain_form(channels):
+    images, kernels, cotangents = arrays(
+        (3, 2, 4, 4, channels), (3, 3, 3, channels, channels), (3, 2, 4, 4, channels)
+    )
+
+    def everything(convolution):
+        def of_both(images, kernel, cotangent):
+            _, pull = jax.vjp(lambda x, k: convolution(x, k, 1), images, kernel)
+            return pull(cotangent)
+
+        each = jax.vmap(convolution, in_axes=(0, 0, None))(images, kernels, 1)
+        one_kernel = jax.vmap(of_both, in_axes=(1, None, 1))(
+            images.swapaxes(0, 1), kernels[0], cotangents.swapaxes(0, 1)
+        )
+        one_image = jax.vmap(of_both, in_axes=(None, 0, 0))(images[0], kernels, cotangents)
+        return each, one_kernel, one_image
+
+    check(everything)
+
+
+def test_chunks_are_even_and_not_too_large():
+    images = jnp.zeros((40, 8, 8, 32))
+    values_per_image = 36 * 64 * 32 // 16
+    assert convolution._chunks(images, 10 * values_per_image) == 4
+    assert convolution._chunks(images, 9 * values_per_image) == 5
+    assert convolution._chunks(images, values_per_image - 1) == 40
+    assert convolution._chunks(images[:37], 36 * values_per_image) == 37
 
 
 def test_sums_of_bfloat16_are_float32():

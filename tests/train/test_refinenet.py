@@ -368,3 +368,31 @@ def test_norm_is_its_definition_channel_by_channel():
     params = jax.tree.map(lambda a: a.astype(np.float32), params)
     value = refinenet.InstanceNormPlus().apply({"params": params}, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(value, expected, atol=2e-5)
+
+
+def test_gradients_of_the_norm_are_those_of_its_definition():
+    x, weights, direction = (random(2, 4, 6, 3, seed=seed) for seed in range(3))
+    x = 1.0 + 2.0 * x
+    scale, shift = (random(1, 1, 1, 3, seed=seed) for seed in (3, 4))
+
+    def definition(x, mean, scale, shift):
+        del mean  # part of the definition, here
+        centred = x - x.mean((1, 2), keepdims=True)
+        variance = jnp.square(centred).mean((1, 2), keepdims=True)
+        return centred / jnp.sqrt(variance + refinenet.EPSILON) * scale + shift
+
+    def derivatives(standardize):
+        def value(x, scale, shift):
+            return standardize(x, x.mean((1, 2), keepdims=True), scale, shift)
+
+        def product(x, scale, shift):
+            return jnp.vdot(weights, jnp.sin(value(x, scale, shift)))
+
+        gradient = jax.grad(product, argnums=(0, 1, 2))(x, scale, shift)
+        slope = jax.jvp(lambda x: jax.grad(product)(x, scale, shift), (x,), (direction,))[1]
+        return value(x, scale, shift), gradient, slope
+
+    found = jax.jit(lambda: derivatives(refinenet.standardize))()
+    expected = jax.jit(lambda: derivatives(definition))()
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(one, other) < 2e-5
