@@ -50,7 +50,8 @@ def winograd_pays(shape: tuple[int, ...], outputs: int, dtype: Any) -> bool:
     """Whether 3x3 convolutions of images (B, H, W, I) are computed by Winograd's filtering."""
     batch, height, width, inputs = shape
     enough = min(inputs, outputs) >= WINOGRAD_CHANNELS and batch * height * width >= WINOGRAD_PIXELS
-    return enough and dtype == jnp.float32 and jax.default_backend() == "cpu"
+    narrow = jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16)
+    return enough and narrow and jax.default_backend() == "cpu"
 
 
 def _chunks(images: Array, limit: int) -> int:
@@ -63,16 +64,21 @@ def _chunks(images: Array, limit: int) -> int:
 
 
 def _by_winograd(images: Array, kernel: Array, dilation: int) -> Array:
+    """Chunk by chunk, each in float32."""
     parts = _chunks(images, CHUNK)
+    wide = kernel.astype(jnp.float32)
+
+    def convolve_part(part: Array) -> Array:
+        found = winograd.convolve(part.astype(jnp.float32), wide, dilation)
+        return found.astype(images.dtype)
+
     if kernel.shape[2] != kernel.shape[3]:
         whole = images.reshape(parts, -1, *images.shape[1:])
-        found = lax.map(lambda part: winograd.convolve(part, kernel, dilation), whole)
-        return found.reshape(*images.shape[:3], -1)
+        return lax.map(convolve_part, whole).reshape(*images.shape[:3], -1)
     size = images.shape[0] // parts
 
     def replace(index: Array, array: Array) -> Array:
-        part = lax.dynamic_slice_in_dim(array, index * size, size)
-        part = winograd.convolve(part, kernel, dilation)
+        part = convolve_part(lax.dynamic_slice_in_dim(array, index * size, size))
         return lax.dynamic_update_slice_in_dim(array, part, index * size, 0)
 
     # In place: an array of zeros to fill would be made for every convolution of a network at once,
@@ -84,12 +90,12 @@ def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int)
     parts = _chunks(images, 2 * CHUNK)
 
     def add(total, part):
-        images, cotangent = part
-        return total + winograd.kernel_gradient(images, cotangent, dilation), None
+        values, gradient = (array.astype(jnp.float32) for array in part)
+        return total + winograd.kernel_gradient(values, gradient, dilation), None
 
     whole = [array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent)]
-    zeros = jnp.zeros((3, 3, images.shape[-1], cotangent.shape[-1]), images.dtype)
-    return lax.scan(add, zeros, tuple(whole))[0]
+    zeros = jnp.zeros((3, 3, images.shape[-1], cotangent.shape[-1]), jnp.float32)
+    return lax.scan(add, zeros, tuple(whole))[0].astype(images.dtype)
 
 
 def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int) -> Array:

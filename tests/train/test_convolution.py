@@ -107,13 +107,21 @@ def test_chunks_are_even_and_not_too_large():
     assert convolution._chunks(images[:37], 36 * values_per_image) == 37
 
 
-def test_sums_of_bfloat16_are_float32():
-    images, cotangent = arrays((4, 16, 16, 2), (4, 16, 16, 1))
-    low = [array.astype(jnp.bfloat16) for array in (images, cotangent)]
-    found = kernel_gradient(*low, 1)
-    exact = kernel_gradient(*(array.astype(jnp.float32) for array in low), 1)
+def test_sums_of_bfloat16_are_float32(channels):
+    images, kernel, cotangent = arrays(
+        (4, 16, 16, channels), (3, 3, channels, channels), (4, 16, 16, channels)
+    )
+    low = [array.astype(jnp.bfloat16) for array in (images, kernel, cotangent)]
+    images, kernel, cotangent = (array.astype(jnp.float32) for array in low)
+    found = kernel_gradient(low[0], low[2])
     assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
+    exact = kernel_gradient(images, cotangent).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(found, exact)
+    found = convolve(low[0], low[1])
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), convolve(images, kernel), rtol=0.01, atol=0.02
+    )
 
 
 @pytest.mark.parametrize(("size", "strides"), [(3, 1), (3, 2), (1, 1)])
