@@ -11,8 +11,9 @@ the backward pass; `10 steps` takes ten steps per call of the compiled step. The
 nothing is downloaded.
 
 Each row runs in a process of its own. "s/step" is the median of the steps of five seconds, and of
---repeats at least, after a warm-up (a step of more than 60 s is timed once, without), "peak" the largest resident memory of the process, "planned" what XLA
-plans beside the step's arguments, "GFLOP/s" the rate of a plain matrix product in the same process.
+--repeats at least, after a warm-up (a step of more than 60 s is timed once, without), "peak" the
+largest resident memory of the process, "planned" what XLA plans beside the step's arguments,
+"GFLOP/s" the rate of a plain matrix product in the same process.
 Loss, optimizer and data are timed alone, as parts of the step: the rest is the network. The last
 column is images per second over those of the setting's refinenet row, in one file of rows. Rows
 marked "planned" are compiled but not run, unless --run-all or --settings is given.
