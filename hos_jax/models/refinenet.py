@@ -9,7 +9,7 @@ in which the architecture is usually described; the tests compare each with the 
 
 * a 3x3 convolution followed by 2x2 mean pooling is one 4x4 convolution of stride 2;
 * a 1x1 convolution followed by 2x2 mean pooling is done in the other order;
-* the 5x5 average pooling is a product with one banded matrix along each image axis.
+* the 5x5 average pooling is a sum of five shifted images along each axis.
 
 The activations between a normalisation and its convolution are never kept for the backward
 pass: recomputing them is cheap, and they are two thirds of the memory. (On CPU, JAX 0.10.2
@@ -61,16 +61,6 @@ def aligned_corner_matrix(size_in: int, size_out: int) -> np.ndarray:
     return np.clip(1 - distance, 0, None)
 
 
-def box_matrix(size: int, width: int = 5) -> np.ndarray:
-    """The matrix of the running mean of odd `width` along one axis, zeros outside counted.
-
-    Returns:
-        Array (size, size), float64, symmetric and banded.
-    """
-    index = np.arange(size)
-    return (np.abs(index[:, None] - index) <= width // 2) / width
-
-
 def apply_along_axes(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     """Applies one matrix along the image's rows and one along its columns.
 
@@ -98,10 +88,24 @@ def resize_aligned_corners(x: jax.Array, height: int, width: int) -> jax.Array:
     )
 
 
+def sum_of_neighbours(x: jax.Array, reach: int, axis: int) -> jax.Array:
+    """Sums of each value and the `reach` ones on both sides along an axis, zeros outside."""
+
+    def moved(by: int) -> jax.Array:
+        ends = [(by, -by, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+        return lax.pad(x, jnp.zeros((), x.dtype), ends)
+
+    pairs = [moved(by) + moved(-by) for by in range(1, reach + 1)]
+    return x + sum(pairs[1:], pairs[0])
+
+
 def average_pool_5x5(x: jax.Array) -> jax.Array:
     """Average of 5x5 neighbourhoods, stride 1, the zero padding of 2 counted; shape unchanged."""
-    # On CPU a windowed reduction takes up to twice the time, forward and backward.
-    return apply_along_axes(x, box_matrix(x.shape[1]), box_matrix(x.shape[2]))
+    # Two sums of five shifted images: on CPU a windowed reduction takes 2 to 8 times as long. The
+    # barrier keeps XLA from summing the columns anew for every row.
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    columns = lax.optimization_barrier(sum_of_neighbours(wide, 2, axis=1))
+    return (sum_of_neighbours(columns, 2, axis=2) / 25).astype(x.dtype)
 
 
 def mean_pool_2x2(x: jax.Array) -> jax.Array:
