@@ -302,11 +302,12 @@ class Case:
         for method, work in self.works(methods).items():
             try:
                 part, count, whole = self.compile_part(work, noisy, column_seconds)
-            except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-                # jet lacks rules, and JAX 0.12's loses itself in a custom JVP (an AttributeError).
+            except (KeyError, AttributeError, NotImplementedError, TypeError, ValueError) as error:
+                # jet lacks rules (a KeyError names the primitive), and JAX 0.12's loses itself in a
+                # custom JVP (an AttributeError).
                 if method != "jet":
                     raise
-                reason = (str(error).strip() or repr(error)).splitlines()[0][:80]
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:80]
                 rows.append(self.row(points, method, note=f"does not apply: {reason}"))
                 continue
             runs[method], facts[method] = part.run, (count, work.units, whole)

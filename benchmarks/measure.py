@@ -48,7 +48,8 @@ def seconds_side_by_side(
     """Seconds of every function, called in turn so that a slow moment of the machine hits all.
 
     Each is called once before. A function that takes much of `budget` seconds is called less often,
-    at least once; a fast one as often as 20 ms need within one repetition, and its mean counts.
+    at least once; a fast one as often as 100 ms need within one repetition, after a call that does
+    not count, as the caches are full of what was called before it; its mean counts.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     once = {}
@@ -61,7 +62,9 @@ def seconds_side_by_side(
         for name, run in runs.items():
             if repetition and repetition * once[name] > budget:
                 continue
-            calls = int(np.clip(0.02 / once[name], 1, 100))
+            calls = int(np.clip(0.1 / once[name], 1, 100))
+            if calls > 1:
+                run()
             begun = time.perf_counter()
             for _ in range(calls):
                 run()

@@ -28,8 +28,10 @@ from hos_jax.types import Array
 IMAGES = ("NHWC", "HWIO", "NHWC")
 
 # With fewer channels the transforms of Winograd's filtering cost more than the products it saves,
-# and with fewer pixels in a batch the transform of the kernel does.
-WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 32, 128
+# and with fewer pixels in a batch, or than one in 64 values of a tap, the transform of the kernel.
+WINOGRAD_CHANNELS, WINOGRAD_PIXELS, VALUES_PER_PIXEL = 32, 128, 64
+# A small image by itself: the transforms would be most of the memory that a network takes.
+PIXELS_OF_ONE = 1024
 # Values of the transformed images that are worked on at a time, so that they stay in the cache.
 CHUNK = 1_250_000
 
@@ -49,7 +51,9 @@ def _plain(images: Array, kernel: Array, dilation: int) -> Array:
 def winograd_pays(shape: tuple[int, ...], outputs: int, dtype: Any) -> bool:
     """Whether 3x3 convolutions of images (B, H, W, I) are computed by Winograd's filtering."""
     batch, height, width, inputs = shape
-    enough = min(inputs, outputs) >= WINOGRAD_CHANNELS and batch * height * width >= WINOGRAD_PIXELS
+    least = WINOGRAD_PIXELS if batch > 1 else PIXELS_OF_ONE
+    pixels = max(least, inputs * outputs // VALUES_PER_PIXEL)
+    enough = min(inputs, outputs) >= WINOGRAD_CHANNELS and batch * height * width >= pixels
     narrow = jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16)
     return enough and narrow and jax.default_backend() == "cpu"
 
@@ -72,6 +76,8 @@ def _by_winograd(images: Array, kernel: Array, dilation: int) -> Array:
         found = winograd.convolve(part.astype(jnp.float32), wide, dilation)
         return found.astype(images.dtype)
 
+    if parts == 1:
+        return convolve_part(images)
     if kernel.shape[2] != kernel.shape[3]:
         whole = images.reshape(parts, -1, *images.shape[1:])
         return lax.map(convolve_part, whole).reshape(*images.shape[:3], -1)
@@ -89,13 +95,16 @@ def _by_winograd(images: Array, kernel: Array, dilation: int) -> Array:
 def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int) -> Array:
     parts = _chunks(images, 2 * CHUNK)
 
-    def add(total, part):
+    def of_part(part: tuple[Array, Array]) -> Array:
         values, gradient = (array.astype(jnp.float32) for array in part)
-        return total + winograd.kernel_gradient(values, gradient, dilation), None
+        return winograd.kernel_gradient(values, gradient, dilation)
 
-    whole = [array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent)]
+    if parts == 1:
+        return of_part((images, cotangent)).astype(images.dtype)
+    whole = tuple(array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent))
     zeros = jnp.zeros((3, 3, images.shape[-1], cotangent.shape[-1]), jnp.float32)
-    return lax.scan(add, zeros, tuple(whole))[0].astype(images.dtype)
+    total, _ = lax.scan(lambda total, part: (total + of_part(part), None), zeros, whole)
+    return total.astype(images.dtype)
 
 
 def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int) -> Array:
@@ -111,11 +120,7 @@ def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int)
 
     def add(total, one):
         image, gradient = one
-        shifted = [
-            image[i * dilation : i * dilation + height, j * dilation : j * dilation + width]
-            for i in range(3)
-            for j in range(3)
-        ]
+        shifted = _shifted(image, height, width, dilation)
         patches = jnp.concatenate(shifted, axis=-1).reshape(height * width, 9 * inputs)
         flat = gradient.reshape(height * width, outputs)
         return total + flat.astype(wide).T @ patches.astype(wide), None
@@ -125,9 +130,29 @@ def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int)
     return kernel.astype(images.dtype)
 
 
+def _by_product(images: Array, kernel: Array, dilation: int) -> Array:
+    """As one product with the nine shifted copies of the images."""
+    _, height, width, _ = images.shape
+    margin = (dilation, dilation)
+    padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
+    patches = jnp.concatenate(_shifted(padded, height, width, dilation), axis=-1)
+    return patches @ kernel.reshape(-1, kernel.shape[3])
+
+
+def _shifted(padded: Array, height: int, width: int, dilation: int) -> list[Array]:
+    """What each of the nine taps sees of images (..., H, W, I) with zeros around them."""
+    return [
+        padded[..., i * dilation : i * dilation + height, j * dilation : j * dilation + width, :]
+        for i in range(3)
+        for j in range(3)
+    ]
+
+
 def _convolve(images: Array, kernel: Array, *, dilation: int) -> Array:
     if winograd_pays(images.shape, kernel.shape[3], images.dtype):
         return _by_winograd(images, kernel, dilation)
+    if images.shape[0] * images.shape[1] * images.shape[2] < WINOGRAD_PIXELS:
+        return _by_product(images, kernel, dilation)
     return _plain(images, kernel, dilation)
 
 

@@ -48,14 +48,36 @@ def minimal_filter() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 OUTPUT, FILTER, INPUT = minimal_filter()
 
 
-def combine(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
-    """The linear combinations of arrays that the rows of a small constant matrix give."""
-    combined = []
-    for row in matrix:
+def combine(matrix: np.ndarray, arrays: Sequence[Array], axis: int) -> Array:
+    """The linear combinations of arrays that the rows of a small matrix give, along a new axis.
+
+    Every coefficient is multiplied by, zeros too, in one loop over all rows.
+    """
+    shape = [1] * (arrays[0].ndim + 1)
+    shape[axis] = len(matrix)
+    terms = [
+        jnp.expand_dims(array, axis) * jnp.asarray(column.reshape(shape), array.dtype)
+        for column, array in zip(matrix.T, arrays, strict=True)
+    ]
+    return sum(terms[1:], terms[0])
+
+
+def combine_in_pairs(matrix: np.ndarray, arrays: Sequence[Array]) -> Array:
+    """The same along a new first axis, for the rows of `POINTS` and infinity.
+
+    Those of a point and its opposite share their even and odd parts, and zeros are left out.
+    """
+
+    def along(row: np.ndarray) -> Array:
         used = [(c, array) for c, array in zip(row.tolist(), arrays, strict=True) if c]
         terms = [array if c == 1.0 else array * c for c, array in used]
-        combined.append(sum(terms[1:], terms[0]))
-    return combined
+        return sum(terms[1:], terms[0])
+
+    rows = [along(matrix[0])]
+    for plus, minus in (matrix[1:3], matrix[3:5]):
+        even, odd = along((plus + minus) / 2), along((plus - minus) / 2)
+        rows += [even + odd, even - odd]
+    return jnp.stack([*rows, along(matrix[5])])
 
 
 class Tiling:
@@ -89,26 +111,26 @@ class Tiling:
         ]
         # The barriers keep XLA from padding and combining rows anew for every value of a square.
         x = lax.optimization_barrier(jnp.pad(images, ((0, 0), *ends, (0, 0))))
-        rows = combine(matrix, [self._pick(x, tap, 0, axis=1) for tap in range(taps)])
-        x = lax.optimization_barrier(jnp.stack(rows))
-        columns = combine(matrix, [self._pick(x, tap, 1, axis=4) for tap in range(taps)])
-        return jnp.stack(columns, axis=1).reshape(TAPS * TAPS, -1, images.shape[-1])
+        # Either form is the faster one where it is used, and one loop is the less to compile.
+        x = combine_in_pairs(matrix, self._values(x, taps, 0, axis=1))
+        x = lax.optimization_barrier(x)
+        x = combine(matrix, self._values(x, taps, 1, axis=4), axis=1)
+        return x.reshape(TAPS * TAPS, -1, images.shape[-1])
 
-    def _pick(self, x: Array, tap: int, along: int, axis: int) -> Array:
-        """One value of every square along an axis, which becomes (squares, dilation)."""
-        d, count = self.dilation, self.counts[along]
-        x = lax.slice_in_dim(x, tap * d, (tap + TILE * count) * d, axis=axis)
-        x = x.reshape(*x.shape[:axis], count, TILE, d, *x.shape[axis + 1 :])
-        return lax.index_in_dim(x, 0, axis + 1, keepdims=False)
+    def _values(self, x: Array, taps: int, along: int, axis: int) -> list[Array]:
+        """The values of every square along an axis, which becomes (squares, dilation)."""
+        x = x.reshape(*x.shape[:axis], -1, self.dilation, *x.shape[axis + 1 :])
+        last = TILE * (self.counts[along] - 1) + 1
+        return [lax.slice_in_dim(x, tap, tap + last, TILE, axis) for tap in range(taps)]
 
     def join(self, values: Array) -> Array:
         """The images of squares A^T M A: (36, squares, C) -> (B, H, W, C)."""
         d, (rows, columns) = self.dilation, self.counts
         channels = values.shape[-1]
         values = values.reshape(TAPS, TAPS, -1, rows, d, columns, d, channels)
-        x = jnp.stack(combine(OUTPUT, [values[:, tap] for tap in range(TAPS)]), axis=5)
+        x = combine(OUTPUT, [values[:, tap] for tap in range(TAPS)], axis=5)
         x = lax.optimization_barrier(x)
-        x = jnp.stack(combine(OUTPUT, [x[tap] for tap in range(TAPS)]), axis=2)
+        x = combine(OUTPUT, [x[tap] for tap in range(TAPS)], axis=2)
         x = x.reshape(-1, rows * TILE * d, columns * TILE * d, channels)
         return x[:, : self.size[0], : self.size[1]]
 

@@ -16,12 +16,15 @@ from hos_jax.models.refinenet import RefineNet
 from hos_jax.models.score_model import ScoreModel
 
 
-@pytest.fixture(params=[2, 32], ids=["few channels", "many channels"])
+@pytest.fixture(params=["few channels", "few pixels", "many of both"])
 def channels(request, monkeypatch):
-    """Few channels go by matrix products, many by Winograd's filtering, in several chunks here."""
+    """Few channels go by XLA's convolution, few pixels by one product, many by Winograd's filtering.
+
+    The latter in several chunks here.
+    """
     monkeypatch.setattr(convolution, "CHUNK", 100_000)
-    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 1)
-    return request.param
+    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 5000 if request.param == "few pixels" else 1)
+    return 32 if request.param == "many of both" else 2
 
 
 def check(everything, rtol=1e-4):
@@ -105,6 +108,27 @@ def test_chunks_are_even_and_not_too_large():
     assert convolution._chunks(images, 9 * values_per_image) == 5
     assert convolution._chunks(images, values_per_image - 1) == 40
     assert convolution._chunks(images[:37], 36 * values_per_image) == 37
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "pays"),
+    [
+        ((2, 8, 8, 32), 32, True),
+        ((2, 8, 8, 31), 32, False),
+        ((2, 8, 8, 32), 31, False),
+        ((1, 28, 28, 64), 64, False),
+        ((1, 32, 32, 64), 64, True),
+        ((16, 7, 7, 256), 256, False),
+        ((40, 7, 7, 256), 256, True),
+    ],
+)
+def test_filtering_is_for_many_channels_and_more_pixels_than_the_kernel_needs(shape, outputs, pays):
+    assert convolution.winograd_pays(shape, outputs, jnp.float32) == pays
+    assert not convolution.winograd_pays(shape, outputs, jnp.float64)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, shape[-1], outputs), jnp.float32)
+    text = jax.jit(convolve).lower(images, kernel).as_text()
+    assert ("convolution" not in text.replace("same_size_convolution", "")) == pays
 
 
 def test_sums_of_bfloat16_are_float32(channels):
