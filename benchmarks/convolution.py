@@ -4,8 +4,10 @@
 
 One row for each kind of layer of the published networks (batch, height = width, channels in and
 out, dilation), with milliseconds and the ratio XLA / ours, called in turn in one process: the
-convolution, its gradient in the images, and its gradient in the kernel. "error" is the root mean
-square error of the convolution in float32, relative to its own root mean square, against float64.
+convolution, its gradient in the images, and its gradient in the kernel. As in a network, a program
+has several of them, the memory that a call frees is kept for the next, and the time is that of one.
+"error" is the root mean square error of the convolution in float32, relative to its own root mean
+square, against float64.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import numpy as np
 from measure import Compiled, Rows, device_name, matmul_rate, seconds_side_by_side
 
 from hos_jax.models import convolution
+from hos_jax.parallel import keep_freed_memory
 
+LINKS = 4
 LAYERS = (
     (100, 28, 64, 1),
     (100, 14, 128, 1),
@@ -60,28 +64,39 @@ def relative_error(function, images: jax.Array, kernel: jax.Array, dilation: int
 def measure(layer: tuple[int, ...], repeats: int) -> dict:
     """One row: seconds of each part, ours and XLA's."""
     batch, size, channels, dilation = layer
-    keys = jax.random.split(jax.random.key(0), 3)
-    images, cotangent = (jax.random.normal(key, (batch, size, size, channels)) for key in keys[:2])
-    kernel = jax.random.normal(keys[2], (3, 3, channels, channels)) / (3 * channels**0.5)
+    keys = jax.random.split(jax.random.key(0), LINKS + 2)
+    images, *cotangents = (
+        jax.random.normal(key, (batch, size, size, channels)) for key in keys[: LINKS + 1]
+    )
+    kernel = jax.random.normal(keys[-1], (3, 3, channels, channels)) / (3 * channels**0.5)
     runs = {}
     for name, function in (("ours", convolution.convolve), ("XLA", own_of_xla)):
 
-        def gradient(images, kernel, cotangent, argument, function=function):
-            _, pull = jax.vjp(lambda *pair: function(*pair, dilation), images, kernel)
-            return pull(cotangent)[argument]
-
         def forward(images, kernel, function=function):
-            return function(images, kernel, dilation)
+            for _ in range(LINKS):
+                images = function(images, kernel, dilation)
+            return images
 
-        runs[f"{name}, convolution"] = Compiled(forward, images, kernel).run
-        for argument, part in enumerate(PARTS[1:]):
-            compiled = Compiled(
-                lambda *arrays, g=gradient, a=argument: g(*arrays, a), images, kernel, cotangent
-            )
-            runs[f"{name}, {part}"] = compiled.run
+        def image_gradient(images, kernel, cotangent, function=function):
+            _, pull = jax.vjp(lambda x: function(x, kernel, dilation), images)
+            for _ in range(LINKS):
+                (cotangent,) = pull(cotangent)
+            return cotangent
+
+        def kernel_gradient(images, kernel, cotangents, function=function):
+            _, pull = jax.vjp(lambda k: function(images, k, dilation), kernel)
+            return sum(pull(cotangent)[0] for cotangent in cotangents)
+
+        for part, one, *more in (
+            (PARTS[0], forward),
+            (PARTS[1], image_gradient, cotangents[0]),
+            (PARTS[2], kernel_gradient, cotangents),
+        ):
+            runs[f"{name}, {part}"] = Compiled(one, images, kernel, *more).run
+    keep_freed_memory()
     found = seconds_side_by_side(runs, repeats=repeats)
     return {
-        "seconds": {name: float(np.median(seconds)) for name, seconds in found.items()},
+        "seconds": {name: float(np.median(seconds)) / LINKS for name, seconds in found.items()},
         "errors": {
             "ours": relative_error(convolution.convolve, images, kernel, dilation),
             "XLA": relative_error(own_of_xla, images, kernel, dilation),

@@ -18,12 +18,10 @@ from hos_jax.models.score_model import ScoreModel
 
 @pytest.fixture(params=["few channels", "few pixels", "many of both"])
 def channels(request, monkeypatch):
-    """Few channels go by XLA's convolution, few pixels by one product, many by Winograd's filtering.
-
-    The latter in several chunks here.
-    """
+    """XLA's convolution, one product, and Winograd's filtering, in several chunks here."""
     monkeypatch.setattr(convolution, "CHUNK", 100_000)
-    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", 5000 if request.param == "few pixels" else 1)
+    least = 5000 if request.param == "few pixels" else 1
+    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", least)
     return 32 if request.param == "many of both" else 2
 
 
