@@ -1,10 +1,11 @@
 r"""Convolutions that keep the image size, with the algorithms that are fast on CPU.
 
 XLA's CPU back end computes a 3x3 convolution at the rate of a matrix product, but its gradient in
-the kernel as a convolution with a window as large as the image, at a quarter to a sixth of that
-rate. Here, on CPU, convolutions of many channels go by Winograd's minimal filtering
-(`hos_jax.models.winograd`), and kernel gradients of few channels are matrix products, one image at
-a time. Other devices keep XLA's own.
+the kernel as a convolution with a window as large as the image, and a convolution of few pixels, at
+a half to a quarter of that rate. Here, on CPU, convolutions of many channels go by Winograd's
+minimal filtering (`hos_jax.models.winograd`), those of few pixels are one matrix product, and
+kernel gradients of few channels are matrix products, one image at a time. Other devices keep XLA's
+own.
 
 A convolution and its kernel gradient are two bilinear primitives, each the derivative of the other,
 so that they can be differentiated and batched in every mode and to any order.
@@ -30,8 +31,6 @@ IMAGES = ("NHWC", "HWIO", "NHWC")
 # With fewer channels the transforms of Winograd's filtering cost more than the products it saves,
 # and with fewer pixels in a batch, or than one in 64 values of a tap, the transform of the kernel.
 WINOGRAD_CHANNELS, WINOGRAD_PIXELS, VALUES_PER_PIXEL = 32, 128, 64
-# A small image by itself: the transforms would be most of the memory that a network takes.
-PIXELS_OF_ONE = 1024
 # Values of the transformed images that are worked on at a time, so that they stay in the cache.
 CHUNK = 1_250_000
 
@@ -51,8 +50,7 @@ def _plain(images: Array, kernel: Array, dilation: int) -> Array:
 def winograd_pays(shape: tuple[int, ...], outputs: int, dtype: Any) -> bool:
     """Whether 3x3 convolutions of images (B, H, W, I) are computed by Winograd's filtering."""
     batch, height, width, inputs = shape
-    least = WINOGRAD_PIXELS if batch > 1 else PIXELS_OF_ONE
-    pixels = max(least, inputs * outputs // VALUES_PER_PIXEL)
+    pixels = max(WINOGRAD_PIXELS, inputs * outputs // VALUES_PER_PIXEL)
     enough = min(inputs, outputs) >= WINOGRAD_CHANNELS and batch * height * width >= pixels
     narrow = jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16)
     return enough and narrow and jax.default_backend() == "cpu"
@@ -77,6 +75,8 @@ def _by_winograd(images: Array, kernel: Array, dilation: int) -> Array:
         return found.astype(images.dtype)
 
     if parts == 1:
+        # Else the kernels of a whole network are transformed at once, before the first convolution.
+        images, wide = lax.optimization_barrier((images, wide))
         return convolve_part(images)
     if kernel.shape[2] != kernel.shape[3]:
         whole = images.reshape(parts, -1, *images.shape[1:])
