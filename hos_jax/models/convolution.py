@@ -101,9 +101,9 @@ def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int)
 
     if parts == 1:
         return of_part((images, cotangent)).astype(images.dtype)
-    whole = tuple(array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent))
+    first, second = (array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent))
     zeros = jnp.zeros((3, 3, images.shape[-1], cotangent.shape[-1]), jnp.float32)
-    total, _ = lax.scan(lambda total, part: (total + of_part(part), None), zeros, whole)
+    total, _ = lax.scan(lambda total, part: (total + of_part(part), None), zeros, (first, second))
     return total.astype(images.dtype)
 
 
