@@ -272,7 +272,8 @@ def test_chains_are_split_over_devices_and_draw_the_same():
         np.testing.assert_allclose(results[1][name], results[0][name], rtol=1e-5)
 
 
-# A call that frees 64 MB at its end; prints the new pages that one call takes, from the third on.
+# A call that frees 64 MB at its end; prints the new pages that one call takes, from the third on. A
+# call may begin before the last one has freed its memory, so that several are needed to have enough.
 _PAGES = """
 import resource, sys
 import jax, jax.numpy as jnp
@@ -286,7 +287,7 @@ def large(x):
 x = parallel.replicate(jnp.ones((4000, 4000)))
 mapped = parallel.map_over_devices(large)
 compiled = parallel.compile_for(mapped, x) if sys.argv[1] == "ours" else mapped.lower(x).compile()
-for call in range(5):
+for call in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     jax.block_until_ready(compiled(x))
     if call > 1:
