@@ -273,7 +273,7 @@ def test_chains_are_split_over_devices_and_draw_the_same():
 
 
 # A call that frees 64 MB at its end; prints the new pages that one call takes, from the third on. A
-# call may begin before the last one has freed its memory, so that several are needed to have enough.
+# call may begin before the last has freed its memory, so that it takes several to have enough.
 _PAGES = """
 import resource, sys
 import jax, jax.numpy as jnp
