@@ -1,11 +1,11 @@
 r"""Convolutions that keep the image size, with the algorithms that are fast on CPU.
 
 XLA's CPU back end computes a 3x3 convolution at the rate of a matrix product, but its gradient in
-the kernel as a convolution with a window as large as the image, and a convolution of few pixels, at
-a half to a quarter of that rate. Here, on CPU, convolutions of many channels go by Winograd's
-minimal filtering (`hos_jax.models.winograd`), those of few pixels are one matrix product, and
-kernel gradients of few channels are matrix products, one image at a time. Other devices keep XLA's
-own.
+the kernel as a convolution with a window as large as the image, and a convolution of few pixels,
+often at a half to a quarter of that rate. Here, on CPU, convolutions of many channels go by
+Winograd's minimal filtering (`hos_jax.models.winograd`), those of few pixels are one matrix
+product, and kernel gradients of few channels are matrix products, one image at a time. Other
+devices keep XLA's own.
 
 A convolution and its kernel gradient are two bilinear primitives, each the derivative of the other,
 so that they can be differentiated and batched in every mode and to any order.
@@ -107,6 +107,17 @@ def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int)
     return total.astype(images.dtype)
 
 
+def _patches(padded: Array, dilation: int) -> Array:
+    """What the nine taps see, side by side: (..., H + 2 d, W + 2 d, I) -> (..., H, W, 9 I)."""
+    height, width = (size - 2 * dilation for size in padded.shape[-3:-1])
+    shifted = [
+        padded[..., i * dilation : i * dilation + height, j * dilation : j * dilation + width, :]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return jnp.concatenate(shifted, axis=-1)
+
+
 def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int) -> Array:
     """One image at a time, so that its nine shifted copies stay in the cache.
 
@@ -120,8 +131,7 @@ def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int)
 
     def add(total, one):
         image, gradient = one
-        shifted = _shifted(image, height, width, dilation)
-        patches = jnp.concatenate(shifted, axis=-1).reshape(height * width, 9 * inputs)
+        patches = _patches(image, dilation).reshape(height * width, 9 * inputs)
         flat = gradient.reshape(height * width, outputs)
         return total + flat.astype(wide).T @ patches.astype(wide), None
 
@@ -132,20 +142,9 @@ def _kernel_gradient_by_products(images: Array, cotangent: Array, dilation: int)
 
 def _by_product(images: Array, kernel: Array, dilation: int) -> Array:
     """As one product with the nine shifted copies of the images."""
-    _, height, width, _ = images.shape
     margin = (dilation, dilation)
     padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
-    patches = jnp.concatenate(_shifted(padded, height, width, dilation), axis=-1)
-    return patches @ kernel.reshape(-1, kernel.shape[3])
-
-
-def _shifted(padded: Array, height: int, width: int, dilation: int) -> list[Array]:
-    """What each of the nine taps sees of images (..., H, W, I) with zeros around them."""
-    return [
-        padded[..., i * dilation : i * dilation + height, j * dilation : j * dilation + width, :]
-        for i in range(3)
-        for j in range(3)
-    ]
+    return _patches(padded, dilation) @ kernel.reshape(-1, kernel.shape[3])
 
 
 def _convolve(images: Array, kernel: Array, *, dilation: int) -> Array:

@@ -7,7 +7,8 @@ The architecture is that of Song & Ermon 2019 (arXiv 1907.05600), built on Refin
 Images are NHWC, (B, H, W, C). Three operations are computed in another, equal form than the one
 in which the architecture is usually described; the tests compare each with the plain form:
 
-* a 3x3 convolution followed by 2x2 mean pooling is one 4x4 convolution of stride 2;
+* a 3x3 convolution followed by 2x2 mean pooling is one 4x4 convolution of stride 2, where it does
+  not go by Winograd's filtering;
 * a 1x1 convolution followed by 2x2 mean pooling is done in the other order;
 * the 5x5 average pooling is a sum of five shifted images along each axis.
 
