@@ -34,11 +34,11 @@ from matplotlib.ticker import NullLocator
 
 from hos_jax import autodiff, distributions, figures, fit, losses
 from hos_jax.files import write_atomically
+from hos_jax.losses.objective import FIRST_ORDER, SECOND_ORDER
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
-from hos_jax.objective import FIRST_ORDER, SECOND_ORDER
 
 SIGMAS = (0.01, 0.05, 0.1, 0.5)
 AUTODIFF = {"autodiff of dsm": "dsm", "autodiff of dsm_vr": "dsm_vr"}

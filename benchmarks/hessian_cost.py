@@ -41,11 +41,11 @@ from measure import Compiled, Rows, device_name, matmul_rate, seconds_side_by_si
 from hos_jax import autodiff, distributions, fit
 from hos_jax.data import load, to_float
 from hos_jax.lanczos import top_eigenpairs
+from hos_jax.losses.objective import Objective
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.models.unet import UNet
-from hos_jax.objective import Objective
 
 SIGMA, CHUNK, EIGENPAIRS, PILOT = 0.5, 64, 10, 32
 

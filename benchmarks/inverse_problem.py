@@ -37,13 +37,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from hos_jax import config as run_config
-from hos_jax import figures, inverse, tweedie
+from hos_jax import figures, tweedie
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.evaluate import load_run
 from hos_jax.files import write_atomically
 from hos_jax.noise import geometric_sigmas
-from hos_jax.uncertainty import posterior_from_covariance
+from hos_jax.uncertainty import inverse, posterior_from_covariance
 
 NOISE_STD = 0.05
 METHODS = ("moment matched", "plain guidance", "forward only", "sampled")

@@ -130,9 +130,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: one line that names the key, its value and what is allowed.
     """
+    from hos_jax.losses.objective import FIRST_ORDER, SECOND_ORDER, THIRD_ORDER
     from hos_jax.models.registry import HEADS, THIRD_ORDER_HEADS
     from hos_jax.models.registry import NAMES as MODEL_NAMES
-    from hos_jax.objective import FIRST_ORDER, SECOND_ORDER, THIRD_ORDER
 
     check_keys_and_types(config, default_config())
     choices = {

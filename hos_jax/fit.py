@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import optax
 
 from hos_jax.linops import SymmetricMatrix
+from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
-from hos_jax.objective import Objective
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
 
 Sampler = Callable[[PRNGKey, int], Array]
@@ -220,7 +220,7 @@ def train_second_order(
       key: decides the initialization and every draw.
       dim: D.
       steps, batch_size, learning_rate: see `minimize`.
-      loss: a second-order loss of `hos_jax.objective.SECOND_ORDER`.
+      loss: a second-order loss of `hos_jax.losses.objective.SECOND_ORDER`.
 
     Raises:
       ValueError: for an unknown loss or steps < 1.

@@ -10,13 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import diagnostics, tweedie
+from hos_jax import tweedie
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import geometric_sigmas, step_key
 from hos_jax.problem import EVALUATION_STEP, Problem
-from hos_jax.samplers import SamplingAlgorithm, anneal_chains, langevin, ozaki, run_chains
+from hos_jax.samplers import (
+    SamplingAlgorithm,
+    anneal_chains,
+    diagnostics,
+    langevin,
+    ozaki,
+    run_chains,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import calibration, metrics, tweedie
+from hos_jax import tweedie
 from hos_jax.data import to_float
 from hos_jax.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, step_key
 from hos_jax.problem import EVALUATION_STEP, Problem
-from hos_jax.uncertainty import Posterior, Violations, posterior_from_covariance
+from hos_jax.uncertainty import (
+    Posterior,
+    Violations,
+    calibration,
+    metrics,
+    posterior_from_covariance,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import optax
 from hos_jax import config as run_config
 from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
+from hos_jax.losses.objective import Objective
 from hos_jax.models.registry import make_model
 from hos_jax.models.score_model import ScoreModel, outputs_of
-from hos_jax.objective import Objective
 from hos_jax.train_state import TrainState, init_state, make_optimizer
 
 # Held-out noise is the same at every evaluation, and never that of a training step.

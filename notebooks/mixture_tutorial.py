@@ -27,12 +27,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from hos_jax import autodiff, distributions, fit, uncertainty
-from hos_jax.diagnostics import effective_sample_size
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.samplers import langevin, ozaki, run_chains
+from hos_jax.samplers.diagnostics import effective_sample_size
 
 SIGMA, STEPS = 0.3, 2000
 
