@@ -95,7 +95,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 def usage(values: flags.FlagValues) -> str:
     """The text of --help."""
-    from hos_jax.runners import RUNNERS
+    from hos_jax.config.runners import RUNNERS
 
     lines = [EXAMPLES]
     lines += [f"  {name:<28} {runner.description}" for name, runner in RUNNERS.items()]
@@ -179,7 +179,7 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
     asked = any(argument.lstrip("-").startswith("config=") for argument in arguments)
     if asked or early.runner is not None or not (early.test or early.resume_training):
         return arguments
-    from hos_jax import saved_config
+    from hos_jax.config import saved_config
 
     workdir = Path(early.run) / early.doc
     saved_config.get_config(str(workdir))
@@ -190,7 +190,7 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
 def check_override_names(argv: list[str]) -> None:
     """Refuse `--config.a.b` for a key that no config has, and say which was probably meant."""
     from hos_jax.config import default_config
-    from hos_jax.config_keys import all_keys, nearest
+    from hos_jax.config.keys import all_keys, nearest
 
     known = list(all_keys(default_config()))
     for argument in argv:
@@ -247,8 +247,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
 def make_config(values: flags.FlagValues):
     """The config that flags describe: the file, then the runner, the flags, the overrides."""
     from hos_jax.config import default_config
-    from hos_jax.config_keys import check_keys_and_types
-    from hos_jax.runners import apply_runner
+    from hos_jax.config.keys import check_keys_and_types
+    from hos_jax.config.runners import apply_runner
 
     config = values.config
     check_keys_and_types(config, default_config())

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 
 from hos_jax import config as run_config
+from hos_jax.config.networks import make_model
 from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
 from hos_jax.losses.objective import Objective
-from hos_jax.models.registry import make_model
 from hos_jax.models.score_model import ScoreModel, outputs_of
 from hos_jax.train_state import TrainState, init_state, make_optimizer
 

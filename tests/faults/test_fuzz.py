@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hos_jax.config import default_config
-from hos_jax.config_keys import all_keys
+from hos_jax.config.keys import all_keys
 
 # ml-collections 1.1 loads config files with a deprecated method of importlib.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

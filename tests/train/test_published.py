@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 from hos_jax import config as run_config
 from hos_jax import migrate
+from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
 from hos_jax.evaluate import load_run
-from hos_jax.models.registry import make_model
 from hos_jax.published import recognise
 
 GOLDEN = Path(__file__).parents[1] / "golden"

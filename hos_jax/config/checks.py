@@ -1,122 +1,17 @@
-"""The config of a run: its defaults, its checks, and its file in the run folder."""
+"""What a config must fulfil before any work is done."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import math
-import platform
-from pathlib import Path
 from typing import Any
 
 import ml_collections
-from ml_collections import config_dict
 
-from hos_jax.config_keys import check_keys_and_types
-from hos_jax.data import NAMES as DATA_NAMES
+from hos_jax.config.defaults import default_config
+from hos_jax.config.keys import check_keys_and_types
 from hos_jax.errors import UserError
-from hos_jax.files import write_atomically
 
-CONFIG_FILE = "config.json"
 SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki")
-# What a resumed or tested run must have in common with the run on disk.
-IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def default_config() -> ml_collections.ConfigDict:
-    """Every key that a run has, with the project's defaults.
-
-    Values that may be left out are `None` and typed, so that an override is still checked.
-    """
-    none = config_dict.placeholder
-    config = ml_collections.ConfigDict()
-    config.runner = ""
-    config.comment = ""
-    config.noise = 0.5
-    config.seed = 1234
-
-    config.data = ml_collections.ConfigDict()
-    config.data.name = "mnist"
-    config.data.root = none(str)
-    config.data.image_size = none(int)
-    config.data.crop = none(int)
-    config.data.random_flip = False
-    # Of an image folder: leave out files that are no readable images, instead of refusing them.
-    config.data.skip_unreadable = False
-
-    config.model = ml_collections.ConfigDict()
-    config.model.name = "unet"
-    config.model.ngf = 16
-    config.model.multipliers = (1, 2, 4)
-    config.model.blocks = 1
-    config.model.patch_size = 1
-    config.model.attention_size = 8
-    config.model.depth = 3
-    config.model.head = "low_rank"
-    config.model.rank = 16
-    config.model.positive_definite = True
-    config.model.third_order = "none"
-    config.model.networks = "per_order"
-    config.model.data_std = 0.5
-    config.model.output_units = "dimensionless"
-    # One model for the noise levels in between; without them for `noise` alone.
-    config.model.smallest_noise = none(float)
-    config.model.largest_noise = none(float)
-    config.model.dtype = "float32"
-    config.model.remat = False
-
-    config.loss = ml_collections.ConfigDict()
-    config.loss.first_order = "dsm"
-    config.loss.second_order = "residual_nll"
-    # What the runner says, or else 1.
-    config.loss.first_order_weight = none(float)
-    config.loss.stop_gradient_score1 = True
-    config.loss.third_order = "none"
-    config.loss.third_order_weight = 1.0
-
-    config.optim = ml_collections.ConfigDict()
-    config.optim.lr = 2e-4
-    config.optim.schedule = "constant"
-    config.optim.final_lr = 0.0
-    config.optim.warmup = 0
-    config.optim.beta1 = 0.9
-    config.optim.beta2 = 0.999
-    config.optim.eps = 1e-8
-    config.optim.weight_decay = 0.0
-    config.optim.clip = 1.0
-    config.optim.ema = 0.0
-
-    config.training = ml_collections.ConfigDict()
-    config.training.steps = 200_000
-    config.training.batch_size = 100
-    # Steps that run without the host in between; worth it where a step takes milliseconds. Not on
-    # CPU, where XLA runs convolutions in a loop less well (the demo: 4 times slower).
-    config.training.steps_per_dispatch = 1
-    config.training.log_every = 100
-    config.training.evaluate_every = 2_500
-    config.training.checkpoint_every = 2_500
-    config.training.keep_checkpoints = 2
-
-    config.sampling = ml_collections.ConfigDict()
-    config.sampling.batch_size = 100
-    config.sampling.images = 8
-    config.sampling.chains = 36
-    config.sampling.steps = 500
-    config.sampling.step_size = 0.05
-    config.sampling.sampler = "langevin"
-    config.sampling.krylov_vectors = 10
-    # Annealing: noise levels, and at each of them steps of a fraction of sigma^2.
-    config.sampling.levels = 30
-    config.sampling.steps_per_level = 5
-    config.sampling.step_fraction = 0.2
-    return config
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **found}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -130,9 +25,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: one line that names the key, its value and what is allowed.
     """
+    from hos_jax.config.networks import HEADS, THIRD_ORDER_HEADS
+    from hos_jax.config.networks import NAMES as MODEL_NAMES
+    from hos_jax.data import NAMES as DATA_NAMES
     from hos_jax.losses.objective import FIRST_ORDER, SECOND_ORDER, THIRD_ORDER
-    from hos_jax.models.registry import HEADS, THIRD_ORDER_HEADS
-    from hos_jax.models.registry import NAMES as MODEL_NAMES
 
     check_keys_and_types(config, default_config())
     choices = {
@@ -292,73 +188,3 @@ def _get(config: ml_collections.ConfigDict, path: str) -> Any:
     for name in path.split("."):
         value = value[name]
     return value
-
-
-def differences(saved: dict, asked: dict, prefix: str = "") -> list[str]:
-    """The keys in which two configs differ, as `key: saved -> asked` lines."""
-    lines = []
-    for key in sorted(set(saved) | set(asked)):
-        old, new = saved.get(key), asked.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old} -> {new}")
-    return lines
-
-
-def to_plain(config: ml_collections.ConfigDict) -> dict:
-    """The config as JSON types."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Write everything that makes the run to `config.json`: all keys, and the versions."""
-    content = {**to_plain(config), "versions": versions()}
-    write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
-
-
-def load(workdir: Path) -> ml_collections.ConfigDict:
-    """Read the config of the run in `workdir`.
-
-    Raises:
-      UserError: if there is no run, or its config cannot be read.
-    """
-    path = workdir / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"no run in {workdir}: {CONFIG_FILE} is missing; check --run and --doc")
-    try:
-        return from_plain(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it or start anew") from error
-
-
-def from_plain(content: dict) -> ml_collections.ConfigDict:
-    """The config that `save` wrote, from its JSON types.
-
-    Raises:
-      ValueError, KeyError, TypeError or AttributeError: for anything else.
-    """
-    saved = {key: value for key, value in content.items() if key != "versions"}
-    multipliers = tuple(saved["model"]["multipliers"])
-    config = default_config()
-    config.update({**saved, "model": {**saved["model"], "multipliers": multipliers}})
-    return config
-
-
-def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.ConfigDict) -> None:
-    """Refuse to go on with a run under another model, noise, seed, data or loss.
-
-    Raises:
-      UserError: with the differences.
-    """
-    old, new = to_plain(saved), to_plain(asked)
-    changed = differences({key: old[key] for key in IDENTITY}, {key: new[key] for key in IDENTITY})
-    # Where the images lie may change between machines; what they are may not.
-    changed = [line for line in changed if not line.startswith("data.root:")]
-    if bool(saved.optim.ema) != bool(asked.optim.ema):
-        changed.append(f"optim.ema: {saved.optim.ema} -> {asked.optim.ema}")
-    if changed:
-        raise UserError(
-            f"this run was made with other settings ({'; '.join(changed)}): give those of the run "
-            "or another --doc"
-        )
