@@ -22,9 +22,9 @@ from hos_jax import config as run_config
 from hos_jax import figures
 from hos_jax.classify import TrainedClassifier, train_classifier
 from hos_jax.data import to_float
-from hos_jax.evaluate import load_run
 from hos_jax.files import write_atomically
 from hos_jax.generate import draw_samples
+from hos_jax.training.runs import load_run
 
 SHOWN = 100
 

@@ -29,10 +29,10 @@ from hos_jax import config as run_config
 from hos_jax import figures
 from hos_jax.classify import class_change_rate, train_classifier
 from hos_jax.data import to_float
-from hos_jax.evaluate import load_run
 from hos_jax.files import write_atomically
 from hos_jax.generate import make_denoiser, sampler_at
 from hos_jax.samplers import diagnostics, run_chains
+from hos_jax.training.runs import load_run
 
 # In units of sigma^2.
 GRID = {"langevin": (0.1, 0.3, 0.6, 1.0, 1.5), "ozaki": (0.3, 1.0, 3.0, 10.0, 30.0)}

@@ -40,9 +40,9 @@ from hos_jax import config as run_config
 from hos_jax import figures, tweedie
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
-from hos_jax.evaluate import load_run
 from hos_jax.files import write_atomically
 from hos_jax.noise import geometric_sigmas
+from hos_jax.training.runs import load_run
 from hos_jax.uncertainty import inverse, posterior_from_covariance
 
 NOISE_STD = 0.05

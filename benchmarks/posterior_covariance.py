@@ -32,10 +32,10 @@ import numpy as np
 
 from hos_jax import autodiff, tweedie
 from hos_jax import config as run_config
-from hos_jax.evaluate import load_run
 from hos_jax.files import write_atomically
 from hos_jax.held_out import first_held_out
 from hos_jax.linops import Diagonal
+from hos_jax.training.runs import load_run
 from hos_jax.uncertainty import calibration, metrics, posterior_from_covariance
 
 FLOORS = (1e-4, 1e-3, 1e-2, 3e-2, 0.1)

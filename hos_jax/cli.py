@@ -53,7 +53,7 @@ def ask_for_room(workdir: Path, no_interaction: bool) -> None:
 
 def make_room(workdir: Path) -> None:
     """Move an old run aside, unless a process still works on it."""
-    from hos_jax.checkpoint import free_name
+    from hos_jax.training.checkpoint import free_name
 
     if not workdir.exists() or not any(workdir.iterdir()):
         return
@@ -88,7 +88,7 @@ def _connect(values: flags.FlagValues) -> None:
         if values.cluster or any(value is not None for value in several):
             raise UserError("--test runs in one process: leave out the flags of several processes")
         return
-    from hos_jax import parallel
+    from hos_jax.training import parallel
 
     parallel.connect(*several, detect=values.cluster)
 
@@ -115,8 +115,8 @@ def run(values: flags.FlagValues) -> int:
         print(f"figures: {workdir / values.image_folder}   numbers: {workdir / 'metrics.json'}")
         return 0
 
-    from hos_jax import parallel
-    from hos_jax.train import train_and_evaluate
+    from hos_jax.training import parallel
+    from hos_jax.training.loop import train_and_evaluate
 
     if not values.resume_training:
         parallel.from_first_process(lambda: ask_for_room(workdir, values.ni), lambda: None)

@@ -2,7 +2,7 @@ r"""Fit scores in one compiled loop: for vectors, for small problems, for a scor
 
 `fit_score` learns s1 from samples. `train_second_order` learns s2 for any given s1, which stays as
 it is: a network trained elsewhere, an exact score, a simulator's. Both are functions of arrays, so
-that seeds and noise levels run under `vmap`. Image runs with checkpoints are `hos_jax.train`.
+that seeds and noise levels run under `vmap`. Image runs with checkpoints are `hos_jax.training`.
 
 Example, on a score that was not trained here::
 

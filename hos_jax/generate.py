@@ -15,7 +15,6 @@ from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import geometric_sigmas, step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
 from hos_jax.samplers import (
     SamplingAlgorithm,
     anneal_chains,
@@ -24,6 +23,7 @@ from hos_jax.samplers import (
     ozaki,
     run_chains,
 )
+from hos_jax.training.problem import EVALUATION_STEP, Problem
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from hos_jax.data import to_float
 from hos_jax.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
+from hos_jax.training.problem import EVALUATION_STEP, Problem
 from hos_jax.uncertainty import (
     Posterior,
     Violations,

@@ -17,18 +17,18 @@ from flax import traverse_util
 
 from hos_jax import config as run_config
 from hos_jax import tensor_files
-from hos_jax.checkpoint import Checkpoints
 from hos_jax.config.networks import make_model
 from hos_jax.config.runners import RUNNERS, apply_runner
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
-from hos_jax.evaluate import load_run
 from hos_jax.files import locked
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
 from hos_jax.published import PublishedModel, recognise
-from hos_jax.train_state import init_state
+from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.runs import load_run
+from hos_jax.training.state import init_state
 
 logger = logging.getLogger(__name__)
 

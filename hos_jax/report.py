@@ -16,7 +16,7 @@ import numpy as np
 from hos_jax.files import write_atomically
 from hos_jax.held_out import Examples
 from hos_jax.linops import Dense, DiagonalPlusLowRank
-from hos_jax.problem import Problem
+from hos_jax.training.problem import Problem
 from hos_jax.uncertainty import calibration
 
 REPORT_FILE = "report.html"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from command_line import ROOT
 
-from hos_jax.checkpoint import Checkpoints
 from hos_jax.config import load as load_config
-from hos_jax.problem import Problem
+from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.problem import Problem
 
 LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")
 

@@ -18,9 +18,9 @@ from hos_jax.config import default_config
 from hos_jax.config import load as load_config
 from hos_jax.config.networks import make_model
 from hos_jax.config.runners import apply_runner
-from hos_jax.evaluate import load_run
 from hos_jax.models.refinenet_weights import refinenet_params
-from hos_jax.problem import Problem
+from hos_jax.training.problem import Problem
+from hos_jax.training.runs import load_run
 
 GOLDEN = ROOT / "tests" / "golden"
 # ml-collections 1.1 loads config files with a deprecated method of importlib.

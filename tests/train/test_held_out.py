@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hos_jax import held_out
-from hos_jax.problem import Problem
+from hos_jax.training.problem import Problem
 
 
 def test_numbers_do_not_depend_on_the_batch_size(small_config):

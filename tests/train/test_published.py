@@ -13,8 +13,8 @@ from hos_jax import config as run_config
 from hos_jax import migrate
 from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
-from hos_jax.evaluate import load_run
 from hos_jax.published import recognise
+from hos_jax.training.runs import load_run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OPTIMIZER = {"state": {}, "param_groups": [{"lr": 2e-4}]}

@@ -19,15 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from hos_jax import config as run_config
-from hos_jax import parallel
-from hos_jax.checkpoint import Checkpoints
 from hos_jax.data import batch_at, to_float
 from hos_jax.errors import UserError
 from hos_jax.files import locked
 from hos_jax.noise import example_keys, step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
-from hos_jax.run_log import RunLog
-from hos_jax.train_state import TrainState, apply_gradients
+from hos_jax.training import parallel
+from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.logs import RunLog
+from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.state import TrainState, apply_gradients
 
 logger = logging.getLogger(__name__)
 

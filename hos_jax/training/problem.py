@@ -18,7 +18,7 @@ from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
 from hos_jax.losses.objective import Objective
 from hos_jax.models.score_model import ScoreModel, outputs_of
-from hos_jax.train_state import TrainState, init_state, make_optimizer
+from hos_jax.training.state import TrainState, init_state, make_optimizer
 
 # Held-out noise is the same at every evaluation, and never that of a training step.
 EVALUATION_STEP = 2**31 - 1
