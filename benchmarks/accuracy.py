@@ -32,7 +32,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from hos_jax import autodiff, distributions, figures, fit, losses
+from hos_jax import autodiff, distributions, fit, losses
+from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
 from hos_jax.losses.objective import FIRST_ORDER, SECOND_ORDER
 from hos_jax.models.heads import SecondOrderHead

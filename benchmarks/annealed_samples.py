@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from hos_jax import config as run_config
-from hos_jax import figures
 from hos_jax.classify import TrainedClassifier, train_classifier
 from hos_jax.data import to_float
+from hos_jax.evaluation import figures
+from hos_jax.evaluation.generate import draw_samples
 from hos_jax.files import write_atomically
-from hos_jax.generate import draw_samples
 from hos_jax.training.runs import load_run
 
 SHOWN = 100

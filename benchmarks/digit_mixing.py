@@ -26,11 +26,11 @@ import numpy as np
 from chain_timing import make_loop
 
 from hos_jax import config as run_config
-from hos_jax import figures
 from hos_jax.classify import class_change_rate, train_classifier
 from hos_jax.data import to_float
+from hos_jax.evaluation import figures
+from hos_jax.evaluation.generate import make_denoiser, sampler_at
 from hos_jax.files import write_atomically
-from hos_jax.generate import make_denoiser, sampler_at
 from hos_jax.samplers import diagnostics, run_chains
 from hos_jax.training.runs import load_run
 

@@ -37,9 +37,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from hos_jax import config as run_config
-from hos_jax import figures, tweedie
+from hos_jax import tweedie
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
+from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
 from hos_jax.noise import geometric_sigmas
 from hos_jax.training.runs import load_run

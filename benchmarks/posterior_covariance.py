@@ -32,8 +32,8 @@ import numpy as np
 
 from hos_jax import autodiff, tweedie
 from hos_jax import config as run_config
+from hos_jax.evaluation.held_out import first_held_out
 from hos_jax.files import write_atomically
-from hos_jax.held_out import first_held_out
 from hos_jax.linops import Diagonal
 from hos_jax.training.runs import load_run
 from hos_jax.uncertainty import calibration, metrics, posterior_from_covariance

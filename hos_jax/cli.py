@@ -65,7 +65,7 @@ def make_room(workdir: Path) -> None:
 
 def _log_panel(*arguments) -> None:
     """`evaluate.log_panel`; what it needs to draw is loaded when there is something to draw."""
-    from hos_jax.evaluate import log_panel
+    from hos_jax.evaluation.evaluate import log_panel
 
     log_panel(*arguments)
 
@@ -108,7 +108,7 @@ def run(values: flags.FlagValues) -> int:
     if values.compilation_cache:
         _keep_compiled(Path(values.compilation_cache))
     if values.test:
-        from hos_jax.evaluate import evaluate_run, table
+        from hos_jax.evaluation.evaluate import evaluate_run, table
 
         result = evaluate_run(config, workdir, values.image_folder)
         print(table(result))

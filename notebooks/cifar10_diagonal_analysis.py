@@ -36,13 +36,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
-from hos_jax import autodiff, figures
+from hos_jax import autodiff
 from hos_jax import config as run_config
 from hos_jax.config.runners import apply_runner
 from hos_jax.data import load
 from hos_jax.errors import UserError
-from hos_jax.evaluate import panel
-from hos_jax.held_out import held_out_examples, held_out_metrics
+from hos_jax.evaluation import figures
+from hos_jax.evaluation.evaluate import panel
+from hos_jax.evaluation.held_out import held_out_examples, held_out_metrics
 from hos_jax.training.loop import train_and_evaluate
 from hos_jax.training.runs import load_run
 

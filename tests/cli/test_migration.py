@@ -12,13 +12,15 @@ from command_line import ROOT
 from safetensors.numpy import load_file, save_file
 from small_runs import SMALL
 
-from hos_jax import cli, migrate, tensor_files
+from hos_jax import cli, migrate
 from hos_jax.arguments import make_config, parse
 from hos_jax.config import default_config
 from hos_jax.config import load as load_config
 from hos_jax.config.networks import make_model
 from hos_jax.config.runners import apply_runner
-from hos_jax.models.refinenet_weights import refinenet_params
+from hos_jax.errors import UserError
+from hos_jax.migrate import importing, tensor_files
+from hos_jax.migrate.refinenet_weights import refinenet_params
 from hos_jax.training.problem import Problem
 from hos_jax.training.runs import load_run
 
@@ -54,7 +56,7 @@ def small_run(tmp_path):
     problem = Problem.from_config(config)
     params = problem.init().params["params"]
     averages = jax.tree.map(lambda leaf: leaf + 1.0, params)
-    migrate._write_run(problem, tmp_path / "a", params, averages, 40)
+    importing._write_run(problem, tmp_path / "a", params, averages, 40)
     return tmp_path / "a", averages
 
 
@@ -124,7 +126,7 @@ def test_a_changed_export_is_refused(small_run, tmp_path):
     for i, (message, (some, about)) in enumerate(changes.items()):
         path = tmp_path / f"{i}.st"
         tensor_files.write(path, some, about)
-        with pytest.raises(migrate.UserError, match=message):
+        with pytest.raises(UserError, match=message):
             migrate.read_parameters(path)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hos_jax.config import validate
 from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
-from hos_jax.generate import course_curves, draw_samples
+from hos_jax.evaluation.generate import course_curves, draw_samples
 from hos_jax.losses.objective import Objective
 from hos_jax.training import loop
 from hos_jax.training.problem import Problem

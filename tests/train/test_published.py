@@ -13,7 +13,9 @@ from hos_jax import config as run_config
 from hos_jax import migrate
 from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
-from hos_jax.published import recognise
+from hos_jax.migrate import importing
+from hos_jax.migrate.published import recognise
+from hos_jax.training.problem import Problem
 from hos_jax.training.runs import load_run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -212,12 +214,12 @@ def test_the_network_that_removes_noise_is_s1(pair, monkeypatch, small_config, e
         kernel = params["end"]["conv"]["kernel"]
         return errors[0 if np.array_equal(kernel, kernels[0]) else 1]
 
-    monkeypatch.setattr(migrate, "_denoise_mse", error_of)
-    problem = migrate.Problem.from_config(small_config(noise=0.5))
-    ordered = migrate._in_order(problem, found, 4)
+    monkeypatch.setattr(importing, "_denoise_mse", error_of)
+    problem = Problem.from_config(small_config(noise=0.5))
+    ordered = importing._in_order(problem, found, 4)
     expected = found.swapped() if swapped else found
     same(ordered.params, expected.params)
-    same(migrate._in_order(problem, found, 0).params, found.params)
+    same(importing._in_order(problem, found, 0).params, found.params)
 
 
 def test_an_import_needs_the_noise_level_and_a_network_that_fits(mnist, tmp_path):

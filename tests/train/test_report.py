@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-from hos_jax import report
-from hos_jax.evaluate import evaluate_run
-from hos_jax.held_out import held_out_examples
+from hos_jax.evaluation import report
+from hos_jax.evaluation.evaluate import evaluate_run
+from hos_jax.evaluation.held_out import held_out_examples
 from hos_jax.linops import Dense
 from hos_jax.training import loop
 from hos_jax.training.problem import Problem

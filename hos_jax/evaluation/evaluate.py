@@ -13,17 +13,17 @@ import ml_collections
 import numpy as np
 
 from hos_jax import config as run_config
-from hos_jax import figures
-from hos_jax.files import write_atomically
-from hos_jax.generate import course_curves, draw_samples
-from hos_jax.held_out import (
+from hos_jax.evaluation import figures
+from hos_jax.evaluation.generate import course_curves, draw_samples
+from hos_jax.evaluation.held_out import (
     Examples,
     direction_scores,
     first_held_out,
     held_out_examples,
     held_out_metrics,
 )
-from hos_jax.report import DIRECTIONS, REPORT_FILE, write_report
+from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, write_report
+from hos_jax.files import write_atomically
 from hos_jax.training.logs import RunLog, read_history
 from hos_jax.training.problem import Problem
 from hos_jax.training.runs import LoadedRun, load_run

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hos_jax.evaluation.held_out import Examples
 from hos_jax.files import write_atomically
-from hos_jax.held_out import Examples
 from hos_jax.linops import Dense, DiagonalPlusLowRank
 from hos_jax.training.problem import Problem
 from hos_jax.uncertainty import calibration
@@ -135,7 +135,9 @@ def write_report(
         "shape": list(problem.data.image_shape),
         "range": list(problem.data.value_range),
     }
-    page = importlib.resources.files("hos_jax").joinpath("report.html").read_text("utf-8")
+    page = (
+        importlib.resources.files("hos_jax.evaluation").joinpath("report.html").read_text("utf-8")
+    )
     # A "</script>" in a name must not end the script element.
     text = json.dumps(content).replace("<", "\\u003c")
     write_atomically(path, page.replace("__DATA__", text))
