@@ -98,7 +98,7 @@ QUICK = ("demo, unet 16", "demo, unet 16, shared")
 def make_problem(arguments: list[str]):
     """The problem that arguments of main.py describe."""
     sys.path.insert(0, str(ROOT))  # the configs import one another
-    from hos_jax.arguments import make_config, parse
+    from hos_jax.cli.arguments import make_config, parse
     from hos_jax.training.problem import Problem
 
     return Problem.from_config(make_config(parse(["main.py", *arguments])))

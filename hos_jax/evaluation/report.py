@@ -135,9 +135,7 @@ def write_report(
         "shape": list(problem.data.image_shape),
         "range": list(problem.data.value_range),
     }
-    page = (
-        importlib.resources.files("hos_jax.evaluation").joinpath("report.html").read_text("utf-8")
-    )
+    page = importlib.resources.files("hos_jax.evaluation").joinpath("report.html")
     # A "</script>" in a name must not end the script element.
     text = json.dumps(content).replace("<", "\\u003c")
-    write_atomically(path, page.replace("__DATA__", text))
+    write_atomically(path, page.read_text("utf-8").replace("__DATA__", text))

@@ -134,7 +134,7 @@ def test_help_is_readable_and_complete(command):
 
 def test_help_loads_no_jax():
     script = (
-        "import sys; from hos_jax.cli import main\n"
+        "import sys; from hos_jax.cli.main import main\n"
         "try:\n    main(['main.py', '--help'])\nexcept SystemExit:\n    pass\n"
         "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
     )

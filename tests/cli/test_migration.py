@@ -12,8 +12,9 @@ from command_line import ROOT
 from safetensors.numpy import load_file, save_file
 from small_runs import SMALL
 
-from hos_jax import cli, migrate
-from hos_jax.arguments import make_config, parse
+from hos_jax import migrate
+from hos_jax.cli import main as cli
+from hos_jax.cli.arguments import make_config, parse
 from hos_jax.config import default_config
 from hos_jax.config import load as load_config
 from hos_jax.config.networks import make_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 from absl import flags
@@ -25,8 +26,6 @@ Open what the published code saved, and give parameters to others (--help of eac
   python main.py export_parameters --doc my_run --output my_run.safetensors
 
 runners:"""
-
-COMMANDS = ("import_checkpoint", "export_parameters")
 
 CONFIG_FOLDER = "configs"
 
@@ -129,7 +128,7 @@ def find_config(name: str) -> Path:
     given = Path(name)
     if given.suffix == ".py" and given.is_file():
         return given
-    folders = [Path(CONFIG_FOLDER), Path(__file__).parents[1] / CONFIG_FOLDER]
+    folders = [Path(CONFIG_FOLDER), Path(__file__).parents[2] / CONFIG_FOLDER]
     stem = given.stem if given.suffix in (".py", ".yml", ".yaml") else given.name
     for folder in folders:
         path = folder / f"{stem}.py"
@@ -210,8 +209,12 @@ def _without_traceback(message: str) -> str:
     return " ".join([before.strip(), *lines]) if traceback else message
 
 
-def parse(argv: list[str]) -> flags.FlagValues:
+def parse(argv: list[str], commands: Collection[str] = ()) -> flags.FlagValues:
     """Flags from arguments.
+
+    Args:
+      argv: the arguments, the name of the program first.
+      commands: the words that would have named a command if they stood first.
 
     Raises:
       UserError: for whatever a user can get wrong in them.
@@ -233,7 +236,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
         raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
-        hint = "it goes first" if rest[1] in COMMANDS else "see --help"
+        hint = "it goes first" if rest[1] in commands else "see --help"
         raise UserError(f"unexpected argument {rest[1]!r} ({hint})")
     for name in ("runner", "config"):
         given = [part for part in arguments if part.partition("=")[0].lstrip("-") == name]
