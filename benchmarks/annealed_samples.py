@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from classify import TrainedClassifier, train_classifier
 
 from hos_jax import config as run_config
-from hos_jax.classify import TrainedClassifier, train_classifier
 from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.generate import draw_samples

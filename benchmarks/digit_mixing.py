@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from chain_timing import make_loop
+from classify import class_change_rate, train_classifier
 
 from hos_jax import config as run_config
-from hos_jax.classify import class_change_rate, train_classifier
 from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.generate import make_denoiser, sampler_at
