@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from hos_jax.errors import UserError
 from hos_jax.files import free_name
+from hos_jax.training.parallel import process_index
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +98,9 @@ class Checkpoints:
             # The states are whole arrays on the host: no other process takes part.
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=jax.process_index(),
-                active_processes={jax.process_index()},
-                barrier_sync_key_prefix=f"process_{jax.process_index()}",
+                primary_host=process_index(),
+                active_processes={process_index()},
+                barrier_sync_key_prefix=f"process_{process_index()}",
             ),
             cleanup_tmp_directories=discard_unfinished,
         )

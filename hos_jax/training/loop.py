@@ -127,7 +127,7 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
         return {name: mean(values) * total for name, values in losses.items()}
 
     mapped = parallel.map_over_devices(evaluation_step)
-    processes, process = jax.process_count(), jax.process_index()
+    processes, process = parallel.process_count(), parallel.process_index()
     # One batch never needs more memory than a training step.
     batch_size = config.training.batch_size
     per_process = batch_size // processes
@@ -277,8 +277,8 @@ def _batches(problem: Problem, step: int, count: int) -> Any:
             index,
             seed=config.seed,
             batch_size=config.training.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=parallel.process_index(),
+            process_count=parallel.process_count(),
             random_flip=config.data.random_flip,
         )
 

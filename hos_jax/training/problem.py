@@ -18,6 +18,7 @@ from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
 from hos_jax.losses.objective import Objective
 from hos_jax.models.score_model import ScoreModel, outputs_of
+from hos_jax.training import parallel
 from hos_jax.training.state import TrainState, init_state, make_optimizer
 
 # Held-out noise is the same at every evaluation, and never that of a training step.
@@ -111,7 +112,7 @@ class Problem:
         """
         if len(jax.tree.leaves(self._abstract_params())) > 300:
             return self._init_params
-        options = {"xla_backend_optimization_level": 0} if _on_cpu() else None
+        options = {"xla_backend_optimization_level": 0} if parallel.on_cpu() else None
         return jax.jit(self._init_params, compiler_options=options)
 
     def _abstract_params(self) -> Any:
@@ -129,12 +130,8 @@ class Problem:
         return self.model.init(key, image, self.config.noise)
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def _check_batch(batch_size: int, available: int) -> None:
-    devices = jax.device_count()
+    devices = parallel.device_count()
     if batch_size % devices:
         raise UserError(
             f"training.batch_size={batch_size} does not divide over {devices} devices: "
