@@ -136,6 +136,8 @@ def _read(path: Path, *, crop: int, size: int) -> np.ndarray:
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             image = image.convert("RGB")
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _UnreadableError(f"{path} is not a readable image: mend or remove it") from error
     side = crop or min(image.size)
