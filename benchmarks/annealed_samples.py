@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from classify import TrainedClassifier, train_classifier
 
-from hos_jax import config as run_config
 from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.generate import draw_samples
@@ -48,11 +47,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path, help=f"a grid of the first {SHOWN} samples")
     options = parser.parse_args()
-    config = run_config.load(options.run)
+    run = load_run(options.run)
+    data, config = run.problem.data, run.problem.config
     with config.unlocked():
         config.sampling.chains = options.samples
-    run = load_run(config, options.run)
-    data = run.problem.data
     classifier = train_classifier(data)
     begun = time.perf_counter()
     images = draw_samples(run.problem, run.params, progress=True).images

@@ -26,7 +26,6 @@ import numpy as np
 from chain_timing import make_loop
 from classify import class_change_rate, train_classifier
 
-from hos_jax import config as run_config
 from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.generate import make_denoiser, sampler_at
@@ -43,9 +42,8 @@ class Digits:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        config = run_config.load(options.run)
-        run = load_run(config, options.run)
-        self.problem, self.params, self.sigma = run.problem, run.params, config.noise
+        run = load_run(options.run)
+        self.problem, self.params, self.sigma = run.problem, run.params, run.sigma
         self.denoise = make_denoiser(self.problem, self.params)
         self.classifier = train_classifier(self.problem.data)
         data = self.problem.data

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hos_jax.linops import SymmetricMatrix
+from hos_jax import pointwise
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
@@ -150,8 +150,8 @@ def fit_score(
 
 
 def score_fn_of(model: ScoreModel, params: Any, sigma: Array | float) -> ScoreFn:
-    """s1 of a fitted model at one point, (D,) -> (D,)."""
-    return lambda noisy: outputs_of(model, params, noisy[None], sigma).score1[0]
+    """s1 of a fitted model at one point: `pointwise.score_fn` by its name of version 0.1."""
+    return pointwise.score_fn(model, params, sigma)
 
 
 def second_order_params(
@@ -188,13 +188,8 @@ def second_order_params(
 def hessian_fn_of(
     score_fn: ScoreFn, model: HessianModel, params: Any, sigma: Array | float
 ) -> HessianFn:
-    """s2 of a fitted model at one point, (D,) -> structured (D, D), 1 / data units^2."""
-
-    def hessian_fn(noisy: Array) -> SymmetricMatrix:
-        outputs = outputs_of(model, params, noisy[None], sigma, score_fn(noisy)[None])
-        return jax.tree.map(lambda leaf: leaf[0], outputs.score2)
-
-    return hessian_fn
+    """s2 of a fitted model at one point: `pointwise.hessian_fn` by its name of version 0.1."""
+    return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn)
 
 
 def train_second_order(
@@ -210,7 +205,7 @@ def train_second_order(
     loss: str = "d2sm_residual",
     learning_rate: float = 2e-3,
 ) -> HessianFn:
-    """Learn s2 for a score that stays as it is; returns s2 at one point.
+    """Learn s2 for a score that stays as it is; returns s2 at one point, compiled once.
 
     Args:
       score_fn: s1 of the smoothed density at one point, (D,) -> (D,), 1 / data units.
@@ -239,4 +234,4 @@ def train_second_order(
             learning_rate=learning_rate,
         )
     )
-    return hessian_fn_of(score_fn, model, train(key), sigma)
+    return pointwise.hessian_fn(model, train(key), sigma, score_fn=score_fn)

@@ -36,8 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
-from hos_jax import autodiff
-from hos_jax import config as run_config
+from hos_jax import autodiff, pointwise
 from hos_jax.config.runners import apply_runner
 from hos_jax.data import load
 from hos_jax.errors import UserError
@@ -71,8 +70,8 @@ if not RUN.is_dir():
     config.training.evaluate_every = config.training.checkpoint_every = STEPS
     train_and_evaluate(config, RUN)
 
-run = load_run(run_config.load(RUN), RUN)
-problem, params, sigma = run.problem, run.params, run.problem.config.noise
+run = load_run(RUN)
+problem, params, sigma = run.problem, run.params, run.sigma
 shape, value_range = problem.data.image_shape, problem.data.value_range
 print(f"{problem.config.data.name}, sigma {sigma:g}, {run.step} steps")
 
@@ -122,12 +121,8 @@ axis.grid(alpha=0.3)
 # give the directions of largest posterior variance, without ever forming a matrix of
 # 3072 x 3072. Red and blue are pixels that move together and against one another.
 
-
 # %%
-def score_fn(noisy):
-    return problem.model.apply(params, noisy.reshape(1, *shape), sigma).score1[0]
-
-
+score_fn = pointwise.score_fn(run)
 noisy = examples.denoised.noisy
 
 

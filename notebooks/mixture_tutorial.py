@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hos_jax import autodiff, distributions, fit, uncertainty
+from hos_jax import autodiff, distributions, fit, pointwise, uncertainty
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
@@ -68,7 +68,7 @@ score_model = ScoreModel(network, data_std=1.0)
 train = jax.jit(
     functools.partial(fit.fit_score, score_model, law.sample, SIGMA, dim=2, steps=STEPS)
 )
-score_fn = fit.score_fn_of(score_model, train(jax.random.key(2)), SIGMA)
+score_fn = pointwise.score_fn(score_model, train(jax.random.key(2)), SIGMA)
 
 # %% [markdown]
 # ## Second order, learned directly

@@ -26,7 +26,7 @@ from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, write_report
 from hos_jax.files import write_atomically
 from hos_jax.training.logs import RunLog, read_history
 from hos_jax.training.problem import Problem
-from hos_jax.training.runs import LoadedRun, load_run
+from hos_jax.training.runs import LoadedRun, load_run_as
 from hos_jax.uncertainty import Posterior
 
 METRICS_FILE = "metrics.json"
@@ -85,11 +85,11 @@ def evaluate_run(
       What was written to `metrics.json`.
 
     Raises:
-      UserError: see `load_run`.
+      UserError: see `load_run_as`.
     """
     begun = time.monotonic()
     workdir = Path(workdir)
-    run = load_run(config, workdir)
+    run = load_run_as(config, workdir)
     folder = workdir / image_folder
     folder.mkdir(parents=True, exist_ok=True)
     result = held_out_metrics(run.problem, run.params)

@@ -52,7 +52,7 @@ def export_parameters(workdir: Path, output: Path) -> Parameters:
       UserError: if there is no run, or the file exists.
     """
     config = run_config.load(workdir)
-    run = load_run(config, workdir)
+    run = load_run(workdir)
     shape = run.problem.data.image_shape
     exported = Parameters(config, run.params["params"], shape, run.step)
     metadata = {

@@ -82,7 +82,7 @@ def test_import_makes_a_run(main, stored, tmp_path):
     assert "found s1, RefineNets of 16 channels" in out and "--test" in out
     config = load_config(tmp_path / "a")
     assert config.noise == 0.3 and config.model.ngf == 16
-    same(load_run(config, tmp_path / "a").params["params"], {"score1": refinenet_params(stored)})
+    same(load_run(tmp_path / "a").params["params"], {"score1": refinenet_params(stored)})
     (moved,) = tmp_path.glob("a.*")
     assert (moved / "precious").read_text() == "x"
 
@@ -105,7 +105,7 @@ def test_export_reads_back_and_becomes_the_same_run(main, small_run, tmp_path):
     same(load_file(workdir / "parameters.safetensors"), load_file(tmp_path / "p.st"))
     assert main("import_checkpoint", str(tmp_path / "p.st"), "--doc", "b")[0] == 0
     config = load_config(tmp_path / "b")
-    run = load_run(config, tmp_path / "b")
+    run = load_run(tmp_path / "b")
     assert run.step == 40 and "exported parameters of LowRankHybridRunner" in config.comment
     same(run.params["params"], averages)
     values = parse(["main.py", "--run", str(tmp_path), "--doc", "b", "--test", "--rank=4"])

@@ -166,7 +166,7 @@ def test_imported_low_rank_run_gives_the_stored_outputs(pair, tmp_path):
     config = run_config.load(tmp_path / "run")
     assert config.runner == "LowRankHybridRunner" and config.model.output_units == "score"
     assert config.comment == f"imported from published.safetensors: {imported.description}"
-    run = load_run(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
     outputs = apply(config, run.params["params"], arrays["x"])
     assert relative_error(outputs.score1, arrays["diag_f64"]) < 1e-5
     assert relative_error(outputs.score2.diag, arrays["diag_f64"]) < 1e-5
@@ -184,7 +184,7 @@ def test_imported_first_order_run_gives_the_stored_outputs(mnist, tmp_path):
     assert imported.denoise_mse > 0
     config = run_config.load(tmp_path / "run")
     assert config.runner == "UnetDSMRunner" and config.optim.ema == 0.999
-    run = load_run(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
     outputs = apply(config, run.params["params"], arrays["x"])
     assert relative_error(outputs.score1, arrays["out_f64"]) < 1e-5
 
@@ -196,7 +196,7 @@ def test_imported_diagonal_run_gives_the_stored_outputs(pair, tmp_path):
     import_arrays(tmp_path, content, checked_images=2)
     config = run_config.load(tmp_path / "run")
     assert config.runner == "DoubleDiagonalHybridRunner"
-    run = load_run(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
     outputs = apply(config, run.params["params"], arrays["x"])
     assert relative_error(outputs.score1, arrays["U_f64"][:, :, 0]) < 1e-5
     assert relative_error(diagonals(outputs.score2), arrays["diag_f64"]) < 1e-5
