@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -209,12 +209,14 @@ def _without_traceback(message: str) -> str:
     return " ".join([before.strip(), *lines]) if traceback else message
 
 
-def parse(argv: list[str], commands: Collection[str] = ()) -> flags.FlagValues:
+def parse(
+    argv: list[str], is_command: Callable[[str], bool] = lambda word: False
+) -> flags.FlagValues:
     """Flags from arguments.
 
     Args:
       argv: the arguments, the name of the program first.
-      commands: the words that would have named a command if they stood first.
+      is_command: whether a word would have named a command if it stood first.
 
     Raises:
       UserError: for whatever a user can get wrong in them.
@@ -236,7 +238,7 @@ def parse(argv: list[str], commands: Collection[str] = ()) -> flags.FlagValues:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
         raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
-        hint = "it goes first" if rest[1] in commands else "see --help"
+        hint = "it goes first" if is_command(rest[1]) else "see --help"
         raise UserError(f"unexpected argument {rest[1]!r} ({hint})")
     for name in ("runner", "config"):
         given = [part for part in arguments if part.partition("=")[0].lstrip("-") == name]

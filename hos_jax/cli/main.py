@@ -9,7 +9,6 @@ from absl import flags
 
 from hos_jax.cli import interruption
 from hos_jax.cli.arguments import make_config, parse
-from hos_jax.cli.commands import COMMANDS, run_command
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
 from hos_jax.errors import UserError
@@ -93,6 +92,15 @@ def run(values: flags.FlagValues) -> int:
     return 0
 
 
+def is_command(word: str) -> bool:
+    """Whether a word names a command; for a flag nothing is loaded to find out."""
+    if word.startswith("-"):
+        return False
+    from hos_jax.cli.commands import COMMANDS
+
+    return word in COMMANDS
+
+
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status.
 
@@ -100,9 +108,11 @@ def main(argv: list[str]) -> int:
     Ctrl-C and 143 for SIGTERM.
     """
     try:
-        if argv[1:2] and argv[1] in COMMANDS:
+        if argv[1:2] and is_command(argv[1]):
+            from hos_jax.cli.commands import run_command
+
             return run_command(argv[1:])
-        values = parse(argv, COMMANDS)
+        values = parse(argv, is_command)
         start_logging(values.verbose)
         return run(values)
     except UserError as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from pathlib import Path
 
 import ml_collections
@@ -21,6 +19,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
+    # Not at the top: they take a tenth of the time of --help.
+    import importlib.metadata
+    import platform
+
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **found}
 
