@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import gzip
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hos_jax.files import write_atomically
@@ -72,12 +74,34 @@ def seconds_side_by_side(
     return seconds
 
 
-def matmul_rate() -> float:
-    """GFLOP/s of a 2048 x 2048 float32 product on this machine now, the best of three."""
-    square = jnp.ones((2048, 2048))
+def matmul_rate(dtype: str = "float32") -> float:
+    """GFLOP/s of a square product on this machine now, the best of three: 2048 x 2048 on a CPU,
+    8192 x 8192 on an accelerator, of random numbers.
+    """
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    square = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(lambda a: a @ a)
     found = seconds_side_by_side({"": lambda: product(square).block_until_ready()}, repeats=3)
-    return 2 * 2048**3 / min(found[""]) / 1e9
+    return 2 * size**3 / min(found[""]) / 1e9
+
+
+def operation_shares(folder: Path, most: int = 15) -> dict[str, float]:
+    """What an accelerator was busy with in a trace that `jax.profiler.trace` wrote with
+    `create_perfetto_trace`: the share of each kind of operation, the `most` largest first.
+    """
+    path = max(folder.rglob("perfetto_trace.json.gz"))
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    streams = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event.get("name") == "thread_name" and event["args"]["name"].startswith("Stream")
+    }
+    spent: collections.Counter[str] = collections.Counter()
+    for event in events:
+        if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams:
+            spent[re.sub(r"([._]\d+)+$", "", event["name"])] += event["dur"]
+    total = sum(spent.values()) or 1
+    return {name: duration / total for name, duration in spent.most_common(most)}
 
 
 def device_name() -> str:
