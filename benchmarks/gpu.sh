@@ -64,10 +64,11 @@ run() { # name, seconds at most, flags: trains a run, tests it
 }
 
 part tests 150 -m pytest tests/train -m gpu -n 0 -q -p no:cacheprovider
-hessian hessian_64 200 64 784 3072
+part train_wide 90 benchmarks/train_step.py --json "$folder/train_step.json" \
+    --profile "$folder/profile" --settings "low rank photos, unet 128, shared, bfloat16, batch 512"
+hessian hessian_3072 240 64 3072
 part train_step 300 benchmarks/train_step.py --accelerator --json "$folder/train_step.json"
-part profile 90 benchmarks/train_step.py --profile "$folder/profile" \
-    --settings "low rank photos, unet 128, shared, bfloat16, batch 512"
+hessian hessian_784 240 64 784
 part sampler_step 90 benchmarks/sampler_step_cost.py --ngf 64 --chains 256 \
     --json "$folder/sampler_step_cost.json"
 run photos 260 --runner LowRankHybridRunner --config unet_cifar10 --noise 0.5 \
@@ -80,8 +81,8 @@ run photos 260 --runner LowRankHybridRunner --config unet_cifar10 --noise 0.5 \
 run annealed 120 --runner DoubleDiagonalHybridRunner --config annealed_mnist5k
 part annealed_samples 90 benchmarks/annealed_samples.py --run "$folder/annealed" \
     --json "$folder/annealed_samples.json" --figure "$folder/annealed_samples.png"
-hessian hessian_128 200 128 784 3072
-hessian hessian_large 200 64 12288 196608
+hessian hessian_128 300 128 3072 784
+hessian hessian_large 300 64 12288 196608
 part loss_cost 120 benchmarks/loss_cost.py --json "$folder/loss_cost.json"
 if ((${#failed[@]})); then
     echo "failed or stopped: ${failed[*]}"

@@ -1,7 +1,7 @@
 r"""Cost of the Hessian s2 of log q: a second-order model against automatic differentiation of s1.
 
     python benchmarks/hessian_cost.py --json PATH [--quick] [--sizes 784 ...] [--methods jacfwd ...]
-        [--features 16] [--chunk 64]
+        [--features 16] [--chunk 64] [--points 1 16]
 
 Every method has the same network: an MLP of width 256 on vectors, a U-Net of 16 channels (or
 --features) on images. `direct` is one forward pass of a second-order model: a diagonal, a diagonal
@@ -38,7 +38,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import jet
-from measure import Compiled, Rows, device_name, matmul_rate, seconds_side_by_side
+from measure import (
+    Compiled,
+    Rows,
+    device_name,
+    matmul_rate,
+    random_tree,
+    seconds_side_by_side,
+)
 
 from hos_jax import autodiff, distributions, fit
 from hos_jax.data import load, to_float
@@ -79,7 +86,8 @@ RANKS = (5, 20, 50, 200)
 DIRECT = ("direct diagonal", *(f"direct rank {r}" for r in RANKS), "direct shared")
 EXACT = ("jacfwd", "jacrev", "chunked", "jet")
 METHODS = (*DIRECT, *EXACT, "chunked diagonal", "hutchinson", "eigenpairs")
-# At a batch of points: what the comparison needs.
+# At a batch of points: what the comparison needs. At more, differentiation is extrapolated from one
+# batch, as its time is then proportional to the points.
 BATCH_METHODS = ("direct diagonal", "direct rank 50", "direct shared", "jacfwd", "chunked")
 BATCH_METHODS += ("chunked diagonal", "hutchinson")
 
@@ -125,20 +133,8 @@ def examples(size: Size, count: int) -> jax.Array:
 
 
 def random_params(model: ScoreModel, images: jax.Array) -> Any:
-    """Parameters of the size that initializers give, without minutes of compiling these."""
-    abstract = jax.eval_shape(model.init, jax.random.key(0), images, SIGMA)
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "scale":
-            return jnp.ones(leaf.shape, leaf.dtype)
-        if name == "bias":
-            return jnp.zeros(leaf.shape, leaf.dtype)
-        std = np.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray(std * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract)
+    """Parameters of the size that initializers give."""
+    return random_tree(jax.eval_shape(model.init, jax.random.key(0), images, SIGMA))
 
 
 def trained_score(size: Size, features: int, clean: jax.Array) -> tuple[ScoreModel, Any]:
@@ -166,7 +162,9 @@ class Case:
         self.model, self.params = trained_score(self.size, options.features, clean)
         self.probes = 0
         noise = jax.random.normal(jax.random.key(4), clean.shape)
-        self.noisy = (clean + SIGMA * noise).reshape(len(clean), -1)
+        # At more points than there are examples, these are seen again.
+        again = -(-max(options.points or [0]) // len(clean)) or 1
+        self.noisy = jnp.tile((clean + SIGMA * noise).reshape(len(clean), -1), (again, 1))
 
     def score_fn(self, params: Any) -> Callable:
         shape = (1, *self.size.shape)
@@ -306,6 +304,7 @@ class Case:
     def measure(self, points: int, methods: list[str], column_seconds: float) -> list[dict]:
         """A row for every method at that many points."""
         noisy, runs, facts = self.noisy[:points], {}, {}
+        few = noisy[: self.size.batch]
         for method in [name for name in methods if name in DIRECT]:
             if method.startswith("direct rank") and rank_of(method) >= self.dim:
                 continue
@@ -314,7 +313,7 @@ class Case:
         rows = []
         for method, work in self.works(methods).items():
             try:
-                part, count, whole = self.compile_part(work, noisy, column_seconds)
+                part, count, whole = self.compile_part(work, few, column_seconds)
             except (KeyError, AttributeError, NotImplementedError, TypeError, ValueError) as error:
                 # jet lacks rules (a KeyError names the primitive), and JAX 0.12's loses itself in a
                 # custom JVP (an AttributeError).
@@ -331,6 +330,9 @@ class Case:
             note = "" if count == units else f"extrapolated from {count} of {units} {what}"
             if method == "hutchinson" and not note:
                 note = f"{units} probes"
+            if method not in DIRECT and len(few) < points:
+                scale *= points / len(few)
+                note = f"{note + ', ' if note else ''}extrapolated from {len(few)} points"
             row = self.row(points, method, note=note)
             row["seconds"] = float(np.median(found[method])) * scale
             row["extrapolated_from"] = None if count == units else [count, units]
@@ -377,6 +379,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="a small size, short runs")
     parser.add_argument("--sizes", type=int, nargs="*", choices=list(SIZES))
+    parser.add_argument("--points", type=int, nargs="*", help="1 and a batch by default")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--features", type=int, default=16, help="channels of the U-Net")
@@ -398,7 +401,7 @@ def main() -> None:
     print(f"matrix product: {matmul_rate():.0f} GFLOP/s on {device_name()}", flush=True)
     for dim in sizes:
         case, seconds = None, 0.0
-        for points in (1, SIZES[dim].batch):
+        for points in options.points or (1, SIZES[dim].batch):
             wanted = [m for m in options.methods if points == 1 or m in BATCH_METHODS]
             wanted = [m for m in wanted if "rank" not in m or rank_of(m) < dim]
             if dim in LARGE:

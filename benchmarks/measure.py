@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hos_jax.files import write_atomically
@@ -87,7 +88,8 @@ def matmul_rate(dtype: str = "float32") -> float:
 
 def operation_shares(folder: Path, most: int = 15) -> dict[str, float]:
     """What an accelerator was busy with in a trace that `jax.profiler.trace` wrote with
-    `create_perfetto_trace`: the share of each kind of operation, the `most` largest first.
+    `create_perfetto_trace`: the share of the time that it was idle, and that of each kind of
+    kernel, the `most` largest first.
     """
     path = max(folder.rglob("perfetto_trace.json.gz"))
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
@@ -97,11 +99,14 @@ def operation_shares(folder: Path, most: int = 15) -> dict[str, float]:
         if event.get("name") == "thread_name" and event["args"]["name"].startswith("Stream")
     }
     spent: collections.Counter[str] = collections.Counter()
+    edges = []
     for event in events:
         if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams:
             spent[re.sub(r"([._]\d+)+$", "", event["name"])] += event["dur"]
-    total = sum(spent.values()) or 1
-    return {name: duration / total for name, duration in spent.most_common(most)}
+            edges += [event["ts"], event["ts"] + event["dur"]]
+    whole = max(edges) - min(edges) if edges else 1.0
+    shares = {name: duration / whole for name, duration in spent.most_common(most)}
+    return {f"idle, between {len(edges) // 2} kernels": 1.0 - sum(spent.values()) / whole, **shares}
 
 
 def device_name() -> str:
@@ -116,6 +121,24 @@ def device_name() -> str:
             name = line.partition(":")[2].strip()
             break
     return f"{len(os.sched_getaffinity(0))} cores of {name}"
+
+
+def random_tree(abstract: Any) -> Any:
+    """Parameters of a Flax model, or a state with such, of the size that initializers give, without
+    minutes of compiling these; what is no kernel, scale or embedding is 0.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = str(getattr(path[-1], "key", ""))
+        if name == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        if name not in ("kernel", "embedding"):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        std = np.prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray(std * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
 def growth_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:

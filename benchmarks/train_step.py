@@ -143,7 +143,13 @@ def make_problem(arguments: list[str]):
 def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> dict:
     """One row, in this process."""
     import jax
-    from measure import device_name, matmul_rate, operation_shares
+    from measure import (
+        device_name,
+        matmul_rate,
+        operation_shares,
+        random_tree,
+        seconds_side_by_side,
+    )
 
     from hos_jax import parallel
     from hos_jax.data import batch_at
@@ -152,7 +158,7 @@ def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> 
     problem = make_problem(setting.flags.split())
     training = problem.config.training
     steps = training.steps_per_dispatch
-    state = parallel.replicate(problem.init())
+    state = parallel.replicate(random_tree(problem.abstract_state()))
     host_images = [
         batch_at(problem.data.train, step, seed=0, batch_size=training.batch_size)
         for step in range(steps)
@@ -160,20 +166,20 @@ def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> 
     stacked = host_images[0] if steps == 1 else np.stack(host_images)
     images = parallel.shard(stacked, axis=0 if steps == 1 else 1)
     train_step = make_train_step(problem, steps)
-    flops = train_step.lower(state, images).cost_analysis()["flops"]
     begun = time.perf_counter()
     compiled = parallel.compile_for(train_step, state, images)
     row = {
         "compile_seconds": time.perf_counter() - begun,
         "planned_bytes": int(compiled.memory_analysis().temp_size_in_bytes),
         "batch_size": training.batch_size,
-        "tflop": flops * jax.local_device_count() / steps / 1e12,
+        "tflop": count_operations(problem) / 1e12,
         "device": device_name(),
         "jax": jax.__version__,
         "seconds": None,
     }
     if not run:
         return row
+    runs = parts(problem, parallel.unreplicate(state))
     state, seconds = _time_steps(compiled, state, images, repeats)
     row["seconds"] = float(np.median(seconds)) / steps
     row["peak_bytes"] = _peak_bytes()
@@ -183,9 +189,32 @@ def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> 
                 state, metrics = compiled(state, images)
             jax.block_until_ready((state, metrics))
         row["operations"] = operation_shares(profile)
-    row["parts"] = parts(problem, parallel.unreplicate(state))
+    found = seconds_side_by_side(runs, repeats=3)
+    row["parts"] = {name: float(np.median(seconds)) for name, seconds in found.items()}
     row["matmul_gflops"] = matmul_rate(problem.config.model.dtype)
     return row
+
+
+def count_operations(problem) -> float:
+    """Floating-point operations of a step's loss and gradient, before the compiler optimizes them.
+
+    Counted for a CPU, wherever this runs: not every back end counts.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    config = problem.config
+    shape = (config.training.batch_size, *problem.data.image_shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    sigma = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
+
+    def loss(params, clean, noise, sigma):
+        return jnp.mean(problem.losses(params, clean, noise, sigma, jnp.mean)["loss"])
+
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = problem.abstract_state().params
+        lowered = jax.jit(jax.grad(loss)).lower(params, images, images, sigma)
+        return lowered.cost_analysis()["flops"]
 
 
 def _time_steps(compiled, state, images, repeats: int):
@@ -211,11 +240,11 @@ def _peak_bytes() -> int:
     return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
 
 
-def parts(problem, state) -> dict[str, float]:
-    """Seconds of a step's loss (with its gradient), optimizer, and data (with its noise)."""
+def parts(problem, state) -> dict:
+    """A step's loss (with its gradient), optimizer, and data (with its noise), compiled."""
     import jax
     import jax.numpy as jnp
-    from measure import Compiled, seconds_side_by_side
+    from measure import Compiled
 
     from hos_jax import parallel
     from hos_jax.data import batch_at, to_float
@@ -253,13 +282,11 @@ def parts(problem, state) -> dict[str, float]:
         jax.block_until_ready(to_float(parallel.shard(images), problem.data.value_range))
         draw_noise.run()
 
-    runs = {
+    return {
         "loss": Compiled(jax.value_and_grad(loss), outputs).run,
         "optimizer": Compiled(update, state).run,
         "data": data,
     }
-    found = seconds_side_by_side(runs, repeats=3)
-    return {name: float(np.median(seconds)) for name, seconds in found.items()}
 
 
 def rate_of(row: dict) -> str:
@@ -320,20 +347,17 @@ def main() -> None:
             command = [sys.executable, __file__, "--one", name, "--repeats", str(options.repeats)]
             command += ["--run-all"] if run_all else []
             if options.profile:
-                command += [
-                    "--profile",
-                    str((options.profile / name.replace(", ", "-")).absolute()),
-                ]
+                folder = options.profile / name.replace(", ", "-")
+                command += ["--profile", str(folder.absolute())]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
                 print(f"{name:<54}  failed: {reason}", flush=True)
                 continue
             row = table.add({"setting": name, **json.loads(done.stdout.splitlines()[-1])})
-        reference = table.find(setting=f"{name.partition(',')[0]}, refinenet")
-        show(name, row, reference)
+        show(name, row, table.find(setting=f"{name.partition(',')[0]}, refinenet"))
         for operation, share in row.get("operations", {}).items():
-            print(f"    {100 * share:>5.1f}%  {operation}")
+            print(f"    {100 * share:>5.1f}%  {operation}", flush=True)
 
 
 if __name__ == "__main__":
