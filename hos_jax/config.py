@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from hos_jax.config_keys import check_keys_and_types
 from hos_jax.data import NAMES as DATA_NAMES
+from hos_jax.data import ImageData
 from hos_jax.errors import UserError
 from hos_jax.files import write_atomically
 
@@ -40,6 +41,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.name = "mnist"
     config.data.root = none(str)
     config.data.image_size = none(int)
+    # Of images that are not square; then `image_size` is their height.
+    config.data.image_width = none(int)
     config.data.crop = none(int)
     config.data.random_flip = False
     # Of an image folder: leave out files that are no readable images, instead of refusing them.
@@ -215,9 +218,14 @@ def _validate_limits(config: ml_collections.ConfigDict) -> None:
     for path, largest in (("model.depth", 1000), ("model.blocks", 100)):
         value = _get(config, path)
         _require(value <= largest, f"{path} must be at most {largest}, got {value}")
-    for path, lowest in (("data.image_size", 1), ("data.crop", 0)):
+    for path, lowest in (("data.image_size", 1), ("data.image_width", 1), ("data.crop", 0)):
         value = _get(config, path)
         _require(value is None or value >= lowest, f"{path} must be at least {lowest}, got {value}")
+    data = config.data
+    _require(
+        data.image_width is None or data.image_size is not None,
+        "data.image_width needs data.image_size, the height",
+    )
     optim = config.optim
     _require(
         optim.schedule == "constant" or optim.final_lr <= optim.lr,
@@ -311,9 +319,17 @@ def to_plain(config: ml_collections.ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Write everything that makes the run to `config.json`: all keys, and the versions."""
-    content = {**to_plain(config), "versions": versions()}
+def save(
+    config: ml_collections.ConfigDict, workdir: Path, images: dict[str, Any] | None = None
+) -> None:
+    """Write everything that makes the run to `config.json`: all keys, the versions, the images.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+      images: what the run is trained on, see `ImageData.identity`.
+    """
+    content = {**to_plain(config), "versions": versions(), "images": images}
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -338,7 +354,9 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
     Raises:
       ValueError, KeyError, TypeError or AttributeError: for anything else.
     """
-    saved = {key: value for key, value in content.items() if key != "versions"}
+    saved = {key: value for key, value in content.items() if key not in ("versions", "images")}
+    if not isinstance(content.get("images"), dict | None):
+        raise TypeError("images must be a group of keys")
     multipliers = tuple(saved["model"]["multipliers"])
     config = default_config()
     config.update({**saved, "model": {**saved["model"], "multipliers": multipliers}})
@@ -362,3 +380,27 @@ def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.Confi
             f"this run was made with other settings ({'; '.join(changed)}): give those of the run "
             "or another --doc"
         )
+
+
+def check_same_images(workdir: Path, data: ImageData) -> None:
+    """Refuse to go on with a run, or to test it, on other images than it was trained on.
+
+    Those who were trained on would be among the held-out ones. A run that does not say what it was
+    trained on, such as an imported one, goes on with any.
+
+    Raises:
+      UserError: with the numbers of images.
+    """
+    saved = json.loads((workdir / CONFIG_FILE).read_text()).get("images")
+    found = data.identity()
+    if saved is None or saved == found:
+        return
+    then, now = (
+        f"{counts.get('train')} to train on and {counts.get('held_out')} held out"
+        for counts in (saved, found)
+    )
+    what = f"{then} then, {now} now" if then != now else f"{then} as then, with other content"
+    raise UserError(
+        f"the images are not those that this run was trained on ({what}): restore them, set "
+        "--config.data.root to where they are, or start a new run with another --doc"
+    )

@@ -92,10 +92,12 @@ def load_run(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
     """Read the newest readable checkpoint of a run.
 
     Raises:
-      UserError: if there is no run, or it was made with other settings than `config`.
+      UserError: if there is no run, or it was made with other settings than `config`, or of other
+        images.
     """
     run_config.check_same_run(run_config.load(workdir), config)
     problem = Problem.from_config(config)
+    run_config.check_same_images(workdir, problem.data)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train it first")
     checkpoints = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)
@@ -131,7 +133,7 @@ def evaluate_run(
     figures.save(panel(run.problem, shown), folder / "denoising.png")
     if config.model.head != "none":
         result["directions"] = direction_scores(run.problem, run.params)
-        recalibrated = result["recalibrated"]["reliability"]
+        recalibrated = result.get("recalibrated", {}).get("reliability")
         drawn = figures.calibration(result["reliability"], recalibrated, result["directions"])
         figures.save(drawn, folder / "calibration.png")
         directions, rows = posterior_figures(run.problem, shown)
@@ -177,7 +179,8 @@ def table(result: dict[str, Any]) -> str:
     """The held-out numbers of `evaluate_run` as a table for the terminal."""
     lines = [f"{'held out':<14}{'value':>10}{'std. error':>12}"]
     for name, error in result["standard_error"].items():
-        lines.append(f"{name:<14}{result[name]:>10.4f}{error:>12.4f}")
+        shown = "unknown" if error is None else f"{error:.4f}"
+        lines.append(f"{name:<14}{result[name]:>10.4f}{shown:>12}")
     for name, value in result.get("recalibrated", {}).items():
         if name.startswith("coverage_"):
             lines.append(f"{name:<14}{value:>10.4f}  recalibrated")

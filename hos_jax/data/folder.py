@@ -79,7 +79,7 @@ def load_folder(
     """
     if root is None:
         raise UserError("image_folder needs a folder of images: set --config.data.root=FOLDER")
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if crop < 0 or min(size) < 1:
         raise UserError(f"image_folder: crop {crop} and image_size {image_size} must be positive")
     folder = Path(root).expanduser()
@@ -160,7 +160,8 @@ def _read_all(folder: Path, crop: int, size: tuple[int, int], skip_unreadable: b
     # By the bytes of the name: their order is that of UTF-8, whatever the locale.
     entries = sorted(_entries(folder), key=lambda e: os.fsencode(e[0].relative_to(folder)))
     images = np.empty((len(entries), *size, 3), np.uint8)
-    count, errors, notes, digests = 0, [], {}, []
+    count, errors, digests = 0, [], []
+    notes: dict[str, list[Path]] = {}
     formats = [name for name in FORMATS if name in _known_formats()]
 
     def read(entry: tuple[Path, str | None]) -> _Picture | _UnreadableError | None:

@@ -74,8 +74,8 @@ class ImageData:
         """What tells these images from others: their numbers and a checksum, as JSON types."""
         checksum = self.checksum
         if not checksum:
-            found = hashlib.blake2b(np.ascontiguousarray(self.train), digest_size=16)
-            found.update(np.ascontiguousarray(self.held_out))
+            found = hashlib.blake2b(np.ascontiguousarray(self.train).data, digest_size=16)
+            found.update(np.ascontiguousarray(self.held_out).data)
             checksum = found.hexdigest()
         return {"train": len(self.train), "held_out": len(self.held_out), "checksum": checksum}
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from typing import Any
 
 from hos_jax.data import arrays, folder, packaged, photos, prepared
 from hos_jax.data.image_data import ImageData
@@ -62,7 +63,7 @@ def load(
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
     options = {"crop": crop, "skip_unreadable": skip_unreadable or None, "image_size": image_size}
-    given = {option: value for option, value in options.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if name == "image_folder":
         return folder.load_folder(root, **given)
     for option in given:

@@ -13,9 +13,8 @@ _HELD_OUT_EVERY = 20
 
 def digests(images: np.ndarray) -> list[bytes]:
     """A checksum of each image of (N, ...): equal for equal images."""
-    return [
-        hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images
-    ]
+    contiguous = np.ascontiguousarray(images)
+    return [hashlib.blake2b(image.data, digest_size=16).digest() for image in contiguous]
 
 
 def held_out_mask(images: np.ndarray, name: str) -> np.ndarray:
