@@ -130,12 +130,13 @@ def write_report(
             value = f"{recalibrated[f'coverage_{level}']:.4f}"
             measures.append([f"recalibrated_{level}", value, "", RECALIBRATED.format(level)])
     runner = f"{config.runner}, " if config.runner else ""
+    count = result["held_out_images"]
     content = {
         "title": f"{config.data.name} at sigma {config.noise:g}",
         "summary": (
             f"{runner}{config.model.name}, head {config.model.head}, {result['step']} steps in "
-            f"{result['training_seconds']:.0f} s. Measured on {result['held_out_images']} images "
-            "that training never saw."
+            f"{result['training_seconds']:.0f} s. Measured on {count} "
+            f"image{'' if count == 1 else 's'} that training never saw."
         ),
         "measures": measures,
         "figures": drawn,

@@ -84,11 +84,12 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"images": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"images": loaded}
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # a damaged file makes NumPy raise anything from KeyError on
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())[:120]
         raise UserError(

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from hos_jax.data.splits import held_out_mask
 from hos_jax.errors import UserError
 
 # What is read: the forms of which Pillow tells how many bits a value has.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Names of images; a file of another name is one if its content says so.
 _IMAGE_NAME = re.compile(
     r"\.(a?png|avif|bmp|cr2|dib|dng|exr|gif|hei[cf]|ico|j2k|jfif|jp2|jpe|jpe?g|jxl|mpo|nef|"
@@ -162,13 +162,12 @@ def _read_all(folder: Path, crop: int, size: tuple[int, int], skip_unreadable: b
     images = np.empty((len(entries), *size, 3), np.uint8)
     count, errors, digests = 0, [], []
     notes: dict[str, list[Path]] = {}
-    formats = [name for name in FORMATS if name in _known_formats()]
 
     def read(entry: tuple[Path, str | None]) -> _Picture | _UnreadableError | None:
         path, trouble = entry
         try:
             if trouble is None:
-                return _read(path, crop=crop, size=size, formats=formats)
+                return _read(path, crop=crop, size=size)
             if not _is_named_image(path) and not path.is_dir():
                 return None
             raise _UnreadableError(f"{path} {trouble}: mend or remove it")
@@ -201,11 +200,6 @@ def _read_all(folder: Path, crop: int, size: tuple[int, int], skip_unreadable: b
     return _Found(images[:count, ..., : 1 if grey else 3], digests, errors)
 
 
-def _known_formats() -> Iterable[str]:
-    Image.init()
-    return Image.OPEN
-
-
 def _report(folder: Path, count: int, errors: list, notes: dict[str, list[Path]]) -> None:
     """Say which files are left out, and which are read in a way that may surprise."""
 
@@ -221,7 +215,7 @@ def _report(folder: Path, count: int, errors: list, notes: dict[str, list[Path]]
             logger.log(level, "%s: %d files %s: %s", folder, len(paths), note, named(paths))
 
 
-def _read(path: Path, *, crop: int, size: tuple[int, int], formats: list[str]) -> _Picture | None:
+def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
     """One file; None if neither its name nor its content is that of an image.
 
     Raises:
@@ -232,7 +226,7 @@ def _read(path: Path, *, crop: int, size: tuple[int, int], formats: list[str]) -
     try:
         with path.open("rb") as file:
             try:
-                image = Image.open(file, formats=formats)
+                image = Image.open(file, formats=FORMATS)
             except Image.UnidentifiedImageError:
                 if _is_named_image(path):
                     raise
