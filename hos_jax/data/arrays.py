@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hos_jax.data._splits import digests, held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
-from hos_jax.data.splits import digests, held_out_mask
 from hos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, ImageData
-from hos_jax.data.splits import held_out_mask
 from hos_jax.errors import UserError
 
 # What is read: the forms of which Pillow tells how many bits a value has.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Names of images; a file of another name is one if its content says so.
 _IMAGE_NAME = re.compile(
-    r"\.(a?png|avif|bmp|cr2|dib|dng|exr|gif|hei[cf]|ico|j2k|jfif|jp2|jpe|jpe?g|jxl|mpo|nef|"
-    r"p[bgnp]m|pcx|psd|qoi|svg|tga|tiff?|webp)$",
+    r"\.(a?png|arw|avif|bmp|cr[23]|dds|dib|dng|exr|fits?|gif|hdr|hei[cf]|icns|ico|j2[ck]|jfif|"
+    r"jp[2efx]|jpe?g|jxl|mpo|nef|orf|p[bfgnp]m|pcx|psd|qoi|raf|rw2|sgi|svg|tga|tiff?|webp|x[bp]m)$",
     re.IGNORECASE,
 )
 
@@ -36,7 +36,7 @@ _NAMED_FILES = 10
 _TIFF_BITS, _TIFF_KIND = 258, 339
 
 # What is said of files that are not read as they are.
-_NO_IMAGE = "are no images and are left alone"
+_NO_IMAGE = "are left alone, with neither the name nor the content of an image"
 _SEVERAL = "hold several pictures, of which the first is read"
 _TRANSPARENT = "have transparent pixels, which are shown on white"
 _GREY = "are grey and get three equal channels, as the others are in colour"
@@ -252,6 +252,8 @@ def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
         ) from error
     except Exception as error:  # Pillow's readers raise whatever damage makes them run into
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())[:120]
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "it has other content"
         raise _UnreadableError(
             f"{path} is not a readable image ({', '.join(FORMATS)}): mend or remove it: {reason}"
         ) from error

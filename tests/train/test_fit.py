@@ -104,7 +104,11 @@ def test_rows_of_an_array_are_drawn_at_random(kind):
     rows, counts = np.unique(np.asarray(drawn), axis=0, return_counts=True)
     np.testing.assert_array_equal(rows, data)
     assert counts.min() > 60
+
+
+def test_rows_of_an_array_are_fitted():
     model = ScoreModel(functools.partial(MLP, features=4, depth=1))
+    sample = fit.rows(np.random.default_rng(0).normal(size=(20, 2)))
     params = fit.fit_score(model, sample, SIGMA, jax.random.key(0), dim=2, steps=2)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
