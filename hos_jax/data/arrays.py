@@ -76,8 +76,9 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
         mask = held_out_mask(images["train"], str(path))
         split = images["train"][~mask], images["train"][mask]
         parts = *split, _take(known["train"], ~mask), _take(known["train"], mask)
+    value_range = _value_range(path, parts[0])
     try:
-        return ImageData("arrays", *parts, _value_range(path, parts[0]))
+        return ImageData("arrays", *parts, value_range)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 

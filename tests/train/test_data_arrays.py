@@ -124,7 +124,6 @@ def _with_nan(value):
         ({"a": BYTES, "labels": LABELS / 7}, "labels are float64"),
         ({"labels": LABELS}, "has no images"),
     ],
-    ids=str,
 )
 def test_what_is_refused(tmp_path, array, message):
     path = _saved(tmp_path, array)
