@@ -1,12 +1,6 @@
 """Train and test high-order score models; see `python main.py --help`."""
 
-import sys
-
-from hos_jax.interruption import leave_on_ctrl_c
+from hos_jax import cli
 
 if __name__ == "__main__":
-    leave_on_ctrl_c()  # before the long imports
-    from hos_jax.cli import ignore_late_reads, main
-
-    sys.unraisablehook = ignore_late_reads
-    sys.exit(main(sys.argv))
+    cli.run()

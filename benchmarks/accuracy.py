@@ -32,13 +32,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from hos_jax import autodiff, distributions, figures, fit, losses
+from hos_jax import autodiff, distributions, fit, losses, pointwise
+from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
+from hos_jax.losses.objective import FIRST_ORDER, SECOND_ORDER
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
-from hos_jax.objective import FIRST_ORDER, SECOND_ORDER
 
 SIGMAS = (0.01, 0.05, 0.1, 0.5)
 AUTODIFF = {"autodiff of dsm": "dsm", "autodiff of dsm_vr": "dsm_vr"}
@@ -138,7 +139,7 @@ class Cell:
         return self._scores[loss, steps]
 
     def score_fn(self, params):
-        return fit.score_fn_of(self.score_model, params, self.sigma)
+        return pointwise.score_fn(self.score_model, params, self.sigma)
 
     def hessian_model(self, structure: str, method: str) -> HessianModel:
         head = SecondOrderHead(
@@ -187,7 +188,7 @@ class Cell:
             )
         model = self.hessian_model(structure, method)
         return self.errors(
-            lambda p: fit.hessian_fn_of(self.score_fn(p[0]), model, p[1], self.sigma),
+            lambda p: pointwise.hessian_fn(model, p[1], self.sigma, score_fn=self.score_fn(p[0])),
             self.hessian_params(method, structure),
             self.smooth.hessian,
         )
@@ -214,7 +215,9 @@ class Cell:
         if method == "third: derivative of direct s2":
 
             def derivative(p):
-                hessian_fn = fit.hessian_fn_of(self.score_fn(p[0]), hessian_model, p[1], self.sigma)
+                hessian_fn = pointwise.hessian_fn(
+                    hessian_model, p[1], self.sigma, score_fn=self.score_fn(p[0])
+                )
                 return lambda y: _symmetric(jax.jacfwd(lambda at: hessian_fn(at).to_dense())(y))
 
             return self.errors(derivative, pair, exact, order=3)
@@ -242,7 +245,9 @@ class Cell:
                 third = tensors(params, noisy)
                 if not centred:
                     return jnp.mean(jax.vmap(losses.d3sm)(third, residual)) / unit**2
-                hessian_fn = fit.hessian_fn_of(score_fn, hessian_model, frozen[1], self.sigma)
+                hessian_fn = pointwise.hessian_fn(
+                    hessian_model, frozen[1], self.sigma, score_fn=score_fn
+                )
                 scaled = jax.vmap(lambda y: hessian_fn(y).scale(self.sigma**2).add_identity())
                 return jnp.mean(jax.vmap(losses.d3sm)(third, residual, scaled(noisy))) / unit**2
 

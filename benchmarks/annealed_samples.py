@@ -17,14 +17,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from classify import TrainedClassifier, train_classifier
 
-from hos_jax import config as run_config
-from hos_jax import figures
-from hos_jax.classify import TrainedClassifier, train_classifier
 from hos_jax.data import to_float
-from hos_jax.evaluate import load_run
+from hos_jax.evaluation import figures
+from hos_jax.evaluation.generate import draw_samples
 from hos_jax.files import write_atomically
-from hos_jax.generate import draw_samples
+from hos_jax.training.runs import load_run
 
 SHOWN = 100
 
@@ -48,11 +47,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path, help=f"a grid of the first {SHOWN} samples")
     options = parser.parse_args()
-    config = run_config.load(options.run)
+    run = load_run(options.run)
+    data, config = run.problem.data, run.problem.config
     with config.unlocked():
         config.sampling.chains = options.samples
-    run = load_run(config, options.run)
-    data = run.problem.data
     classifier = train_classifier(data)
     begun = time.perf_counter()
     images = draw_samples(run.problem, run.params, progress=True).images

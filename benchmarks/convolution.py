@@ -21,7 +21,7 @@ import numpy as np
 from measure import Compiled, Rows, device_name, matmul_rate, seconds_side_by_side
 
 from hos_jax.models import convolution
-from hos_jax.parallel import keep_freed_memory
+from hos_jax.training.parallel import keep_freed_memory
 
 LINKS = 4
 LAYERS = (

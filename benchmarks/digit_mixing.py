@@ -24,15 +24,14 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from chain_timing import make_loop
+from classify import class_change_rate, train_classifier
 
-from hos_jax import config as run_config
-from hos_jax import diagnostics, figures
-from hos_jax.classify import class_change_rate, train_classifier
 from hos_jax.data import to_float
-from hos_jax.evaluate import load_run
+from hos_jax.evaluation import figures
+from hos_jax.evaluation.generate import make_denoiser, sampler_at
 from hos_jax.files import write_atomically
-from hos_jax.generate import make_denoiser, sampler_at
-from hos_jax.samplers import run_chains
+from hos_jax.samplers import diagnostics, run_chains
+from hos_jax.training.runs import load_run
 
 # In units of sigma^2.
 GRID = {"langevin": (0.1, 0.3, 0.6, 1.0, 1.5), "ozaki": (0.3, 1.0, 3.0, 10.0, 30.0)}
@@ -43,9 +42,8 @@ class Digits:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        config = run_config.load(options.run)
-        run = load_run(config, options.run)
-        self.problem, self.params, self.sigma = run.problem, run.params, config.noise
+        run = load_run(options.run)
+        self.problem, self.params, self.sigma = run.problem, run.params, run.sigma
         self.denoise = make_denoiser(self.problem, self.params)
         self.classifier = train_classifier(self.problem.data)
         data = self.problem.data

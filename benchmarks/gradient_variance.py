@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hos_jax import figures, losses
+from hos_jax import losses
+from hos_jax.evaluation import figures
 from hos_jax.linops import Dense
 from hos_jax.noise import perturb
 

@@ -38,14 +38,14 @@ import numpy as np
 from jax.experimental import jet
 from measure import Compiled, Rows, device_name, matmul_rate, seconds_side_by_side
 
-from hos_jax import autodiff, distributions, fit
+from hos_jax import autodiff, distributions, fit, pointwise
 from hos_jax.data import load, to_float
 from hos_jax.lanczos import top_eigenpairs
+from hos_jax.losses.objective import Objective
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.models.unet import UNet
-from hos_jax.objective import Objective
 
 SIGMA, CHUNK, EIGENPAIRS, PILOT = 0.5, 64, 10, 32
 
@@ -158,8 +158,7 @@ class Case:
         self.noisy = (clean + SIGMA * noise).reshape(len(clean), -1)
 
     def score_fn(self, params: Any) -> Callable:
-        shape = (1, *self.size.shape)
-        return lambda y: self.model.apply(params, y.reshape(shape), SIGMA).score1[0]
+        return pointwise.score_fn(self.model, params, SIGMA, self.size.shape)
 
     def choose_probes(self) -> int:
         """See the head of this file."""

@@ -36,14 +36,14 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hos_jax import config as run_config
-from hos_jax import figures, inverse, tweedie
+from hos_jax import pointwise
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
-from hos_jax.evaluate import load_run
+from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
 from hos_jax.noise import geometric_sigmas
-from hos_jax.uncertainty import posterior_from_covariance
+from hos_jax.training.runs import load_run
+from hos_jax.uncertainty import inverse
 
 NOISE_STD = 0.05
 METHODS = ("moment matched", "plain guidance", "forward only", "sampled")
@@ -89,32 +89,23 @@ PROBLEMS = {"inpaint": inpaint, "scatter": scatter, "deblur": deblur}
 
 def make_draw_fn(run, method, observation):
     """`(key, y, sigma) -> x` of a method, with the networks of a run."""
-    problem, params = run.problem, run.params
-    shape, data_std = problem.data.image_shape, problem.config.model.data_std
+    moments, data_std = pointwise.posterior_fn(run), run.problem.config.model.data_std
 
-    def evaluate(noisy, sigma):
-        outputs = problem.model.apply(params, noisy.reshape(1, *shape), sigma)
-        return tweedie.posterior_mean(noisy, outputs.score1[0], sigma), outputs
-
-    def moments(noisy, sigma):
-        mean, outputs = evaluate(noisy, sigma)
-        return from_second_order(mean, outputs, sigma)
-
-    def guided(make_posterior, noisy, sigma):
+    def guided(choose, noisy, sigma):
         """Tweedie's mean of the conditional score, m + sigma^2 J^T A^T S^-1 (b - A m)."""
-        mean, transposed, outputs = jax.vjp(lambda y: evaluate(y, sigma), noisy, has_aux=True)
-        posterior = make_posterior(mean, outputs, sigma)
+
+        def mean_and_posterior(noisy):
+            found = moments(noisy, sigma)
+            return found.mean, choose(found, sigma)
+
+        mean, transposed, posterior = jax.vjp(mean_and_posterior, noisy, has_aux=True)
         return mean + sigma**2 * transposed(inverse.guidance(posterior, observation))[0]
 
-    def from_second_order(mean, outputs, sigma):
-        covariance = jax.tree.map(lambda leaf: leaf[0], outputs.covariance)
-        return posterior_from_covariance(mean, covariance, sigma)
-
-    def heuristic(mean, outputs, sigma):
-        return inverse.isotropic(mean, sigma, data_std)
+    def heuristic(found, sigma):
+        return inverse.isotropic(found.mean, sigma, data_std)
 
     functions = {
-        "moment matched": lambda _, y, s: guided(from_second_order, y, s),
+        "moment matched": lambda _, y, s: guided(lambda found, _: found, y, s),
         "plain guidance": lambda _, y, s: guided(heuristic, y, s),
         "forward only": lambda _, y, s: inverse.conditional_mean(moments(y, s), observation),
         "sampled": lambda key, y, s: inverse.conditional_sample(key, moments(y, s), observation),
@@ -200,7 +191,7 @@ def draw_figure(clean, pictures, value_range):
 
 
 def compare(options):
-    run = load_run(run_config.load(options.run), options.run)
+    run = load_run(options.run)
     config, data = run.problem.config, run.problem.data
     if config.model.smallest_noise is None:
         raise UserError(

@@ -31,9 +31,9 @@ import numpy as np
 from chain_timing import make_loop
 from measure import Rows
 
-from hos_jax import diagnostics, distributions
+from hos_jax import distributions
 from hos_jax.linops import IsotropicPlusLowRank
-from hos_jax.samplers import langevin, ozaki, run_chains
+from hos_jax.samplers import diagnostics, langevin, ozaki, run_chains
 
 
 def _gaussian(dim: int, condition: float):

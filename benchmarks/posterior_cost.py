@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from measure import Compiled, Rows, device_name, growth_exponent, matmul_rate, seconds_side_by_side
 
-from hos_jax import autodiff, tweedie
+from hos_jax import autodiff, pointwise
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.models.unet import UNet
-from hos_jax.uncertainty import posterior_from_covariance
 
 SIZES = ((28, 28, 1), (32, 32, 3), (64, 64, 3), (256, 256, 3))
 DIRECTIONS, SIGMA = 5, 0.5
@@ -40,17 +39,11 @@ def programs(shape: tuple[int, int, int], options) -> dict[str, Compiled]:
     noisy = jax.random.normal(jax.random.key(1), (int(np.prod(shape)),))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)), SIGMA)
 
-    def outputs(params, noisy):
-        return model.apply(params, noisy.reshape(1, *shape), SIGMA)
-
     def score1(params, noisy):
-        return outputs(params, noisy).score1[0]
+        return pointwise.score_fn(model, params, SIGMA, shape)(noisy)
 
     def posterior(params, noisy):
-        found = outputs(params, noisy)
-        mean = tweedie.posterior_mean(noisy, found.score1[0], SIGMA)
-        covariance = jax.tree.map(lambda leaf: leaf[0], found.covariance)
-        return posterior_from_covariance(mean, covariance, SIGMA)
+        return pointwise.posterior_fn(model, params, SIGMA, shape)(noisy)
 
     def variance_map(params, noisy):
         found = posterior(params, noisy)

@@ -30,13 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import autodiff, calibration, metrics, tweedie
-from hos_jax import config as run_config
-from hos_jax.evaluate import load_run
+from hos_jax import autodiff, pointwise, tweedie
+from hos_jax.evaluation.held_out import first_held_out
 from hos_jax.files import write_atomically
-from hos_jax.held_out import first_held_out
 from hos_jax.linops import Diagonal
-from hos_jax.uncertainty import posterior_from_covariance
+from hos_jax.training.runs import load_run
+from hos_jax.uncertainty import calibration, metrics, posterior_from_covariance
 
 FLOORS = (1e-4, 1e-3, 1e-2, 3e-2, 0.1)
 DIRECTIONS = 5
@@ -46,22 +45,17 @@ class Images:
     """A run's first held-out images with noise, and its networks at one of them."""
 
     def __init__(self, folder: Path, count: int):
-        config = run_config.load(folder)
-        run = load_run(config, folder)
-        self.problem, self.params, self.sigma = run.problem, run.params, config.noise
+        self.run = run = load_run(folder)
+        self.problem, self.params, self.sigma = run.problem, run.params, run.sigma
         clean, denoised = first_held_out(run.problem, run.params, count)
         self.clean, self.noisy = jnp.asarray(clean.reshape(count, -1)), denoised.noisy
 
-    def outputs(self, params, noisy):
-        shape = self.problem.data.image_shape
-        return self.problem.model.apply(params, noisy.reshape(1, *shape), self.sigma)
-
     def score_fn(self, params):
-        return lambda noisy: self.outputs(params, noisy).score1[0]
+        return pointwise.score_fn(self.run, params)
 
     def direct(self, params, noisy):
         """C, structured."""
-        return jax.tree.map(lambda leaf: leaf[0], self.outputs(params, noisy).covariance)
+        return pointwise.covariance_fn(self.run, params)(noisy)
 
     def jacobian(self, params, noisy):
         """C from the whole Jacobian, `Dense`."""

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import autodiff, distributions, fit, tweedie
+from hos_jax import autodiff, distributions, fit, pointwise, tweedie
 from hos_jax.files import write_atomically
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
@@ -72,7 +72,7 @@ def estimates(options, law, smooth) -> dict:
             loss="dsm_vr",
             learning_rate=options.learning_rate,
         )
-        return fit.score_fn_of(score_model, jax.jit(train)(keys[0]), SIGMA)
+        return pointwise.score_fn(score_model, jax.jit(train)(keys[0]), SIGMA)
 
     found = {"exact": (smooth.score, covariance_of(smooth.hessian))}
     longer = learn_score(2 * options.steps)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from chain_timing import make_loop
 
+from hos_jax import pointwise
 from hos_jax.files import write_atomically
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.score_model import ScoreModel
@@ -34,15 +35,10 @@ def make_loops(structure: str, krylov_vectors: int, options) -> dict:
     model = ScoreModel(network, SecondOrderHead(structure, options.rank), networks="shared")
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)), SIGMA)
 
-    def outputs_at(position):
-        return model.apply(params, position.reshape(1, *SHAPE), SIGMA)
-
-    def derivatives_fn(position):
-        outputs = outputs_at(position)
-        return outputs.score1[0], jax.tree.map(lambda leaf: leaf[0], outputs.score2)
-
+    score_fn = pointwise.score_fn(model, params, SIGMA, SHAPE)
+    derivatives_fn = pointwise.derivatives_fn(model, params, SIGMA, SHAPE)
     samplers = {
-        "langevin": langevin.as_top_level_api(lambda x: outputs_at(x).score1[0], 0.05),
+        "langevin": langevin.as_top_level_api(score_fn, 0.05),
         "ozaki": ozaki.as_top_level_api(derivatives_fn, 0.05, krylov_vectors=krylov_vectors),
     }
     start = jax.random.normal(jax.random.key(1), (options.chains, int(np.prod(SHAPE))))

@@ -98,8 +98,8 @@ QUICK = ("demo, unet 16", "demo, unet 16, shared")
 def make_problem(arguments: list[str]):
     """The problem that arguments of main.py describe."""
     sys.path.insert(0, str(ROOT))  # the configs import one another
-    from hos_jax.arguments import make_config, parse
-    from hos_jax.problem import Problem
+    from hos_jax.cli.arguments import make_config, parse
+    from hos_jax.training.problem import Problem
 
     return Problem.from_config(make_config(parse(["main.py", *arguments])))
 
@@ -109,9 +109,9 @@ def measure(setting: Setting, run: bool, repeats: int) -> dict[str, float]:
     import jax
     from measure import device_name, matmul_rate
 
-    from hos_jax import parallel
     from hos_jax.data import batch_at
-    from hos_jax.train import make_train_step
+    from hos_jax.training import parallel
+    from hos_jax.training.loop import make_train_step
 
     problem = make_problem(setting.flags.split())
     training = problem.config.training
@@ -172,10 +172,10 @@ def parts(problem, state) -> dict[str, float]:
     import jax.numpy as jnp
     from measure import Compiled, seconds_side_by_side
 
-    from hos_jax import parallel
     from hos_jax.data import batch_at, to_float
     from hos_jax.noise import example_keys
-    from hos_jax.train_state import apply_gradients
+    from hos_jax.training import parallel
+    from hos_jax.training.state import apply_gradients
 
     config, objective = problem.config, problem.objective
     count, key = config.training.batch_size, jax.random.key(0)

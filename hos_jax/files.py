@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import os
 from collections.abc import Iterator
@@ -22,6 +23,17 @@ def write_atomically(path: Path, text: str) -> None:
         # Or the new name could reach the disk before the content, and a power cut come in between.
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def free_name(path: Path) -> Path:
+    """A name beside `path` that nothing has: `path` with a time stamp."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    target = path.with_name(f"{path.name}.{stamp}")
+    count = 1
+    while target.exists():
+        count += 1
+        target = path.with_name(f"{path.name}.{stamp}-{count}")
+    return target
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@ r"""Fit scores in one compiled loop: for vectors, for small problems, for a scor
 
 `fit_score` learns s1 from samples. `train_second_order` learns s2 for any given s1, which stays as
 it is: a network trained elsewhere, an exact score, a simulator's. Both are functions of arrays, so
-that seeds and noise levels run under `vmap`. Image runs with checkpoints are `hos_jax.train`.
+that seeds and noise levels run under `vmap`. Image runs with checkpoints are `hos_jax.training`.
 
 Example, on a score that was not trained here::
 
@@ -30,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hos_jax.linops import SymmetricMatrix
+from hos_jax import pointwise
+from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
-from hos_jax.objective import Objective
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
 
 Sampler = Callable[[PRNGKey, int], Array]
@@ -184,8 +184,8 @@ def fit_score(
 
 
 def score_fn_of(model: ScoreModel, params: Any, sigma: Array | float) -> ScoreFn:
-    """s1 of a fitted model at one point, (D,) -> (D,)."""
-    return lambda noisy: outputs_of(model, params, noisy[None], sigma).score1[0]
+    """s1 of a fitted model at one point: `pointwise.score_fn` by its name of version 0.1."""
+    return pointwise.score_fn(model, params, sigma)
 
 
 def second_order_params(
@@ -222,13 +222,8 @@ def second_order_params(
 def hessian_fn_of(
     score_fn: ScoreFn, model: HessianModel, params: Any, sigma: Array | float
 ) -> HessianFn:
-    """s2 of a fitted model at one point, (D,) -> structured (D, D), 1 / data units^2."""
-
-    def hessian_fn(noisy: Array) -> SymmetricMatrix:
-        outputs = outputs_of(model, params, noisy[None], sigma, score_fn(noisy)[None])
-        return jax.tree.map(lambda leaf: leaf[0], outputs.score2)
-
-    return hessian_fn
+    """s2 of a fitted model at one point: `pointwise.hessian_fn` by its name of version 0.1."""
+    return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn)
 
 
 def train_second_order(
@@ -244,7 +239,7 @@ def train_second_order(
     loss: str = "d2sm_residual",
     learning_rate: float = 2e-3,
 ) -> HessianFn:
-    """Learn s2 for a score that stays as it is; returns s2 at one point.
+    """Learn s2 for a score that stays as it is; returns s2 at one point, compiled once.
 
     Args:
       score_fn: s1 of the smoothed density at one point, (D,) -> (D,), 1 / data units.
@@ -254,7 +249,7 @@ def train_second_order(
       key: decides the initialization and every draw.
       dim: D.
       steps, batch_size, learning_rate: see `minimize`.
-      loss: a second-order loss of `hos_jax.objective.SECOND_ORDER`.
+      loss: a second-order loss of `hos_jax.losses.objective.SECOND_ORDER`.
 
     Raises:
       ValueError: for an unknown loss or steps < 1.
@@ -273,4 +268,4 @@ def train_second_order(
             learning_rate=learning_rate,
         )
     )
-    return hessian_fn_of(score_fn, model, train(key), sigma)
+    return pointwise.hessian_fn(model, train(key), sigma, score_fn=score_fn)

@@ -36,14 +36,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
-from hos_jax import autodiff, figures
-from hos_jax import config as run_config
+from hos_jax import autodiff, pointwise
+from hos_jax.config.runners import apply_runner
 from hos_jax.data import load
 from hos_jax.errors import UserError
-from hos_jax.evaluate import load_run, panel
-from hos_jax.held_out import held_out_examples, held_out_metrics
-from hos_jax.runners import apply_runner
-from hos_jax.train import train_and_evaluate
+from hos_jax.evaluation import figures
+from hos_jax.evaluation.evaluate import panel
+from hos_jax.evaluation.held_out import held_out_examples, held_out_metrics
+from hos_jax.training.loop import train_and_evaluate
+from hos_jax.training.runs import load_run
 
 sys.path.append("..")  # where configs/ is
 from configs import demo
@@ -69,8 +70,8 @@ if not RUN.is_dir():
     config.training.evaluate_every = config.training.checkpoint_every = STEPS
     train_and_evaluate(config, RUN)
 
-run = load_run(run_config.load(RUN), RUN)
-problem, params, sigma = run.problem, run.params, run.problem.config.noise
+run = load_run(RUN)
+problem, params, sigma = run.problem, run.params, run.sigma
 shape, value_range = problem.data.image_shape, problem.data.value_range
 print(f"{problem.config.data.name}, sigma {sigma:g}, {run.step} steps")
 
@@ -120,12 +121,8 @@ axis.grid(alpha=0.3)
 # give the directions of largest posterior variance, without ever forming a matrix of
 # 3072 x 3072. Red and blue are pixels that move together and against one another.
 
-
 # %%
-def score_fn(noisy):
-    return problem.model.apply(params, noisy.reshape(1, *shape), sigma).score1[0]
-
-
+score_fn = pointwise.score_fn(run)
 noisy = examples.denoised.noisy
 
 

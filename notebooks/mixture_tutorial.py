@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hos_jax import autodiff, distributions, fit, uncertainty
-from hos_jax.diagnostics import effective_sample_size
+from hos_jax import autodiff, distributions, fit, pointwise, uncertainty
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.samplers import langevin, ozaki, run_chains
+from hos_jax.samplers.diagnostics import effective_sample_size
 
 SIGMA, STEPS = 0.3, 2000
 
@@ -68,7 +68,7 @@ score_model = ScoreModel(network, data_std=1.0)
 train = jax.jit(
     functools.partial(fit.fit_score, score_model, law.sample, SIGMA, dim=2, steps=STEPS)
 )
-score_fn = fit.score_fn_of(score_model, train(jax.random.key(2)), SIGMA)
+score_fn = pointwise.score_fn(score_model, train(jax.random.key(2)), SIGMA)
 
 # %% [markdown]
 # ## Second order, learned directly

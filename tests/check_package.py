@@ -17,7 +17,8 @@ import hos_jax  # noqa: E402
 
 location = Path(hos_jax.__file__).resolve()
 assert "site-packages" in location.parts, location
-assert (importlib.resources.files(hos_jax) / "report.html").read_text().startswith("<!doctype")
+page = importlib.resources.files("hos_jax.evaluation") / "report.html"
+assert page.read_text().startswith("<!doctype")
 for path in sorted((repository / "hos_jax").rglob("*.py")):
     installed = location.parent / path.relative_to(repository / "hos_jax")
     assert installed.is_file(), f"{installed} is not in the wheel"

@@ -2,7 +2,7 @@ r"""The published image network: a dilated RefineNet with InstanceNorm++ and one
 
 The architecture is that of Song & Ermon 2019 (arXiv 1907.05600), built on RefineNet (Lin et al.
 2017, arXiv 1611.06612); Meng et al. 2021 (arXiv 2111.04726) learn second-order scores with it.
-`hos_jax.models.refinenet_weights` converts weights of that implementation.
+`hos_jax.migrate.refinenet_weights` converts weights of that implementation.
 
 Images are NHWC, (B, H, W, C). Three operations are computed in another, equal form than the one
 in which the architecture is usually described; the tests compare each with the plain form:

@@ -1,5 +1,6 @@
 """Samplers driven by scores: kernels with blackjax's contract, and the loops that run chains."""
 
+from hos_jax._names import lazily
 from hos_jax.samplers import langevin, ozaki
 from hos_jax.samplers.annealing import AnnealedChains, anneal_chains
 from hos_jax.samplers.base import Chains, SamplingAlgorithm, run_chains
@@ -9,7 +10,11 @@ __all__ = [
     "Chains",
     "SamplingAlgorithm",
     "anneal_chains",
+    "diagnostics",
     "langevin",
     "ozaki",
     "run_chains",
 ]
+
+# Not before it is used: blackjax takes as long to load as JAX.
+__getattr__, __dir__ = lazily(__name__, diagnostics="")

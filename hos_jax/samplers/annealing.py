@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hos_jax.samplers.base import SamplingAlgorithm, check_counts, over_devices, step_chains
+from hos_jax.samplers.base import SamplingAlgorithm, check_counts, step_chains
+from hos_jax.samplers.devices import over_devices
 from hos_jax.types import Array, PRNGKey
 
 

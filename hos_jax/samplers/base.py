@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from hos_jax.samplers.devices import over_devices
 from hos_jax.types import Array, PRNGKey
 
 Step = Callable[[PRNGKey, Any], tuple[Any, Any]]
@@ -157,24 +157,3 @@ def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"expected {name} >= 1, got {count}")
-
-
-def over_devices(states: Any, devices: list[Any] | None = None) -> Any:
-    """The states, leaves (chains, ...), with their chains split evenly over devices.
-
-    Args:
-      states: of all chains.
-      devices: None for all local devices if they divide the number of chains, else one.
-
-    Raises:
-      ValueError: for given devices that do not divide the number of chains.
-    """
-    count = jax.tree.leaves(states)[0].shape[0]
-    if devices is None:
-        devices = jax.local_devices()
-        if count % len(devices):
-            devices = devices[:1]
-    if count % len(devices):
-        raise ValueError(f"{count} chains cannot be split evenly over {len(devices)} devices")
-    mesh = Mesh(np.array(devices), ("chains",))
-    return jax.device_put(states, NamedSharding(mesh, PartitionSpec("chains")))

@@ -11,9 +11,9 @@ from command_line import ROOT
 from PIL import Image
 from small_runs import runner_in
 
-from hos_jax.checkpoint import Checkpoints
 from hos_jax.config import load as load_config
-from hos_jax.problem import Problem
+from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.problem import Problem
 
 LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")
 
@@ -161,7 +161,7 @@ def test_help_is_readable_and_complete(command):
 
 def test_help_loads_no_jax():
     script = (
-        "import sys; from hos_jax.cli import main\n"
+        "import sys; from hos_jax.cli.main import main\n"
         "try:\n    main(['main.py', '--help'])\nexcept SystemExit:\n    pass\n"
         "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules)"
     )

@@ -12,15 +12,18 @@ from command_line import ROOT
 from safetensors.numpy import load_file, save_file
 from small_runs import SMALL
 
-from hos_jax import cli, migrate, tensor_files
-from hos_jax.arguments import make_config, parse
+from hos_jax import migrate
+from hos_jax.cli import main as cli
+from hos_jax.cli.arguments import make_config, parse
 from hos_jax.config import default_config
 from hos_jax.config import load as load_config
-from hos_jax.evaluate import load_run
-from hos_jax.models.refinenet_weights import refinenet_params
-from hos_jax.models.registry import make_model
-from hos_jax.problem import Problem
-from hos_jax.runners import apply_runner
+from hos_jax.config.networks import make_model
+from hos_jax.config.runners import apply_runner
+from hos_jax.errors import UserError
+from hos_jax.migrate import importing, tensor_files
+from hos_jax.migrate.refinenet_weights import refinenet_params
+from hos_jax.training.problem import Problem
+from hos_jax.training.runs import load_run
 
 GOLDEN = ROOT / "tests" / "golden"
 # ml-collections 1.1 loads config files with a deprecated method of importlib.
@@ -54,7 +57,7 @@ def small_run(tmp_path):
     problem = Problem.from_config(config)
     params = problem.init().params["params"]
     averages = jax.tree.map(lambda leaf: leaf + 1.0, params)
-    migrate._write_run(problem, tmp_path / "a", params, averages, 40)
+    importing._write_run(problem, tmp_path / "a", params, averages, 40)
     return tmp_path / "a", averages
 
 
@@ -79,7 +82,7 @@ def test_import_makes_a_run(main, stored, tmp_path):
     assert "found s1, RefineNets of 16 channels" in out and "--test" in out
     config = load_config(tmp_path / "a")
     assert config.noise == 0.3 and config.model.ngf == 16
-    same(load_run(config, tmp_path / "a").params["params"], {"score1": refinenet_params(stored)})
+    same(load_run(tmp_path / "a").params["params"], {"score1": refinenet_params(stored)})
     (moved,) = tmp_path.glob("a.*")
     assert (moved / "precious").read_text() == "x"
 
@@ -102,7 +105,7 @@ def test_export_reads_back_and_becomes_the_same_run(main, small_run, tmp_path):
     same(load_file(workdir / "parameters.safetensors"), load_file(tmp_path / "p.st"))
     assert main("import_checkpoint", str(tmp_path / "p.st"), "--doc", "b")[0] == 0
     config = load_config(tmp_path / "b")
-    run = load_run(config, tmp_path / "b")
+    run = load_run(tmp_path / "b")
     assert run.step == 40 and "exported parameters of LowRankHybridRunner" in config.comment
     same(run.params["params"], averages)
     values = parse(["main.py", "--run", str(tmp_path), "--doc", "b", "--test", "--rank=4"])
@@ -124,7 +127,7 @@ def test_a_changed_export_is_refused(small_run, tmp_path):
     for i, (message, (some, about)) in enumerate(changes.items()):
         path = tmp_path / f"{i}.st"
         tensor_files.write(path, some, about)
-        with pytest.raises(migrate.UserError, match=message):
+        with pytest.raises(UserError, match=message):
             migrate.read_parameters(path)
 
 

@@ -75,7 +75,7 @@ def metrics_of(folder, name):
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings_are_the_defaults(name):
-    from hos_jax.arguments import make_config, parse
+    from hos_jax.cli.arguments import make_config, parse
 
     text, _, expected = PUBLISHED[name]
     argv = ["main.py", *text.split(), "--config.model.blocks=7"]

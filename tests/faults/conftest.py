@@ -47,7 +47,7 @@ def cache():
 @pytest.fixture
 def command(monkeypatch, capfd):
     """`main.py`'s function in this process; returns the status and what a user would see."""
-    from hos_jax import cli
+    from hos_jax.cli import main as cli
 
     # Pictures are tested elsewhere, and take longer than all the rest.
     monkeypatch.setattr(cli, "_log_panel", lambda *arguments: None)

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from command_line import ROOT, as_flags
 
-from hos_jax.checkpoint import Checkpoints
 from hos_jax.config import load as load_config
-from hos_jax.problem import Problem
+from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.problem import Problem
 
 # The learning rate is constant, so that the length of a run changes nothing of its first steps.
 TINY = {

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hos_jax.config import default_config
-from hos_jax.config_keys import all_keys
+from hos_jax.config.keys import all_keys
 
 # ml-collections 1.1 loads config files with a deprecated method of importlib.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -76,14 +76,14 @@ def test_any_arguments_are_taken_or_refused_in_one_line(command, tmp_path, given
         step = 0
 
     def only_prepare(config, workdir, **others):
-        from hos_jax.problem import Problem
+        from hos_jax.training.problem import Problem
 
         Problem.from_config(config).abstract_state()
         return Done
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        patch.setattr("hos_jax.train.train_and_evaluate", only_prepare)
+        patch.setattr("hos_jax.training.loop.train_and_evaluate", only_prepare)
         run(command, tmp_path, [*flags(), *given_])
 
 

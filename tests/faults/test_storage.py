@@ -19,7 +19,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of 30 steps with checkpoints at 20 and 30."""
-    from hos_jax import cli
+    from hos_jax.cli import main as cli
 
     folder = tmp_path_factory.mktemp("trained")
     place = ["--run", str(folder), "--doc", "run", "--ni"]

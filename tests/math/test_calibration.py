@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import calibration
 from hos_jax.linops import Diagonal, DiagonalPlusLowRank
-from hos_jax.uncertainty import posterior_from_covariance
+from hos_jax.uncertainty import calibration, posterior_from_covariance
 
 D, COUNT = 200, 500
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from hos_jax import diagnostics
+from hos_jax.samplers import diagnostics
 
 
 def autoregressive(rho, chains=4, draws=4000, seed=0):

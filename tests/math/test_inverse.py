@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import distributions, inverse, tweedie, uncertainty
+from hos_jax import distributions, tweedie, uncertainty
 from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.uncertainty import inverse
 
 DIM, COUNT, NOISE_STD = 6, 3, 0.3
 LAW = distributions.random_correlated_gaussian(jax.random.key(0), DIM, 30.0)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax.checkpoint import Checkpoints, checksum, free_name
 from hos_jax.errors import UserError
+from hos_jax.training.checkpoint import Checkpoints, checksum, free_name
 
 
 def state(value):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hos_jax.classify import class_change_rate, train_classifier
+from benchmarks.classify import class_change_rate, train_classifier
 from hos_jax.data import load, to_float
 from hos_jax.errors import UserError
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hos_jax import config as run_config
 from hos_jax.config import check_same_run, default_config, differences, to_plain, validate
-from hos_jax.config_keys import all_keys, nearest
+from hos_jax.config.keys import all_keys, nearest
 from hos_jax.errors import UserError
 
 KEYS = list(all_keys(default_config()))

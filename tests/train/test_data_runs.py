@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hos_jax.checkpoint import Checkpoints
 from hos_jax.errors import UserError
-from hos_jax.evaluate import evaluate_run, load_run, table
-from hos_jax.train import train_and_evaluate
+from hos_jax.evaluation.evaluate import evaluate_run, table
+from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.loop import train_and_evaluate
+from hos_jax.training.runs import load_run_as
 
 FIRST_ORDER = {"model__head": "none", "loss__second_order": "none"}
 
@@ -183,9 +184,9 @@ def test_a_copied_run_finds_its_images_elsewhere(trained, tmp_path):
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     (tmp_path / "run").rename(tmp_path / "copy")
     with pytest.raises(UserError, match="is not a folder"):
-        load_run(trained, tmp_path / "copy")
+        load_run_as(trained, tmp_path / "copy")
     trained.data.root = str(tmp_path / "elsewhere")
-    assert len(load_run(trained, tmp_path / "copy").problem.data.held_out) == 3
+    assert len(load_run_as(trained, tmp_path / "copy").problem.data.held_out) == 3
     trained.training.steps = 8
     assert train_and_evaluate(trained, tmp_path / "copy", resume=True).step == 8
 
@@ -196,7 +197,7 @@ def test_a_run_that_does_not_say_what_it_was_trained_on_goes_on(trained, tmp_pat
     assert content.pop("images")["train"] == 57
     path.write_text(json.dumps(content))
     _one_more(tmp_path / "images")
-    assert len(load_run(trained, tmp_path / "run").problem.data.train) == 58
+    assert len(load_run_as(trained, tmp_path / "run").problem.data.train) == 58
     path.write_text(json.dumps({**content, "images": "many"}))
     with pytest.raises(UserError, match="cannot be read"):
-        load_run(trained, tmp_path / "run")
+        load_run_as(trained, tmp_path / "run")

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import losses, parallel
+from hos_jax import losses
 from hos_jax.data import batch_at, to_float
 from hos_jax.linops import DiagonalPlusLowRank
-from hos_jax.problem import Problem
-from hos_jax.train import make_train_step
+from hos_jax.training import parallel
+from hos_jax.training.loop import make_train_step
+from hos_jax.training.problem import Problem
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from hos_jax import held_out
-from hos_jax.problem import Problem
+from hos_jax.evaluation import held_out
+from hos_jax.training.problem import Problem
 
 
 def test_numbers_do_not_depend_on_the_batch_size(small_config):
@@ -45,7 +45,7 @@ def test_an_unconstrained_model_is_repaired_and_reported(small_config, caplog, h
     # A large prediction: S = sigma^2 s2 well below -1 in half of the places.
     params = problem.init().params
     params = jax.tree.map(lambda leaf: 10 * leaf, params)
-    with caplog.at_level(logging.WARNING, "hos_jax.held_out"):
+    with caplog.at_level(logging.WARNING, "hos_jax.evaluation.held_out"):
         result = held_out.held_out_metrics(problem, params)
     assert result["violations"]["count"] > 100 and result["violations"]["largest"] > 0
     assert "were not positive" in caplog.text and "positive_definite=True" in caplog.text

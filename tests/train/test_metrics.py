@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import metrics, tweedie
+from hos_jax import tweedie
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
+from hos_jax.uncertainty import metrics
 
 DIM, COUNT = 6, 20_000
 

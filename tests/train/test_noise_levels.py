@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import train
 from hos_jax.config import validate
+from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
-from hos_jax.generate import course_curves, draw_samples
-from hos_jax.models.registry import make_model
-from hos_jax.objective import Objective
-from hos_jax.problem import Problem
+from hos_jax.evaluation.generate import course_curves, draw_samples
+from hos_jax.losses.objective import Objective
+from hos_jax.training import loop
+from hos_jax.training.problem import Problem
 
 RANGE = {
     "model__name": "unet",
@@ -71,14 +71,14 @@ def test_balanced_losses_weigh_each_example_by_its_level():
 
 def test_noise_levels_of_a_batch_cover_the_range_evenly(small_config):
     config = small_config(**RANGE)
-    levels = np.sort(train._noise_levels(config, 16, jax.random.key(3), 0))
+    levels = np.sort(loop._noise_levels(config, 16, jax.random.key(3), 0))
     assert levels[0] >= 0.05 and levels[-1] <= 5.0
     np.testing.assert_allclose(np.diff(np.log(levels)), np.log(100) / 16, rtol=1e-3)
-    other = np.sort(train._noise_levels(config, 16, jax.random.key(4), 0))
+    other = np.sort(loop._noise_levels(config, 16, jax.random.key(4), 0))
     assert not np.allclose(levels, other)
-    halves = [train._noise_levels(config, 8, jax.random.key(3), first) for first in (0, 8)]
+    halves = [loop._noise_levels(config, 8, jax.random.key(3), first) for first in (0, 8)]
     np.testing.assert_allclose(np.sort(np.concatenate(halves)), levels, rtol=1e-6)
-    single = train._noise_levels(small_config(), 5, jax.random.key(0), 0)
+    single = loop._noise_levels(small_config(), 5, jax.random.key(0), 0)
     np.testing.assert_array_equal(single, np.full(5, 0.5, np.float32))
 
 
@@ -89,7 +89,7 @@ def test_training_and_annealed_samples(small_config, tmp_path):
         sampling__steps_per_level=2,
         sampling__krylov_vectors=4,
     )
-    state = train.train_and_evaluate(config, tmp_path / "run")
+    state = loop.train_and_evaluate(config, tmp_path / "run")
     assert int(state.step) == config.training.steps
     for sampler in ("annealed_langevin", "annealed_ozaki"):
         config.sampling.sampler = sampler

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hos_jax.train import train_and_evaluate
+from hos_jax.training.loop import train_and_evaluate
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.py"))
 

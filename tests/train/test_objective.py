@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from hos_jax import losses
+from hos_jax.losses.objective import SECOND_ORDER, Objective
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
-from hos_jax.objective import SECOND_ORDER, Objective
 
 SIGMA, COUNT, DIM = 0.3, 6, 4
 

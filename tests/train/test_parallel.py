@@ -11,23 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hos_jax import parallel
 from hos_jax.data import batch_at
 from hos_jax.errors import UserError
-from hos_jax.problem import Problem
-from hos_jax.run_log import read_history
-from hos_jax.train import make_train_step, train_and_evaluate
+from hos_jax.training import parallel
+from hos_jax.training.logs import read_history
+from hos_jax.training.loop import make_train_step, train_and_evaluate
+from hos_jax.training.problem import Problem
 
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, sys
 import jax
-from hos_jax import parallel
+from hos_jax.training import parallel
 from hos_jax.config import default_config
 from hos_jax.data import batch_at
-from hos_jax.problem import Problem
-from hos_jax.train import make_evaluation, make_train_step, train_and_evaluate
+from hos_jax.training.problem import Problem
+from hos_jax.training.loop import make_evaluation, make_train_step, train_and_evaluate
 
 config = default_config()
 config.update_from_flattened_dict(json.loads(sys.argv[1]))
@@ -277,7 +277,7 @@ def test_chains_are_split_over_devices_and_draw_the_same():
 _PAGES = """
 import resource, sys
 import jax, jax.numpy as jnp
-from hos_jax import parallel
+from hos_jax.training import parallel
 
 def large(x):
     for i in range(1, 4):

@@ -11,10 +11,12 @@ from safetensors.numpy import save_file
 
 from hos_jax import config as run_config
 from hos_jax import migrate
+from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
-from hos_jax.evaluate import load_run
-from hos_jax.models.registry import make_model
-from hos_jax.published import recognise
+from hos_jax.migrate import importing
+from hos_jax.migrate.published import recognise
+from hos_jax.training.problem import Problem
+from hos_jax.training.runs import load_run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OPTIMIZER = {"state": {}, "param_groups": [{"lr": 2e-4}]}
@@ -164,7 +166,7 @@ def test_imported_low_rank_run_gives_the_stored_outputs(pair, tmp_path):
     config = run_config.load(tmp_path / "run")
     assert config.runner == "LowRankHybridRunner" and config.model.output_units == "score"
     assert config.comment == f"imported from published.safetensors: {imported.description}"
-    run = load_run(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
     outputs = apply(config, run.params["params"], arrays["x"])
     assert relative_error(outputs.score1, arrays["diag_f64"]) < 1e-5
     assert relative_error(outputs.score2.diag, arrays["diag_f64"]) < 1e-5
@@ -182,7 +184,7 @@ def test_imported_first_order_run_gives_the_stored_outputs(mnist, tmp_path):
     assert imported.denoise_mse > 0
     config = run_config.load(tmp_path / "run")
     assert config.runner == "UnetDSMRunner" and config.optim.ema == 0.999
-    run = load_run(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
     outputs = apply(config, run.params["params"], arrays["x"])
     assert relative_error(outputs.score1, arrays["out_f64"]) < 1e-5
 
@@ -194,7 +196,7 @@ def test_imported_diagonal_run_gives_the_stored_outputs(pair, tmp_path):
     import_arrays(tmp_path, content, checked_images=2)
     config = run_config.load(tmp_path / "run")
     assert config.runner == "DoubleDiagonalHybridRunner"
-    run = load_run(config, tmp_path / "run")
+    run = load_run(tmp_path / "run")
     outputs = apply(config, run.params["params"], arrays["x"])
     assert relative_error(outputs.score1, arrays["U_f64"][:, :, 0]) < 1e-5
     assert relative_error(diagonals(outputs.score2), arrays["diag_f64"]) < 1e-5
@@ -212,12 +214,12 @@ def test_the_network_that_removes_noise_is_s1(pair, monkeypatch, small_config, e
         kernel = params["end"]["conv"]["kernel"]
         return errors[0 if np.array_equal(kernel, kernels[0]) else 1]
 
-    monkeypatch.setattr(migrate, "_denoise_mse", error_of)
-    problem = migrate.Problem.from_config(small_config(noise=0.5))
-    ordered = migrate._in_order(problem, found, 4)
+    monkeypatch.setattr(importing, "_denoise_mse", error_of)
+    problem = Problem.from_config(small_config(noise=0.5))
+    ordered = importing._in_order(problem, found, 4)
     expected = found.swapped() if swapped else found
     same(ordered.params, expected.params)
-    same(migrate._in_order(problem, found, 0).params, found.params)
+    same(importing._in_order(problem, found, 0).params, found.params)
 
 
 def test_an_import_needs_the_noise_level_and_a_network_that_fits(mnist, tmp_path):

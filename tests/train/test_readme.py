@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hos_jax import arguments
-from hos_jax import commands as commands_of_main
 from hos_jax import config as run_config
+from hos_jax.cli import arguments
+from hos_jax.cli import commands as commands_of_main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -13,9 +13,9 @@ import pytest
 from flax import linen as nn
 
 from hos_jax.errors import UserError
+from hos_jax.migrate.refinenet_weights import refinenet_params
 from hos_jax.models import refinenet
 from hos_jax.models.refinenet import RefineNet
-from hos_jax.models.refinenet_weights import refinenet_params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -8,11 +8,12 @@ import subprocess
 
 import pytest
 
-from hos_jax import report, train
-from hos_jax.evaluate import evaluate_run
-from hos_jax.held_out import held_out_examples
+from hos_jax.evaluation import report
+from hos_jax.evaluation.evaluate import evaluate_run
+from hos_jax.evaluation.held_out import held_out_examples
 from hos_jax.linops import Dense
-from hos_jax.problem import Problem
+from hos_jax.training import loop
+from hos_jax.training.problem import Problem
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 
@@ -59,7 +60,7 @@ addEventListener("load", () => {
 def run_folder(small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     config = small_config()
-    train.train_and_evaluate(config, folder)
+    loop.train_and_evaluate(config, folder)
     evaluate_run(config, folder)
     return folder
 

@@ -3,7 +3,7 @@
 import json
 import logging
 
-from hos_jax.run_log import HISTORY_FILE, RunLog, read_history
+from hos_jax.training.logs import HISTORY_FILE, RunLog, read_history
 
 
 def test_damaged_lines_are_skipped_and_the_others_kept(tmp_path, caplog):

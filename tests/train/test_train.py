@@ -7,14 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import parallel
 from hos_jax.config import load as load_config
 from hos_jax.data import batch_at, to_float
 from hos_jax.errors import UserError
 from hos_jax.noise import example_keys, step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
-from hos_jax.run_log import read_history
-from hos_jax.train import NonFiniteError, make_evaluation, make_train_step, train_and_evaluate
+from hos_jax.training import parallel
+from hos_jax.training.logs import read_history
+from hos_jax.training.loop import (
+    NonFiniteError,
+    make_evaluation,
+    make_train_step,
+    train_and_evaluate,
+)
+from hos_jax.training.problem import EVALUATION_STEP, Problem
 
 
 def assert_same_bits(a, b):
@@ -120,7 +125,7 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(small_config, 
 
 
 def test_learning_rate_schedule_clipping_and_decay(small_config):
-    from hos_jax.train_state import make_optimizer
+    from hos_jax.training.state import make_optimizer
 
     config = small_config(optim__schedule="cosine", optim__warmup=2, optim__final_lr=1e-4)
     optimizer = make_optimizer(config.optim, 6)

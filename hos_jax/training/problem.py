@@ -14,12 +14,13 @@ import numpy as np
 import optax
 
 from hos_jax import config as run_config
+from hos_jax.config.networks import make_model
 from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
-from hos_jax.models.registry import make_model
+from hos_jax.losses.objective import Objective
 from hos_jax.models.score_model import ScoreModel, outputs_of
-from hos_jax.objective import Objective
-from hos_jax.train_state import TrainState, init_state, make_optimizer
+from hos_jax.training import parallel
+from hos_jax.training.state import TrainState, init_state, make_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Problem:
         """
         if len(jax.tree.leaves(self._abstract_params())) > 300:
             return self._init_params
-        options = {"xla_backend_optimization_level": 0} if _on_cpu() else None
+        options = {"xla_backend_optimization_level": 0} if parallel.on_cpu() else None
         return jax.jit(self._init_params, compiler_options=options)
 
     def _abstract_params(self) -> Any:
@@ -131,10 +132,6 @@ class Problem:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
         image = jnp.zeros((1, *self.data.image_shape))
         return self.model.init(key, image, self.config.noise)
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _image_size(data: ml_collections.ConfigDict) -> int | tuple[int, int] | None:
@@ -156,7 +153,7 @@ def _check_scale(data_std: float, data: ImageData) -> None:
 
 
 def _check_batch(batch_size: int, available: int) -> None:
-    devices = jax.device_count()
+    devices = parallel.device_count()
     if batch_size % devices:
         raise UserError(
             f"training.batch_size={batch_size} does not divide over {devices} devices: "

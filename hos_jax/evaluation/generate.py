@@ -10,12 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import diagnostics, tweedie
+from hos_jax import pointwise, tweedie
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import geometric_sigmas, step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
-from hos_jax.samplers import SamplingAlgorithm, anneal_chains, langevin, ozaki, run_chains
+from hos_jax.samplers import (
+    SamplingAlgorithm,
+    anneal_chains,
+    diagnostics,
+    langevin,
+    ozaki,
+    run_chains,
+)
+from hos_jax.training.problem import EVALUATION_STEP, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +38,12 @@ def sampler_at(
     """Langevin or Ozaki, as `sampling.sampler` says, for one flat image at one noise level."""
     shape, sampling = problem.data.image_shape, problem.config.sampling
 
-    def outputs_at(position):
-        return outputs_of(problem.model, params, position.reshape(1, *shape), sigma)
-
+    model = problem.model, params, sigma, shape
     if "ozaki" not in sampling.sampler:
-        return langevin.as_top_level_api(lambda x: outputs_at(x).score1[0], step_size)
-
-    def derivatives_fn(position):
-        outputs = outputs_at(position)
-        return outputs.score1[0], jax.tree.map(lambda leaf: leaf[0], outputs.score2)
-
-    return ozaki.as_top_level_api(derivatives_fn, step_size, krylov_vectors=sampling.krylov_vectors)
+        return langevin.as_top_level_api(pointwise.score_fn(*model), step_size)
+    return ozaki.as_top_level_api(
+        pointwise.derivatives_fn(*model), step_size, krylov_vectors=sampling.krylov_vectors
+    )
 
 
 def make_denoiser(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax.types import Array, check_vectors
-from hos_jax.uncertainty import Interval, Posterior
+from hos_jax.uncertainty.posterior import Interval, Posterior
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 # Four bins a decade; what lies outside counts in the first or last one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -25,8 +26,6 @@ Open what the published code saved, and give parameters to others (--help of eac
   python main.py export_parameters --doc my_run --output my_run.safetensors
 
 runners:"""
-
-COMMANDS = ("import_checkpoint", "export_parameters")
 
 CONFIG_FOLDER = "configs"
 
@@ -95,7 +94,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
 
 def usage(values: flags.FlagValues) -> str:
     """The text of --help."""
-    from hos_jax.runners import RUNNERS
+    from hos_jax.config.runners import RUNNERS
 
     lines = [EXAMPLES]
     lines += [f"  {name:<28} {runner.description}" for name, runner in RUNNERS.items()]
@@ -129,7 +128,7 @@ def find_config(name: str) -> Path:
     given = Path(name)
     if given.suffix == ".py" and given.is_file():
         return given
-    folders = [Path(CONFIG_FOLDER), Path(__file__).parents[1] / CONFIG_FOLDER]
+    folders = [Path(CONFIG_FOLDER), Path(__file__).parents[2] / CONFIG_FOLDER]
     stem = given.stem if given.suffix in (".py", ".yml", ".yaml") else given.name
     for folder in folders:
         path = folder / f"{stem}.py"
@@ -179,7 +178,7 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
     asked = any(argument.lstrip("-").startswith("config=") for argument in arguments)
     if asked or early.runner is not None or not (early.test or early.resume_training):
         return arguments
-    from hos_jax import saved_config
+    from hos_jax.config import saved_config
 
     workdir = Path(early.run) / early.doc
     saved_config.get_config(str(workdir))
@@ -190,7 +189,7 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
 def check_override_names(argv: list[str]) -> None:
     """Refuse `--config.a.b` for a key that no config has, and say which was probably meant."""
     from hos_jax.config import default_config
-    from hos_jax.config_keys import all_keys, nearest
+    from hos_jax.config.keys import all_keys, nearest
 
     known = list(all_keys(default_config()))
     for argument in argv:
@@ -210,8 +209,14 @@ def _without_traceback(message: str) -> str:
     return " ".join([before.strip(), *lines]) if traceback else message
 
 
-def parse(argv: list[str]) -> flags.FlagValues:
+def parse(
+    argv: list[str], is_command: Callable[[str], bool] = lambda word: False
+) -> flags.FlagValues:
     """Flags from arguments.
+
+    Args:
+      argv: the arguments, the name of the program first.
+      is_command: whether a word would have named a command if it stood first.
 
     Raises:
       UserError: for whatever a user can get wrong in them.
@@ -233,7 +238,7 @@ def parse(argv: list[str]) -> flags.FlagValues:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
         raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
-        hint = "it goes first" if rest[1] in COMMANDS else "see --help"
+        hint = "it goes first" if is_command(rest[1]) else "see --help"
         raise UserError(f"unexpected argument {rest[1]!r} ({hint})")
     for name in ("runner", "config"):
         given = [part for part in arguments if part.partition("=")[0].lstrip("-") == name]
@@ -247,8 +252,8 @@ def parse(argv: list[str]) -> flags.FlagValues:
 def make_config(values: flags.FlagValues):
     """The config that flags describe: the file, then the runner, the flags, the overrides."""
     from hos_jax.config import default_config
-    from hos_jax.config_keys import check_keys_and_types
-    from hos_jax.runners import apply_runner
+    from hos_jax.config.keys import check_keys_and_types
+    from hos_jax.config.runners import apply_runner
 
     config = values.config
     check_keys_and_types(config, default_config())

@@ -1,13 +1,13 @@
 """A config file like those of `configs/`, whose settings are those of a run on disk.
 
-python main.py --config hos_jax/saved_config.py:runs/my_run ...
+python main.py --config hos_jax/config/saved_config.py:runs/my_run ...
 """
 
 from pathlib import Path
 
 import ml_collections
 
-from hos_jax import config
+from hos_jax.config.run_file import load
 
 
 def get_config(workdir: str) -> ml_collections.ConfigDict:
@@ -16,4 +16,4 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
     Raises:
       UserError: if there is no run, or its config cannot be read.
     """
-    return config.load(Path(workdir))
+    return load(Path(workdir))

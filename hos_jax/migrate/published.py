@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hos_jax.errors import UserError
-from hos_jax.models.refinenet_weights import refinenet_params
+from hos_jax.migrate.refinenet_weights import refinenet_params
 
 LABELS = ("s1", "s2", "ema_s1", "ema_s2")
 # Cosine between the convolutions of a network and its average; of unrelated networks it is near 0.

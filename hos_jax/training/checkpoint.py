@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import json
 import logging
@@ -19,6 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hos_jax.errors import UserError
+from hos_jax.files import free_name
+from hos_jax.training.parallel import process_index
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +48,6 @@ def _reason(error: Exception) -> str:
             return os.strerror(code)
     line = (str(error).strip() or repr(error)).splitlines()[0]
     return line if len(line) <= 200 else f"{line[:200]} ..."
-
-
-def free_name(path: Path) -> Path:
-    """A name beside `path` that nothing has: `path` with a time stamp."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    target = path.with_name(f"{path.name}.{stamp}")
-    count = 1
-    while target.exists():
-        count += 1
-        target = path.with_name(f"{path.name}.{stamp}-{count}")
-    return target
 
 
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
@@ -108,9 +98,9 @@ class Checkpoints:
             # The states are whole arrays on the host: no other process takes part.
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=jax.process_index(),
-                active_processes={jax.process_index()},
-                barrier_sync_key_prefix=f"process_{jax.process_index()}",
+                primary_host=process_index(),
+                active_processes={process_index()},
+                barrier_sync_key_prefix=f"process_{process_index()}",
             ),
             cleanup_tmp_directories=discard_unfinished,
         )

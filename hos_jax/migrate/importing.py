@@ -1,9 +1,8 @@
-"""Runs out of checkpoints of the published code, and parameters out of runs."""
+"""Runs out of checkpoints of the published code, or out of exported parameters."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,108 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
-from flax import traverse_util
 
 from hos_jax import config as run_config
-from hos_jax import tensor_files
-from hos_jax.checkpoint import Checkpoints
+from hos_jax.config.networks import make_model
+from hos_jax.config.runners import RUNNERS, apply_runner
 from hos_jax.errors import UserError
-from hos_jax.evaluate import load_run
 from hos_jax.files import locked
-from hos_jax.models.registry import make_model
+from hos_jax.migrate import tensor_files
+from hos_jax.migrate.parameters import check_fits, from_arrays
+from hos_jax.migrate.published import PublishedModel, recognise
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
-from hos_jax.published import PublishedModel, recognise
-from hos_jax.runners import RUNNERS, apply_runner
-from hos_jax.train_state import init_state
+from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.state import init_state
 
 logger = logging.getLogger(__name__)
-
-EXPORT_FORMAT = "hos_jax parameters 1"
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameters:
-    """Parameters of a model with the config that made them: what an exported file holds.
-
-    `make_model(config.model).apply({"params": params}, noisy, sigma)` gives the scores.
-
-    Attributes:
-      config: everything that made the run.
-      params: nested dictionary of arrays.
-      image_shape: (H, W, C).
-      step: training steps behind the parameters.
-    """
-
-    config: ml_collections.ConfigDict
-    params: dict[str, Any]
-    image_shape: tuple[int, int, int]
-    step: int
-
-
-def export_parameters(workdir: Path, output: Path) -> Parameters:
-    """Write the parameters of a run (their averages where there are some) to a safetensors file.
-
-    Arrays are named by their path, such as "score1/begin_conv/kernel"; the config, the image shape
-    and the step are metadata of the file.
-
-    Raises:
-      UserError: if there is no run, or the file exists.
-    """
-    config = run_config.load(workdir)
-    run = load_run(config, workdir)
-    shape = run.problem.data.image_shape
-    exported = Parameters(config, run.params["params"], shape, run.step)
-    metadata = {
-        "format": EXPORT_FORMAT,
-        "config": json.dumps({**run_config.to_plain(config), "versions": run_config.versions()}),
-        "image_shape": json.dumps(list(shape)),
-        "step": str(run.step),
-    }
-    arrays = traverse_util.flatten_dict(exported.params, sep="/")
-    tensor_files.write(output, {k: np.asarray(v) for k, v in arrays.items()}, metadata)
-    return exported
-
-
-def read_parameters(path: Path) -> Parameters:
-    """Read back what `export_parameters` wrote.
-
-    Raises:
-      UserError: for another file, or arrays that are not those of the model in the config.
-    """
-    return _exported(path, *tensor_files.read(path))
-
-
-def _exported(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> Parameters:
-    if metadata.get("format") != EXPORT_FORMAT:
-        raise UserError(f"{path} was not written by export_parameters")
-    try:
-        config = run_config.from_plain(json.loads(metadata["config"]))
-        shape = tuple(json.loads(metadata["image_shape"]))
-        step = int(metadata["step"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"the metadata of {path} cannot be read: {error}") from error
-    run_config.validate(config)
-    params = traverse_util.unflatten_dict(dict(arrays), sep="/")
-    _check_fits(config, shape, params)
-    return Parameters(config, params, shape, step)
-
-
-def _check_fits(config: ml_collections.ConfigDict, shape: tuple[int, ...], params: Any) -> None:
-    """Refuse parameters that are not those of the model that the config describes."""
-    model = make_model(config.model)
-    try:
-        wanted = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)), config.noise)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    have = traverse_util.flatten_dict(params, sep="/")
-    want = traverse_util.flatten_dict(wanted["params"], sep="/")
-    for name in sorted(set(have) | set(want)):
-        sizes = [tree[name].shape if name in tree else "nothing" for tree in (have, want)]
-        if sizes[0] != sizes[1]:
-            raise UserError(f"array {name} is {sizes[0]}, the model of the config has {sizes[1]}")
 
 
 def published_config(model: PublishedModel) -> ml_collections.ConfigDict:
@@ -185,7 +98,7 @@ def import_checkpoint(
     content, metadata = tensor_files.read(source)
     found = None
     if "format" in metadata:
-        exported = _exported(source, content, metadata)
+        exported = from_arrays(source, content, metadata)
         config, step = exported.config, exported.step
         params, ema = exported.params, exported.params if exported.config.optim.ema else None
         description = f"exported parameters of {config.runner or 'a run'}, step {step}"
@@ -203,7 +116,7 @@ def import_checkpoint(
         params, ema = found.params, found.ema_params
     if bool(config.optim.ema) != (ema is not None):
         raise UserError(f"optim.ema={config.optim.ema} does not fit the file: leave it as it is")
-    _check_fits(config, problem.data.image_shape, params)
+    check_fits(config, problem.data.image_shape, params)
     best = params if ema is None else ema
     mse = _denoise_mse(problem, best["score1"], checked_images) if found else None
     prepare()

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import calibration
+from hos_jax.evaluation.held_out import Examples
 from hos_jax.files import write_atomically
-from hos_jax.held_out import Examples
 from hos_jax.linops import Dense, DiagonalPlusLowRank
-from hos_jax.problem import Problem
-from hos_jax.uncertainty import Posterior
+from hos_jax.training.problem import Problem
+from hos_jax.uncertainty import Posterior, calibration
 
 REPORT_FILE = "report.html"
 DIRECTIONS = 6
@@ -144,7 +143,7 @@ def write_report(
         "shape": list(problem.data.image_shape),
         "range": list(problem.data.value_range),
     }
-    page = importlib.resources.files("hos_jax").joinpath("report.html").read_text("utf-8")
+    page = importlib.resources.files("hos_jax.evaluation").joinpath("report.html")
     # A "</script>" in a name must not end the script element.
     text = json.dumps(content).replace("<", "\\u003c")
-    write_atomically(path, page.replace("__DATA__", text))
+    write_atomically(path, page.read_text("utf-8").replace("__DATA__", text))

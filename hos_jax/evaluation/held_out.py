@@ -11,12 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import calibration, metrics, tweedie
+from hos_jax import pointwise, tweedie
 from hos_jax.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
-from hos_jax.uncertainty import Posterior, Violations, posterior_from_covariance
+from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.uncertainty import (
+    Posterior,
+    Violations,
+    calibration,
+    metrics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +64,6 @@ def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Ar
     """
     sigma = problem.config.noise
 
-    def posterior_of(mean, covariance, third):
-        return posterior_from_covariance(mean, covariance, sigma, scaled_third_diagonal=third)
-
     @jax.jit
     def denoise(params, clean, keys):
         noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
@@ -71,9 +73,7 @@ def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Ar
         mean = jax.vmap(tweedie.posterior_mean, (0, 0, None))(flat, outputs.score1, sigma)
         posterior = None
         if outputs.head is not None:
-            third = outputs.raw_third_order
-            third = None if third is None else outputs.scaled_third_diagonal
-            posterior = jax.vmap(posterior_of)(mean, outputs.covariance, third)
+            posterior = pointwise.posteriors(flat, outputs, sigma)
         return Denoised(flat, mean, posterior, outputs)
 
     return denoise

@@ -19,15 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from hos_jax import config as run_config
-from hos_jax import parallel
-from hos_jax.checkpoint import Checkpoints
 from hos_jax.data import batch_at
 from hos_jax.errors import UserError
 from hos_jax.files import locked
 from hos_jax.noise import example_keys, step_key
-from hos_jax.problem import EVALUATION_STEP, Problem
-from hos_jax.run_log import RunLog
-from hos_jax.train_state import TrainState, apply_gradients
+from hos_jax.training import parallel
+from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.logs import RunLog
+from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.state import TrainState, apply_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
         return {name: mean(values) * total for name, values in losses.items()}
 
     mapped = parallel.map_over_devices(evaluation_step)
-    processes, process = jax.process_count(), jax.process_index()
+    processes, process = parallel.process_count(), parallel.process_index()
     # One batch never needs more memory than a training step.
     batch_size = config.training.batch_size
     per_process = batch_size // processes
@@ -241,7 +241,7 @@ def _begin(
     config = problem.config
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
-        run_config.check_same_images(workdir, problem.data)
+        run_config.check_same_images(workdir, problem.data.identity())
     state = None if resume else problem.init()
     if make_room is not None:
         make_room()
@@ -280,8 +280,8 @@ def _batches(problem: Problem, step: int, count: int) -> Any:
             index,
             seed=config.seed,
             batch_size=config.training.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=parallel.process_index(),
+            process_count=parallel.process_count(),
             random_flip=config.data.random_flip,
         )
 

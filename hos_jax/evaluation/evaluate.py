@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -14,21 +13,20 @@ import ml_collections
 import numpy as np
 
 from hos_jax import config as run_config
-from hos_jax import figures
-from hos_jax.checkpoint import Checkpoints
-from hos_jax.errors import UserError
-from hos_jax.files import write_atomically
-from hos_jax.generate import course_curves, draw_samples
-from hos_jax.held_out import (
+from hos_jax.evaluation import figures
+from hos_jax.evaluation.generate import course_curves, draw_samples
+from hos_jax.evaluation.held_out import (
     Examples,
     direction_scores,
     first_held_out,
     held_out_examples,
     held_out_metrics,
 )
-from hos_jax.problem import Problem
-from hos_jax.report import DIRECTIONS, REPORT_FILE, write_report
-from hos_jax.run_log import RunLog, read_history
+from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, write_report
+from hos_jax.files import write_atomically
+from hos_jax.training.logs import RunLog, read_history
+from hos_jax.training.problem import Problem
+from hos_jax.training.runs import LoadedRun, load_run_as
 from hos_jax.uncertainty import Posterior
 
 METRICS_FILE = "metrics.json"
@@ -78,37 +76,6 @@ def log_panel(problem: Problem, params: Any, step: int, log: RunLog) -> None:
     log.image(step, "held_out/denoising", figures.as_array(figure))
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedRun:
-    """A run read back from its folder."""
-
-    problem: Problem
-    params: Any
-    step: int
-    training_seconds: float
-
-
-def load_run(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
-    """Read the newest readable checkpoint of a run.
-
-    Raises:
-      UserError: if there is no run, or it was made with other settings than `config`, or of other
-        images.
-    """
-    run_config.check_same_run(run_config.load(workdir), config)
-    problem = Problem.from_config(config)
-    run_config.check_same_images(workdir, problem.data)
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"{workdir} has no checkpoints yet: train it first")
-    checkpoints = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)
-    try:
-        restored = checkpoints.restore(problem.abstract_state())
-    finally:
-        checkpoints.close()
-    state = restored.state
-    return LoadedRun(problem, state.best_params, restored.step, restored.details["seconds"])
-
-
 def evaluate_run(
     config: ml_collections.ConfigDict, workdir: Path | str, image_folder: str = "figures"
 ) -> dict[str, Any]:
@@ -118,11 +85,11 @@ def evaluate_run(
       What was written to `metrics.json`.
 
     Raises:
-      UserError: see `load_run`.
+      UserError: see `load_run_as`.
     """
     begun = time.monotonic()
     workdir = Path(workdir)
-    run = load_run(config, workdir)
+    run = load_run_as(config, workdir)
     folder = workdir / image_folder
     folder.mkdir(parents=True, exist_ok=True)
     result = held_out_metrics(run.problem, run.params)

@@ -37,7 +37,7 @@ from jax.scipy.sparse.linalg import cg
 
 from hos_jax.linops import Diagonal
 from hos_jax.types import Array, PRNGKey, check_vectors
-from hos_jax.uncertainty import Posterior, Violations
+from hos_jax.uncertainty.posterior import Posterior, Violations
 
 PosteriorFn = Callable[[Array, Array | float], Posterior]
 

@@ -14,7 +14,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hos_jax import losses
+from hos_jax.losses.first_order import dsm, dsm_vr, residual
+from hos_jax.losses.second_order import (
+    control_coefficients,
+    d2sm,
+    d2sm_residual,
+    d2sm_residual_terms,
+    d2sm_vr,
+    residual_nll,
+)
+from hos_jax.losses.third_order import d3sm_diagonal
 from hos_jax.noise import perturb
 from hos_jax.types import Array
 
@@ -128,9 +137,9 @@ class Objective:
 
     def _first_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         if self.first_order == "dsm":
-            return jax.vmap(losses.dsm)(at["plus"].score1, noise, sigma)
+            return jax.vmap(dsm)(at["plus"].score1, noise, sigma)
         scores = at["plus"].score1, at["clean"].score1
-        return jax.vmap(losses.dsm_vr)(*scores, noise, sigma)
+        return jax.vmap(dsm_vr)(*scores, noise, sigma)
 
     def _second_order(self, at: dict, noise: Array, sigma, mean: Callable) -> Array:
         name = self.second_order
@@ -138,28 +147,28 @@ class Objective:
             detach = jax.lax.stop_gradient if self.stop_gradient_score1 else lambda s1: s1
             points = [at[point] for point in SECOND_ORDER[name]]
             scores = [item for point in points for item in (detach(point.score1), point.score2)]
-            published: Callable[..., Array] = losses.d2sm if name == "d2sm" else losses.d2sm_vr
+            published: Callable[..., Array] = d2sm if name == "d2sm" else d2sm_vr
             return jax.vmap(published)(*scores, noise, sigma) * sigma**4
-        residual = jax.vmap(losses.residual)
-        plus = residual(at["plus"].score1, noise, sigma)
+        residuals = jax.vmap(residual)
+        plus = residuals(at["plus"].score1, noise, sigma)
         if name == "residual_nll":
-            return jax.vmap(losses.residual_nll)(plus, at["plus"].covariance)
-        minus = residual(at["minus"].score1, -noise, sigma)
+            return jax.vmap(residual_nll)(plus, at["plus"].covariance)
+        minus = residuals(at["minus"].score1, -noise, sigma)
         pair = plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian
         if name == "d2sm_residual_plain":
-            return losses.d2sm_residual(jax.vmap(losses.d2sm_residual_terms)(*pair, noise))
+            return d2sm_residual(jax.vmap(d2sm_residual_terms)(*pair, noise))
         clean = at["clean"].scaled_hessian
-        terms = jax.vmap(losses.d2sm_residual_terms)(*pair, noise, clean)
-        return losses.d2sm_residual(terms, losses.control_coefficients(terms, mean=mean))
+        terms = jax.vmap(d2sm_residual_terms)(*pair, noise, clean)
+        return d2sm_residual(terms, control_coefficients(terms, mean=mean))
 
     def _third_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         """The third-order loss summed over the antithetic pair, (N,)."""
 
         def loss(point: str, drawn: Array) -> Array:
-            residual = jax.vmap(losses.residual)(at[point].score1, drawn, sigma)
-            arguments = [at[point].scaled_third_diagonal, residual]
+            residuals = jax.vmap(residual)(at[point].score1, drawn, sigma)
+            arguments = [at[point].scaled_third_diagonal, residuals]
             if self.second_order != "none":
                 arguments.append(at[point].covariance)
-            return jax.vmap(losses.d3sm_diagonal)(*arguments)
+            return jax.vmap(d3sm_diagonal)(*arguments)
 
         return loss("plus", noise) + loss("minus", -noise)

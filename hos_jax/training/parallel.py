@@ -1,4 +1,4 @@
-"""Data parallelism over devices and hosts: the only file that knows `pmap` and processes.
+"""Data parallelism over devices and hosts: the only file that knows processes and `pmap`.
 
 A function mapped with `map_over_devices` runs once per device of all processes, on arrays with a
 leading axis for the devices of its process; inside it `mean_over_devices`, `sum_over_devices` and
@@ -102,14 +102,34 @@ def wait_for_all() -> None:
     Raises:
       Exception: of the runtime, if one process ended or did not come within `PATIENCE`.
     """
-    if jax.process_count() > 1:
+    if process_count() > 1:
         wait = orbax_multihost.get_barrier_sync_fn()
         wait(key=f"hos_jax_{next(_barriers)}", timeout_ms=1000 * PATIENCE)
 
 
+def process_count() -> int:
+    """How many processes the run has."""
+    return jax.process_count()
+
+
+def process_index() -> int:
+    """Which of them this is, from 0."""
+    return jax.process_index()
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes."""
-    return jax.process_index() == 0
+    return process_index() == 0
+
+
+def device_count() -> int:
+    """The devices of all processes."""
+    return jax.device_count()
+
+
+def on_cpu() -> bool:
+    """Whether the devices are CPUs."""
+    return jax.default_backend() == "cpu"
 
 
 def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> Any:
@@ -124,7 +144,7 @@ def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> 
     Raises:
       UserError: in the other processes, if `make` raised anything in the first one.
     """
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return make()
     value, failure = None, None
     if is_first_process():
@@ -153,7 +173,7 @@ def check_agreement(what: str, checksum: int) -> None:
     Raises:
       UserError: in every process, if one has another checksum than the first.
     """
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return
     wait_for_all()
     everyone = multihost_utils.process_allgather(np.int32(checksum))
@@ -167,7 +187,7 @@ def check_agreement(what: str, checksum: int) -> None:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process; all of them have to ask at the same step."""
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
 
@@ -183,11 +203,11 @@ def compile_for(mapped: Any, *arguments: Any) -> Any:
     On a CPU what the compiler has freed is given back to the system, and what a call frees is kept
     for the next call (on Linux with glibc). With several processes the first call compiles.
     """
-    if jax.process_count() > 1:
+    if process_count() > 1:
         # A compiled `pmap` compares the shapes of all processes with those of one, and refuses.
         return mapped
     compiled = mapped.lower(*arguments).compile()
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         keep_freed_memory()
     return compiled
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
-from hos_jax import cli
-from hos_jax.arguments import check_override_names, describe_flags
+from hos_jax.cli.arguments import check_override_names, describe_flags
+from hos_jax.cli.logs import start_logging
+from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
 from hos_jax.config import default_config
 from hos_jax.errors import UserError
 
@@ -62,18 +63,18 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
     overrides = config_flags.get_override_values(values["config"])
     if values.noise is not None:
         overrides["noise"] = values.noise
-    workdir = cli.run_folder(values)
+    workdir = run_folder(values)
 
-    def make_room():
-        cli.ask_for_room(workdir, values.ni)
-        cli.make_room(workdir)
+    def prepare():
+        ask_for_room(workdir, values.ni)
+        make_room(workdir)
 
     imported = import_checkpoint(
         Path(rest[0]),
         workdir,
         overrides,
         checked_images=values.checked_images,
-        prepare=make_room,
+        prepare=prepare,
     )
     print(f"found {imported.description}")
     if imported.denoise_mse is not None:
@@ -95,7 +96,7 @@ def _export(values: flags.FlagValues, rest: list[str]) -> None:
 
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
-    workdir = cli.run_folder(values)
+    workdir = run_folder(values)
     output = Path(values.output) if values.output else workdir / "parameters.safetensors"
     exported = export_parameters(workdir, output)
     print(f"{output}: parameters of step {exported.step}")
@@ -150,6 +151,6 @@ def run_command(argv: list[str]) -> int:
     if parsed is None:
         return 0
     values, rest = parsed
-    cli.start_logging("info")
+    start_logging("info")
     COMMANDS[argv[0]].run(values, rest)
     return 0

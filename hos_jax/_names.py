@@ -1,0 +1,92 @@
+"""Names that load what they stand for when they are first used: public ones, and those of 0.1."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+# Old name -> new name, below hos_jax: modules of 0.1, and members that left their module.
+MOVED = {
+    "arguments": "cli.arguments",
+    "calibration": "uncertainty.calibration",
+    "checkpoint": "training.checkpoint",
+    "checkpoint.free_name": "files.free_name",
+    "commands": "cli.commands",
+    "config_keys": "config.keys",
+    "diagnostics": "samplers.diagnostics",
+    "evaluate": "evaluation.evaluate",
+    "evaluate.LoadedRun": "training.runs.LoadedRun",
+    "evaluate.load_run": "training.runs.load_run_as",
+    "event_log": "training.logs",
+    "figures": "evaluation.figures",
+    "generate": "evaluation.generate",
+    "held_out": "evaluation.held_out",
+    "interruption": "cli.interruption",
+    "inverse": "uncertainty.inverse",
+    "metrics": "uncertainty.metrics",
+    "models.refinenet_weights": "migrate.refinenet_weights",
+    "models.registry": "config.networks",
+    "objective": "losses.objective",
+    "parallel": "training.parallel",
+    "problem": "training.problem",
+    "published": "migrate.published",
+    "report": "evaluation.report",
+    "run_log": "training.logs",
+    "runners": "config.runners",
+    "saved_config": "config.saved_config",
+    "tensor_files": "migrate.tensor_files",
+    "train": "training.loop",
+    "train_state": "training.state",
+}
+
+
+def lazily(package: str, **files: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package that loads its files when they are used (PEP 562).
+
+    Args:
+      package: its name.
+      files: each public file or folder of the package, with the names that the package hands on
+        from it, separated by spaces.
+    """
+    places = {name: file for file, names in files.items() for name in names.split()}
+
+    def find(name: str) -> Any:
+        if name in places:
+            return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
+        if name in files:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find, lambda: sorted({*vars(sys.modules[package]), *files, *places})
+
+
+class _OldModule(types.ModuleType):
+    """A module name of 0.1: says on every use what is used instead, and gives that."""
+
+    def __getattr__(self, name: str) -> Any:
+        # Python and its tools ask every module for such names; that is no use of it.
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        old = f"{self.__name__.removeprefix('hos_jax.')}.{name}"
+        new = MOVED.get(old) or f"{MOVED[old.rpartition('.')[0]]}.{name}"
+        module, _, member = new.rpartition(".")
+        found = getattr(importlib.import_module(f"hos_jax.{module}"), member)
+        warn(old, new)
+        return found
+
+
+def warn(old: str, new: str) -> None:
+    """Say to who uses an old name, two calls up, what the new one is."""
+    message = f"hos_jax.{old} is now hos_jax.{new}; the next version drops the old name"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
+def install_old_names() -> None:
+    """Let `import hos_jax.OLD` and `from hos_jax.OLD import ...` find the old modules' names."""
+    members = {name for name in MOVED if name.rpartition(".")[0] in MOVED}
+    for name in MOVED.keys() - members:
+        sys.modules.setdefault(f"hos_jax.{name}", _OldModule(f"hos_jax.{name}"))

@@ -1,0 +1,195 @@
+"""What a config must fulfil before any work is done."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_collections
+
+from hos_jax.config.defaults import default_config
+from hos_jax.config.keys import check_keys_and_types
+from hos_jax.errors import UserError
+
+SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Refuse a config that cannot work, before any work is done.
+
+    Raises:
+      UserError: one line that names the key, its value and what is allowed.
+    """
+    from hos_jax.config.networks import HEADS, THIRD_ORDER_HEADS
+    from hos_jax.config.networks import NAMES as MODEL_NAMES
+    from hos_jax.data import NAMES as DATA_NAMES
+    from hos_jax.losses.objective import FIRST_ORDER, SECOND_ORDER, THIRD_ORDER
+
+    check_keys_and_types(config, default_config())
+    choices = {
+        "data.name": DATA_NAMES,
+        "model.name": MODEL_NAMES,
+        "model.head": HEADS,
+        "model.third_order": THIRD_ORDER_HEADS,
+        "model.networks": ("shared", "per_order", "per_output"),
+        "model.output_units": ("dimensionless", "score"),
+        "model.dtype": ("float32", "bfloat16"),
+        "loss.first_order": tuple(FIRST_ORDER),
+        "loss.second_order": tuple(SECOND_ORDER),
+        "loss.third_order": tuple(THIRD_ORDER),
+        "optim.schedule": ("constant", "cosine"),
+        "sampling.sampler": SAMPLERS,
+    }
+    for path, allowed in choices.items():
+        value = _get(config, path)
+        _require(value in allowed, f"{path} is {value!r}; choose one of {', '.join(allowed)}")
+
+    positive = ["noise", "optim.lr", "optim.eps", "sampling.step_size"]
+    positive += ["model.ngf", "model.rank", "model.blocks", "model.depth", "model.patch_size"]
+    positive += [
+        "training.steps",
+        "training.batch_size",
+        "training.log_every",
+        "training.evaluate_every",
+    ]
+    positive += ["training.checkpoint_every", "training.keep_checkpoints", "sampling.batch_size"]
+    positive += ["training.steps_per_dispatch"]
+    positive += ["sampling.images", "sampling.chains", "sampling.steps", "sampling.levels"]
+    positive += ["sampling.steps_per_level", "sampling.step_fraction"]
+    for path in positive:
+        value = _get(config, path)
+        _require(value > 0 and math.isfinite(value), f"{path} must be positive, got {value}")
+    not_negative = [
+        "seed",
+        "optim.warmup",
+        "optim.final_lr",
+        "optim.weight_decay",
+        "optim.clip",
+        "model.data_std",
+        "model.attention_size",
+        "loss.first_order_weight",
+        "loss.third_order_weight",
+    ]
+    for path in not_negative:
+        value = _get(config, path)
+        fits = value is None or (value >= 0 and math.isfinite(value))
+        _require(fits, f"{path} must be zero or positive, got {value}")
+    for path in ("optim.ema", "optim.beta1", "optim.beta2"):
+        value = _get(config, path)
+        _require(0 <= value < 1, f"{path} must be in [0, 1), got {value}")
+    multipliers = config.model.multipliers
+    _require(len(multipliers) > 0, "model.multipliers must name at least one level")
+    _require(min(multipliers) > 0, f"model.multipliers must be positive, got {multipliers}")
+    stride = config.training.steps_per_dispatch
+    for name in ("log_every", "evaluate_every", "checkpoint_every"):
+        value = config.training[name]
+        _require(
+            value % stride == 0,
+            f"training.{name}={value} must be a multiple of training.steps_per_dispatch={stride}",
+        )
+    _validate_limits(config)
+    _validate_combination(config)
+
+
+def _validate_limits(config: ml_collections.ConfigDict) -> None:
+    """What the number formats hold: float32 for the squares of sigma, 32 bits for the others.
+
+    And what compiles: layers are compiled one by one.
+    """
+    for path in ("noise", "model.smallest_noise", "model.largest_noise"):
+        value = _get(config, path)
+        fits = value is None or value <= 0 or 1e-6 <= value <= 1e6
+        _require(fits, f"{path} must be between 1e-6 and 1e6, got {value}: the data is within 1")
+    _require(config.seed < 2**32, f"seed must be below 2^32, got {config.seed}")
+    steps = config.training.steps
+    _require(steps < 2**31 - 1, f"training.steps must be below 2^31 - 1, got {steps}")
+    for path, largest in (("model.depth", 1000), ("model.blocks", 100)):
+        value = _get(config, path)
+        _require(value <= largest, f"{path} must be at most {largest}, got {value}")
+    for path, lowest in (("data.image_size", 1), ("data.image_width", 1), ("data.crop", 0)):
+        value = _get(config, path)
+        _require(value is None or value >= lowest, f"{path} must be at least {lowest}, got {value}")
+    data = config.data
+    _require(
+        data.image_width is None or data.image_size is not None,
+        "data.image_width needs data.image_size, the height",
+    )
+    optim = config.optim
+    _require(
+        optim.schedule == "constant" or optim.final_lr <= optim.lr,
+        f"optim.final_lr={optim.final_lr} exceeds optim.lr={optim.lr}: the schedule decays to it",
+    )
+
+
+def _validate_combination(config: ml_collections.ConfigDict) -> None:
+    model, second_order = config.model, config.loss.second_order
+    has_head = model.head != "none"
+    _require(
+        has_head == (second_order != "none"),
+        f"model.head={model.head} and loss.second_order={second_order} do not fit: both or neither "
+        "must be none",
+    )
+    third_head, third_loss = model.third_order, config.loss.third_order
+    _require(
+        (third_head != "none") == (third_loss != "none"),
+        f"model.third_order={third_head} and loss.third_order={third_loss} do not fit: both or "
+        "neither must be none",
+    )
+    _require(
+        second_order != "residual_nll" or model.positive_definite,
+        "loss.second_order=residual_nll needs model.positive_definite=True: the likelihood of an "
+        "indefinite covariance does not exist",
+    )
+    _validate_noise_range(config)
+    sampler = config.sampling.sampler
+    _require(
+        has_head or "ozaki" not in sampler,
+        f"sampling.sampler={sampler} needs a second-order model: choose another model.head",
+    )
+    _require(
+        model.smallest_noise is not None or "annealed" not in sampler,
+        f"sampling.sampler={sampler} needs a model of many noise levels: set model.smallest_noise "
+        "and model.largest_noise",
+    )
+    _require(
+        config.sampling.krylov_vectors >= 2,
+        f"sampling.krylov_vectors must be at least 2, got {config.sampling.krylov_vectors}",
+    )
+    _require(
+        model.output_units != "score" or not (has_head and model.positive_definite),
+        "model.output_units=score needs model.positive_definite=False",
+    )
+    _require(
+        model.output_units != "score" or not model.data_std,
+        "model.output_units=score needs model.data_std=0: such a network gives the score itself",
+    )
+
+
+def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
+    model = config.model
+    smallest, largest = model.smallest_noise, model.largest_noise
+    if smallest is None and largest is None:
+        return
+    _require(
+        smallest is not None and largest is not None,
+        "model.smallest_noise and model.largest_noise go together: set both or neither",
+    )
+    _require(
+        0 < smallest <= config.noise <= largest,
+        "need 0 < model.smallest_noise <= noise <= model.largest_noise, "
+        f"got {smallest}, {config.noise}, {largest}",
+    )
+    _require(model.name == "unet", f"model.name={model.name} takes no noise level; choose unet")
+    _require(bool(model.data_std), "a range of noise levels needs model.data_std > 0")
+
+
+def _get(config: ml_collections.ConfigDict, path: str) -> Any:
+    value = config
+    for name in path.split("."):
+        value = value[name]
+    return value

@@ -1,0 +1,135 @@
+"""The config of a run in its folder: written, read back, and compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from hos_jax.config.defaults import default_config
+from hos_jax.errors import UserError
+from hos_jax.files import write_atomically
+
+CONFIG_FILE = "config.json"
+# What a resumed or tested run must have in common with the run on disk.
+IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    # Not at the top: they take a tenth of the time of --help.
+    import importlib.metadata
+    import platform
+
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def differences(saved: dict, asked: dict, prefix: str = "") -> list[str]:
+    """The keys in which two configs differ, as `key: saved -> asked` lines."""
+    lines = []
+    for key in sorted(set(saved) | set(asked)):
+        old, new = saved.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} -> {new}")
+    return lines
+
+
+def to_plain(config: ml_collections.ConfigDict) -> dict:
+    """The config as JSON types."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def save(
+    config: ml_collections.ConfigDict, workdir: Path, images: dict[str, Any] | None = None
+) -> None:
+    """Write everything that makes the run to `config.json`: all keys, the versions, the images.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+      images: what the run is trained on, see `ImageData.identity`.
+    """
+    content = {**to_plain(config), "versions": versions(), "images": images}
+    write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def load(workdir: Path) -> ml_collections.ConfigDict:
+    """Read the config of the run in `workdir`.
+
+    Raises:
+      UserError: if there is no run, or its config cannot be read.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"no run in {workdir}: {CONFIG_FILE} is missing; check --run and --doc")
+    try:
+        return from_plain(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it or start anew") from error
+
+
+def from_plain(content: dict) -> ml_collections.ConfigDict:
+    """The config that `save` wrote, from its JSON types.
+
+    Raises:
+      ValueError, KeyError, TypeError or AttributeError: for anything else.
+    """
+    saved = {key: value for key, value in content.items() if key not in ("versions", "images")}
+    if not isinstance(content.get("images"), dict | None):
+        raise TypeError("images must be a group of keys")
+    multipliers = tuple(saved["model"]["multipliers"])
+    config = default_config()
+    config.update({**saved, "model": {**saved["model"], "multipliers": multipliers}})
+    return config
+
+
+def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.ConfigDict) -> None:
+    """Refuse to go on with a run under another model, noise, seed, data or loss.
+
+    Raises:
+      UserError: with the differences.
+    """
+    old, new = to_plain(saved), to_plain(asked)
+    changed = differences({key: old[key] for key in IDENTITY}, {key: new[key] for key in IDENTITY})
+    # Where the images lie may change between machines; what they are may not.
+    changed = [line for line in changed if not line.startswith("data.root:")]
+    if bool(saved.optim.ema) != bool(asked.optim.ema):
+        changed.append(f"optim.ema: {saved.optim.ema} -> {asked.optim.ema}")
+    if changed:
+        raise UserError(
+            f"this run was made with other settings ({'; '.join(changed)}): give those of the run "
+            "or another --doc"
+        )
+
+
+def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
+    """Refuse to go on with a run, or to test it, on other images than it was trained on.
+
+    Those it was trained on could be among the held-out ones. A run that does not say what it was
+    trained on, such as an imported one, goes on with any.
+
+    Args:
+      workdir: the run folder, whose config can be read.
+      images: those that there are now, see `ImageData.identity`.
+
+    Raises:
+      UserError: with the numbers of images.
+    """
+    saved = json.loads((workdir / CONFIG_FILE).read_text()).get("images")
+    if saved is None or saved == images:
+        return
+    then, now = (
+        f"{counts.get('train')} to train on and {counts.get('held_out')} held out"
+        for counts in (saved, images)
+    )
+    what = f"{then} then, {now} now" if then != now else f"{then} as then, with other content"
+    raise UserError(
+        f"the images are not those that this run was trained on ({what}): restore them, set "
+        "--config.data.root to where they are, or start a new run with another --doc"
+    )

@@ -1,0 +1,197 @@
+r"""What a trained model says at one point: scores, covariance, posterior.
+
+Networks take batches of images; the mathematics takes one point. This is the one place where the
+one becomes the other::
+
+    run = hos_jax.load_run("runs/demo")
+    posterior_fn = pointwise.posterior_fn(run)
+    posterior = posterior_fn(noisy)  # noisy: (H, W, C), or flat, (D,)
+    posterior.mean, posterior.standard_deviation(), posterior.sample(key, 10)
+
+Without a run it is ``pointwise.posterior_fn(model, params, sigma, image_shape)``; the other
+functions take the same arguments:
+
+- model: a `ScoreModel`, a `HessianModel`, or what `hos_jax.load_run` returned, which has the other
+  three too.
+- params: the parameters of the model.
+- sigma: the noise level, a positive scalar, data units; None if every call gives it.
+- image_shape: (H, W, C) of a model of images; None for a model of vectors.
+- score_fn: the score beside which a `HessianModel` was trained.
+
+Each returns a function of `noisy` and, for models of many noise levels, `sigma` again:
+``fn(noisy)`` or ``fn(noisy, sigma)``. `noisy` is one image or one vector, floating-point numbers in
+data units. Results are of the D values flattened, in (H, W, C) order. The function is compiled
+when it is first called, so make it once; batch it with `jax.vmap`. A call raises ValueError for a
+point of another shape, and where an order is asked for that the model has not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hos_jax import tweedie
+from hos_jax.linops import SymmetricMatrix
+from hos_jax.models.score_model import ModelOutputs, outputs_of
+from hos_jax.types import Array, ScoreFn
+from hos_jax.uncertainty.posterior import Posterior, posterior_from_covariance
+
+Sigma = Array | float
+ImageShape = tuple[int, int, int]
+
+
+def score_fn(
+    model: Any,
+    params: Any = None,
+    sigma: Sigma | None = None,
+    image_shape: ImageShape | None = None,
+) -> Callable[..., Array]:
+    """s1 at one point: noisy -> (D,), 1 / data units."""
+    return _at_a_point(_score1, model, params, sigma, image_shape)
+
+
+def hessian_fn(
+    model: Any,
+    params: Any = None,
+    sigma: Sigma | None = None,
+    image_shape: ImageShape | None = None,
+    *,
+    score_fn: ScoreFn | None = None,
+) -> Callable[..., SymmetricMatrix]:
+    """s2 at one point: noisy -> structured (D, D), 1 / data units^2."""
+    return _at_a_point(_score2, model, params, sigma, image_shape, score_fn)
+
+
+def derivatives_fn(
+    model: Any,
+    params: Any = None,
+    sigma: Sigma | None = None,
+    image_shape: ImageShape | None = None,
+    *,
+    score_fn: ScoreFn | None = None,
+) -> Callable[..., tuple[Array, SymmetricMatrix]]:
+    """(s1, s2) at one point from one evaluation of the networks, as `samplers.ozaki` takes it."""
+    return _at_a_point(_both, model, params, sigma, image_shape, score_fn)
+
+
+def covariance_fn(
+    model: Any,
+    params: Any = None,
+    sigma: Sigma | None = None,
+    image_shape: ImageShape | None = None,
+    *,
+    score_fn: ScoreFn | None = None,
+) -> Callable[..., SymmetricMatrix]:
+    """C = I + sigma^2 s2 at one point, as the model gives it: structured (D, D), dimensionless.
+
+    It need not be positive definite; `posterior_fn` mends that.
+    """
+    return _at_a_point(_covariance, model, params, sigma, image_shape, score_fn)
+
+
+def posterior_fn(
+    model: Any,
+    params: Any = None,
+    sigma: Sigma | None = None,
+    image_shape: ImageShape | None = None,
+    *,
+    score_fn: ScoreFn | None = None,
+) -> Callable[..., Posterior]:
+    """The law of the clean point given the noisy one: noisy -> `Posterior`."""
+    return _at_a_point(posteriors, model, params, sigma, image_shape, score_fn)
+
+
+def posteriors(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Posterior:
+    """The posteriors at a batch of points, from what a model says there; what follows them all.
+
+    Args:
+      noisy: y, (N, D), data units.
+      outputs: of a model with a second order, at these points.
+      sigma: scalar, data units.
+
+    Raises:
+      ValueError: for the outputs of a first-order model.
+    """
+
+    def posterior_of(noisy, score1, covariance, third):
+        mean = tweedie.posterior_mean(noisy, score1, sigma)
+        return posterior_from_covariance(mean, covariance, sigma, scaled_third_diagonal=third)
+
+    third = None if outputs.raw_third_order is None else outputs.scaled_third_diagonal
+    return jax.vmap(posterior_of)(noisy, outputs.score1, outputs.covariance, third)
+
+
+def _score1(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Array:
+    return outputs.score1
+
+
+def _score2(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> SymmetricMatrix:
+    return outputs.score2
+
+
+def _both(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> tuple[Array, SymmetricMatrix]:
+    return outputs.score1, outputs.score2
+
+
+def _covariance(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> SymmetricMatrix:
+    return outputs.covariance
+
+
+def _at_a_point(
+    read: Callable[[Array, ModelOutputs, Sigma], Any],
+    model: Any,
+    params: Any,
+    sigma: Sigma | None,
+    image_shape: ImageShape | None,
+    score_fn: ScoreFn | None = None,
+) -> Callable[..., Any]:
+    """`fn(noisy, sigma)`: `read(points, outputs, sigma)` at a batch of one, without the batch."""
+    if not hasattr(model, "apply"):
+        params = model.params if params is None else params
+        sigma = model.sigma if sigma is None else sigma
+        image_shape = model.image_shape if image_shape is None else image_shape
+        model = model.model
+
+    # Parameters are an argument, or the compiler would take them for constants. Inline, so that
+    # within a larger program there is no trace of this one.
+    @functools.partial(jax.jit, inline=True)
+    def evaluate(params: Any, noisy: Array, sigma: Sigma) -> Any:
+        points = noisy.reshape(1, -1)
+        inputs = noisy[None] if image_shape is None else noisy.reshape(1, *image_shape)
+        scores = () if score_fn is None else (score_fn(points[0])[None],)
+        outputs = outputs_of(model, params, inputs, sigma, *scores)
+        return jax.tree.map(lambda leaf: leaf[0], read(points, outputs, sigma))
+
+    default = sigma
+
+    def at_a_point(noisy: Array, sigma: Sigma | None = None) -> Any:
+        sigma = default if sigma is None else sigma
+        if params is None or sigma is None:
+            raise ValueError("a model needs its params, and sigma here or at every call")
+        noisy = jnp.asarray(noisy)
+        _check_point(noisy, image_shape)
+        return evaluate(params, noisy, sigma)
+
+    return at_a_point
+
+
+def _check_point(noisy: Array, image_shape: ImageShape | None) -> None:
+    if image_shape is None:
+        fits, expected = noisy.ndim in (1, 3), "(D,) or (H, W, C)"
+    else:
+        flat = (math.prod(image_shape),)
+        fits, expected = noisy.shape in (flat, tuple(image_shape)), f"{flat} or {image_shape}"
+    if not fits:
+        raise ValueError(
+            f"expected one point of shape {expected}, got {noisy.shape}; use vmap for batches"
+        )
+    if not jnp.issubdtype(noisy.dtype, jnp.floating):
+        raise ValueError(
+            f"expected floating-point numbers in data units, got {noisy.dtype}; `data.to_float` "
+            "converts images"
+        )

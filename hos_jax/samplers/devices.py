@@ -1,0 +1,30 @@
+"""Chains over several devices: the only file of the samplers that knows devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def over_devices(states: Any, devices: list[Any] | None = None) -> Any:
+    """The states, leaves (chains, ...), with their chains split evenly over devices.
+
+    Args:
+      states: of all chains.
+      devices: None for all local devices if they divide the number of chains, else one.
+
+    Raises:
+      ValueError: for given devices that do not divide the number of chains.
+    """
+    count = jax.tree.leaves(states)[0].shape[0]
+    if devices is None:
+        devices = jax.local_devices()
+        if count % len(devices):
+            devices = devices[:1]
+    if count % len(devices):
+        raise ValueError(f"{count} chains cannot be split evenly over {len(devices)} devices")
+    mesh = Mesh(np.array(devices), ("chains",))
+    return jax.device_put(states, NamedSharding(mesh, PartitionSpec("chains")))

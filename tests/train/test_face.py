@@ -1,0 +1,108 @@
+"""The package as a stranger meets it: `import hos_jax`, its names, and the names of version 0.1."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+import types
+
+import pytest
+
+import hos_jax
+from hos_jax import _names
+
+MEMBERS = {name for name in _names.MOVED if name.rpartition(".")[0] in _names.MOVED}
+OLD_MODULES = sorted(set(_names.MOVED) - MEMBERS)
+
+
+def in_a_new_process(script, *flags):
+    done = subprocess.run([sys.executable, *flags, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_import_loads_nothing_and_every_name_is_there_when_used():
+    in_a_new_process(
+        "import sys\n"
+        "import hos_jax\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert not {'jax', 'numpy', 'flax', 'absl', 'ml_collections'} & loaded, loaded\n"
+        "assert callable(hos_jax.losses.dsm) and callable(hos_jax.uncertainty.posterior)\n"
+        "assert callable(hos_jax.samplers.diagnostics.effective_sample_size)\n"
+        "assert callable(hos_jax.load_run) and callable(hos_jax.train_and_evaluate)\n"
+        "assert callable(hos_jax.evaluation.evaluate_run)\n"
+        "assert issubclass(hos_jax.UserError, ValueError)\n"
+        "assert hos_jax.__version__.count('.') == 2\n",
+        "-W",
+        "error",
+    )
+
+
+def test_dir_lists_what_is_public():
+    listed = set(dir(hos_jax))
+    assert {"UserError", "load_run", "train_and_evaluate", "__version__"} <= listed
+    found = {module.name for module in pkgutil.iter_modules(hos_jax.__path__)}
+    public = {name for name in found if not name.startswith("_")}
+    assert public <= listed
+    for name in public:
+        assert isinstance(getattr(hos_jax, name), types.ModuleType)
+    assert not {name for name in OLD_MODULES if "." not in name} & listed
+
+
+def test_the_version_is_that_of_the_package():
+    assert importlib.import_module("importlib.metadata").version("hos_jax") == hos_jax.__version__
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'posteriors'"):
+        _ = hos_jax.posteriors
+    with pytest.raises(ImportError):
+        importlib.import_module("hos_jax.posteriors")
+
+
+@pytest.mark.parametrize("name", OLD_MODULES)
+def test_an_old_module_leads_to_the_new_one(name):
+    new = importlib.import_module(f"hos_jax.{_names.MOVED[name]}")
+    old = importlib.import_module(f"hos_jax.{name}")
+    here = [
+        key
+        for key, value in vars(new).items()
+        if not key.startswith("_") and getattr(value, "__module__", None) == new.__name__
+    ]
+    assert here
+    for key in here:
+        with pytest.warns(DeprecationWarning, match=rf"is now hos_jax\.{_names.MOVED[name]}"):
+            assert getattr(old, key) is getattr(new, key)
+    with pytest.raises(AttributeError):
+        _ = old.no_such_name
+
+
+@pytest.mark.parametrize("name", sorted(MEMBERS))
+def test_a_member_that_left_its_old_module_is_found(name):
+    module, _, member = name.rpartition(".")
+    place, _, new = _names.MOVED[name].rpartition(".")
+    expected = getattr(importlib.import_module(f"hos_jax.{place}"), new)
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(importlib.import_module(f"hos_jax.{module}"), member) is expected
+
+
+def test_every_form_of_import_of_an_old_name_works_and_is_warned_of_where_it_stands():
+    done = in_a_new_process(
+        "import sys\n"
+        "from hos_jax.config import runners as new\n"
+        "from hos_jax.runners import apply_runner\n"
+        "from hos_jax import runners\n"
+        "import hos_jax.runners as again\n"
+        "import hos_jax\n"
+        "from hos_jax.models import registry\n"
+        "assert apply_runner is new.apply_runner is runners.apply_runner is again.apply_runner\n"
+        "assert hos_jax.runners.RUNNERS is new.RUNNERS and 'jax' not in sys.modules\n"
+        "assert registry.make_model.__module__ == 'hos_jax.config.networks'\n",
+        "-W",
+        "always::DeprecationWarning",
+    )
+    where = "<string>:{}: DeprecationWarning: hos_jax.{} is now hos_jax.{}"
+    assert where.format(3, "runners.apply_runner", "config.runners.apply_runner") in done.stderr
+    for line in (4, 5, 9):
+        assert where.format(line, "runners", "config.runners") in done.stderr
+    assert where.format(10, "models.registry.make_model", "config.networks") in done.stderr
