@@ -14,10 +14,9 @@ Example, on a score that was not trained here::
     )
     hessian_fn(noisy)  # a DiagonalPlusLowRank: s2 at one point
 
-With data in an array, draw from it::
+With data in an array, draw from its rows::
 
-    def sample(key, count):
-        return data[jax.random.randint(key, (count,), 0, len(data))]
+    sample = fit.rows(np.load("measurements.npy"))
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from hos_jax import pointwise
@@ -37,6 +37,40 @@ from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
 
 Sampler = Callable[[PRNGKey, int], Array]
+
+
+def rows(data: Any) -> Sampler:
+    """`sample(key, count)`, random rows of an array (N, D), with replacement, for data in memory.
+
+    Raises:
+      ValueError: for another shape, no rows, or values that are not finite.
+    """
+    data = jnp.asarray(data)
+    if data.ndim != 2 or not data.size:
+        raise ValueError(f"expected data of shape (N, D) with N > 0, got {tuple(data.shape)}")
+    if not jnp.issubdtype(data.dtype, jnp.floating):
+        data = data.astype(float)
+    if not jnp.isfinite(data).all():
+        raise ValueError("data has values that are not finite: leave their rows out")
+    return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
+
+
+def _draw(sample: Sampler, key: PRNGKey, count: int) -> Array:
+    """What a user's sampler gives while JAX traces it.
+
+    Raises:
+      TypeError: if it works with NumPy, which would give the same examples at every step.
+    """
+    remedy = (
+        "take fit.rows(data), or jnp.asarray(data) before indexing, and draw with the given key"
+    )
+    try:
+        clean = sample(key, count)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(f"sample indexes a NumPy array with JAX's indices: {remedy}") from error
+    if isinstance(clean, np.ndarray):
+        raise TypeError(f"sample returns a NumPy array, the same at every step: {remedy}")
+    return clean
 
 
 def minimize(
@@ -102,7 +136,7 @@ def _fit(
 
     def loss_fn(params, step_key):
         clean_key, noise_key = jax.random.split(step_key)
-        clean = sample(clean_key, batch_size)
+        clean = _draw(sample, clean_key, batch_size)
         noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
         values = objective.per_example(
             lambda points, s: evaluate(params, points, s), clean, noise, sigma

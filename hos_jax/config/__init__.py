@@ -5,6 +5,7 @@ from hos_jax.config.defaults import default_config
 from hos_jax.config.run_file import (
     CONFIG_FILE,
     IDENTITY,
+    check_same_images,
     check_same_run,
     differences,
     from_plain,
@@ -21,6 +22,7 @@ __all__ = [
     "RUNNERS",
     "SAMPLERS",
     "apply_runner",
+    "check_same_images",
     "check_same_run",
     "default_config",
     "differences",

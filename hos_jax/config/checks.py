@@ -111,9 +111,14 @@ def _validate_limits(config: ml_collections.ConfigDict) -> None:
     for path, largest in (("model.depth", 1000), ("model.blocks", 100)):
         value = _get(config, path)
         _require(value <= largest, f"{path} must be at most {largest}, got {value}")
-    for path, lowest in (("data.image_size", 1), ("data.crop", 0)):
+    for path, lowest in (("data.image_size", 1), ("data.image_width", 1), ("data.crop", 0)):
         value = _get(config, path)
         _require(value is None or value >= lowest, f"{path} must be at least {lowest}, got {value}")
+    data = config.data
+    _require(
+        data.image_width is None or data.image_size is not None,
+        "data.image_width needs data.image_size, the height",
+    )
     optim = config.optim
     _require(
         optim.schedule == "constant" or optim.final_lr <= optim.lr,

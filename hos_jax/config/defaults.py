@@ -22,6 +22,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.name = "mnist"
     config.data.root = none(str)
     config.data.image_size = none(int)
+    # Of images that are not square; then `image_size` is their height.
+    config.data.image_width = none(int)
     config.data.crop = none(int)
     config.data.random_flip = False
     # Of an image folder: leave out files that are no readable images, instead of refusing them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -44,9 +45,17 @@ def to_plain(config: ml_collections.ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def save(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Write everything that makes the run to `config.json`: all keys, and the versions."""
-    content = {**to_plain(config), "versions": versions()}
+def save(
+    config: ml_collections.ConfigDict, workdir: Path, images: dict[str, Any] | None = None
+) -> None:
+    """Write everything that makes the run to `config.json`: all keys, the versions, the images.
+
+    Args:
+      config: of the run.
+      workdir: the run folder.
+      images: what the run is trained on, see `ImageData.identity`.
+    """
+    content = {**to_plain(config), "versions": versions(), "images": images}
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -71,7 +80,9 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
     Raises:
       ValueError, KeyError, TypeError or AttributeError: for anything else.
     """
-    saved = {key: value for key, value in content.items() if key != "versions"}
+    saved = {key: value for key, value in content.items() if key not in ("versions", "images")}
+    if not isinstance(content.get("images"), dict | None):
+        raise TypeError("images must be a group of keys")
     multipliers = tuple(saved["model"]["multipliers"])
     config = default_config()
     config.update({**saved, "model": {**saved["model"], "multipliers": multipliers}})
@@ -95,3 +106,30 @@ def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.Confi
             f"this run was made with other settings ({'; '.join(changed)}): give those of the run "
             "or another --doc"
         )
+
+
+def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
+    """Refuse to go on with a run, or to test it, on other images than it was trained on.
+
+    Those it was trained on could be among the held-out ones. A run that does not say what it was
+    trained on, such as an imported one, goes on with any.
+
+    Args:
+      workdir: the run folder, whose config can be read.
+      images: those that there are now, see `ImageData.identity`.
+
+    Raises:
+      UserError: with the numbers of images.
+    """
+    saved = json.loads((workdir / CONFIG_FILE).read_text()).get("images")
+    if saved is None or saved == images:
+        return
+    then, now = (
+        f"{counts.get('train')} to train on and {counts.get('held_out')} held out"
+        for counts in (saved, images)
+    )
+    what = f"{then} then, {now} now" if then != now else f"{then} as then, with other content"
+    raise UserError(
+        f"the images are not those that this run was trained on ({what}): restore them, set "
+        "--config.data.root to where they are, or start a new run with another --doc"
+    )

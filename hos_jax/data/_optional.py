@@ -1,11 +1,9 @@
-"""Optional packages, and the split that the packaged data sets share."""
+"""Optional packages, and what to say where one is missing."""
 
 import importlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
-
-import numpy as np
 
 from hos_jax.errors import UserError
 
@@ -39,24 +37,3 @@ def missing_package(package: str, *, dataset: str, extra: str) -> UserError:
     return UserError(
         f'data set {dataset!r} needs the package {package!r}: pip install "hos_jax[{extra}]"'
     )
-
-
-def stratified_split(
-    labels: np.ndarray, held_out_per_class: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, held_out), in a fixed random order, classes balanced in the held-out part.
-
-    Args:
-        labels: integers (N,).
-        held_out_per_class: how many examples of each class are held out.
-        seed: of the fixed shuffle.
-
-    Returns:
-        Two int64 arrays that partition 0..N-1.
-    """
-    rng = np.random.Generator(np.random.Philox(seed))
-    order = rng.permutation(len(labels))
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        held_out[order[labels[order] == label][:held_out_per_class]] = True
-    return order[~held_out[order]], order[held_out[order]]

@@ -1,87 +1,109 @@
 """A folder of image files, prepared the way CelebA is in the published experiments."""
 
+import hashlib
 import logging
 import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, ImageData
 from hos_jax.errors import UserError
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-# Modes that convert("RGB") would clip rather than scale.
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+# What is read: the forms of which Pillow tells how many bits a value has.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Names of images; a file of another name is one if its content says so.
+_IMAGE_NAME = re.compile(
+    r"\.(a?png|arw|avif|bmp|cr[23]|dds|dib|dng|exr|fits?|gif|hdr|hei[cf]|icns|ico|j2[ck]|jfif|"
+    r"jp[2efx]|jpe?g|jxl|mpo|nef|orf|p[bfgnp]m|pcx|psd|qoi|raf|rw2|sgi|svg|tga|tiff?|webp|x[bp]m)$",
+    re.IGNORECASE,
+)
 
 logger = logging.getLogger(__name__)
 
-# Of files that are skipped, so many are named.
+# Of files that are reported, so many are named.
 _NAMED_FILES = 10
+# TIFF's numbers of the bits of a value, and of its kind: 1 and 4 are no signed or real numbers.
+_TIFF_BITS, _TIFF_KIND = 258, 339
 
-# One image in this many is held out.
-_HELD_OUT_EVERY = 20
+# What is said of files that are not read as they are.
+_NO_IMAGE = "are left alone, with neither the name nor the content of an image"
+_SEVERAL = "hold several pictures, of which the first is read"
+_TRANSPARENT = "have transparent pixels, which are shown on white"
+_GREY = "are grey and get three equal channels, as the others are in colour"
 
 
 def load_folder(
     root: str | os.PathLike | None,
     *,
     crop: int = 140,
-    image_size: int = 32,
+    image_size: int | tuple[int, int] = 32,
     skip_unreadable: bool = False,
 ) -> ImageData:
-    """Every image below `root`: centre crop, antialiased resize, RGB.
+    """Every image below `root`: central part, antialiased resize.
 
     The defaults are those published for CelebA (178 x 218 pixels): the central 140 x 140 pixels,
-    resized to 32 x 32 by a bilinear filter with antialiasing. Files are taken in the order of
-    their path, nested folders included; the 20th, 40th, ... is held out (the last one where there
-    are fewer). Files that do not have the name of an image (`.jpg`, `.png`, ...) are left alone.
+    resized to 32 x 32 by a bilinear filter with antialiasing. Nested folders, hidden files and
+    links are followed; an image is known by its name or by its content, and other files are left
+    alone. Images are taken in the order of their path, and the 20th, 40th, ... is held out (the
+    last one where there are fewer). Copies of one image stay together: no held-out image is one
+    to train on.
+
+    Images are RGB, or one channel where all of them are grey. Photographs are turned upright, and
+    transparent pixels are shown on white.
 
     Args:
         root: the folder.
-        crop: side of the central square that is kept; 0 for the largest that fits.
-        image_size: side of the result.
-        skip_unreadable: leave out files that are not readable 8-bit images, as if they were not
-            there, and name them in a warning.
+        crop: height of the central part that is kept, whose sides have the ratio of those of the
+            result; 0 for the largest part that fits.
+        image_size: side of the result, or (height, width).
+        skip_unreadable: leave out what is no readable 8-bit image, as if it were not there, and
+            name it in a warning.
 
     Returns:
-        ImageData with images (N, image_size, image_size, 3) and no labels.
+        ImageData with images (N, height, width, 3 or 1) and no labels.
 
     Raises:
         UserError: `root` is not given, does not exist or holds fewer than two images; a file is
-            not a readable 8-bit image or is smaller than `crop`; sizes that are not positive.
+            not a readable 8-bit image, holds several images or is smaller than `crop`; sizes that
+            are not positive.
     """
     if root is None:
         raise UserError("image_folder needs a folder of images: set --config.data.root=FOLDER")
-    if crop < 0 or image_size < 1:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if crop < 0 or min(size) < 1:
         raise UserError(f"image_folder: crop {crop} and image_size {image_size} must be positive")
     folder = Path(root).expanduser()
-    paths = _image_paths(folder)
-    if len(paths) < 2:
-        raise UserError(
-            f"{folder} holds {len(paths)} image files and at least 2 are needed "
-            f"({', '.join(sorted(SUFFIXES))}): set --config.data.root to a folder of images"
-        )
-    images, errors = _read_all(paths, crop, image_size, skip_unreadable)
-    if errors:
-        _warn_of(errors, folder)
-    if len(images) < 2:
-        raise UserError(f"{folder} holds {len(images)} readable images and at least 2 are needed")
-    held_out = np.arange(1, len(images) + 1) % _HELD_OUT_EVERY == 0
-    held_out[-1] |= not held_out.any()
-    return ImageData("image_folder", images[~held_out], images[held_out], None, None, SIGNED_RANGE)
-
-
-def _image_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: set --config.data.root to a folder of images")
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    # As strings with forward slashes, so that the order is the same on every system.
-    return sorted(
-        (path for path in files if path.is_file()), key=lambda p: p.relative_to(folder).as_posix()
+    found = _read_all(folder, crop, size, skip_unreadable)
+    images = found.images
+    if len(images) < 2:
+        count = f"{len(images)} readable images" if found.errors else f"{len(images)} image files"
+        raise UserError(
+            f"{folder} holds {count} and at least 2 are needed ({', '.join(FORMATS)}): set "
+            "--config.data.root to a folder of images"
+        )
+    held_out = held_out_mask(images, str(folder))
+    # Of the files and not of their pixels: decoders may differ by a bit between machines.
+    checksum = hashlib.blake2b(b"".join(found.digests), digest_size=16)
+    return ImageData(
+        "image_folder",
+        images[~held_out],
+        images[held_out],
+        None,
+        None,
+        SIGNED_RANGE,
+        checksum.hexdigest(),
     )
 
 
@@ -89,64 +111,188 @@ class _UnreadableError(UserError):
     """A file that is not a readable 8-bit image."""
 
 
-def _warn_of(errors: list[_UnreadableError], folder: Path) -> None:
-    shown = "; ".join(str(error) for error in errors[:_NAMED_FILES])
-    more = f"; and {len(errors) - _NAMED_FILES} more" if len(errors) > _NAMED_FILES else ""
-    logger.warning("%s: %d files are skipped: %s%s", folder, len(errors), shown, more)
+class _Picture(NamedTuple):
+    """An image as read: its pixels (H, W, 3), a checksum of its file, and what to say of it."""
+
+    pixels: np.ndarray
+    digest: bytes
+    notes: tuple[str, ...]
 
 
-def _read_all(
-    paths: list[Path], crop: int, size: int, skip_unreadable: bool
-) -> tuple[np.ndarray, list[_UnreadableError]]:
-    """The images in the order of their paths, and what is wrong with those that are left out."""
-    images = np.empty((len(paths), size, size, 3), np.uint8)
-    count, errors = 0, []
-    skipped = (_UnreadableError,) if skip_unreadable else ()
+class _Found(NamedTuple):
+    """The images in the order of their paths, and what is wrong with those left out."""
 
-    def read(path: Path) -> np.ndarray | _UnreadableError:
+    images: np.ndarray
+    digests: list[bytes]
+    errors: list[_UnreadableError]
+
+
+def _is_named_image(path: Path) -> bool:
+    return _IMAGE_NAME.search(path.name) is not None
+
+
+def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None]]:
+    """All files below a folder, links followed, and what keeps one from being read."""
+    try:
+        found = folder.stat()
+        children = list(folder.iterdir())
+    except OSError as error:
+        yield folder, f"cannot be opened ({error.strerror})"
+        return
+    identity = (found.st_dev, found.st_ino)
+    if identity in above:
+        yield folder, "is a link to a folder that holds it"
+        return
+    for path in children:
         try:
-            return _read(path, crop=crop, size=size)
-        except skipped as error:
+            mode = path.stat().st_mode
+        except OSError as error:
+            yield path, f"is not a readable image ({error.strerror})"
+            continue
+        if stat.S_ISDIR(mode) and not _is_named_image(path):
+            yield from _entries(path, (*above, identity))
+        else:
+            kind = "a folder" if stat.S_ISDIR(mode) else "no file"
+            yield path, None if stat.S_ISREG(mode) else f"is {kind} with the name of an image"
+
+
+def _read_all(folder: Path, crop: int, size: tuple[int, int], skip_unreadable: bool) -> _Found:
+    # By the bytes of the name: their order is that of UTF-8, whatever the locale.
+    entries = sorted(_entries(folder), key=lambda e: os.fsencode(e[0].relative_to(folder)))
+    images = np.empty((len(entries), *size, 3), np.uint8)
+    count, errors, digests = 0, [], []
+    notes: dict[str, list[Path]] = {}
+
+    def read(entry: tuple[Path, str | None]) -> _Picture | _UnreadableError | None:
+        path, trouble = entry
+        try:
+            if trouble is None:
+                return _read(path, crop=crop, size=size)
+            if not _is_named_image(path) and not path.is_dir():
+                return None
+            raise _UnreadableError(f"{path} {trouble}: mend or remove it")
+        except _UnreadableError as error:
+            if not skip_unreadable:
+                raise
             return error
 
     pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))  # Pillow decodes without the GIL
     try:
-        results = pool.map(read, paths)
-        # Shown on a terminal only, and only where reading takes a while.
-        progress = tqdm(results, "reading images", len(paths), delay=5, disable=None)
-        for result in progress:
-            if isinstance(result, _UnreadableError):
-                errors.append(result)
-            else:
-                images[count], count = result, count + 1
+        with warnings.catch_warnings():
+            # Large is no fault as long as Pillow reads it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            results = pool.map(read, entries)
+            # Shown on a terminal only, and only where reading takes a while.
+            progress = tqdm(results, "reading images", len(entries), delay=5, disable=None)
+            for (path, _), result in zip(entries, progress, strict=True):
+                if isinstance(result, _UnreadableError):
+                    errors.append(result)
+                    continue
+                if result is not None:
+                    images[count], count = result.pixels, count + 1
+                    digests.append(result.digest)
+                for note in (_NO_IMAGE,) if result is None else result.notes:
+                    notes.setdefault(note, []).append(path.relative_to(folder))
     finally:
         pool.shutdown(cancel_futures=True)  # or an unreadable file is reported after all the others
-    return images[:count], errors
+    _report(folder, count, errors, notes)
+    grey = len(notes.get(_GREY, ())) == count
+    return _Found(images[:count, ..., : 1 if grey else 3], digests, errors)
 
 
-def _read(path: Path, *, crop: int, size: int) -> np.ndarray:
+def _report(folder: Path, count: int, errors: list, notes: dict[str, list[Path]]) -> None:
+    """Say which files are left out, and which are read in a way that may surprise."""
+
+    def named(files: list) -> str:
+        more = f"; and {len(files) - _NAMED_FILES} more" if len(files) > _NAMED_FILES else ""
+        return "; ".join(map(str, files[:_NAMED_FILES])) + more
+
+    if errors:
+        logger.warning("%s: %d files are skipped: %s", folder, len(errors), named(errors))
+    for note, paths in notes.items():
+        if note != _GREY or len(paths) < count:
+            level = logging.WARNING if note is _TRANSPARENT else logging.INFO
+            logger.log(level, "%s: %d files %s: %s", folder, len(paths), note, named(paths))
+
+
+def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
+    """One file; None if neither its name nor its content is that of an image.
+
+    Raises:
+        _UnreadableError: it is not a readable 8-bit image; whatever Pillow raises on damage.
+        UserError: it is smaller than the crop.
+    """
+    notes = []
     try:
-        with Image.open(path) as image:
-            if image.mode in _DEEP_MODES:
-                raise _UnreadableError(
-                    f"{path} is not an 8-bit image: convert it to 8 bits or remove it"
-                )
+        with path.open("rb") as file:
+            try:
+                image = Image.open(file, formats=FORMATS)
+            except Image.UnidentifiedImageError:
+                if _is_named_image(path):
+                    raise
+                return None
+            _check_form(path, image)
+            if getattr(image, "n_frames", 1) > 1:  # a camera's, as all others are refused
+                notes.append(_SEVERAL)
             image = ImageOps.exif_transpose(image)
-            # A transparent palette reaches RGB without a warning only through RGBA.
-            if "transparency" in image.info:
+            if image.has_transparency_data:
                 image = image.convert("RGBA")
+                if image.getchannel("A").getextrema()[0] < 255:
+                    notes.append(_TRANSPARENT)
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
-    except UserError:
+            file.seek(0)
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except _UnreadableError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _UnreadableError(f"{path} is not a readable image: mend or remove it") from error
-    side = crop or min(image.size)
-    if side > min(image.size):
-        raise UserError(
-            f"{path} is {image.width} x {image.height}, smaller than the crop of {crop} pixels: "
-            "lower --config.data.crop, or set it to 0 for the largest square"
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        raise _UnreadableError(
+            f"{path} is too large, at most {most} pixels are read: make it smaller or cut it up"
+        ) from error
+    except Exception as error:  # Pillow's readers raise whatever damage makes them run into
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())[:120]
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "it has other content"
+        raise _UnreadableError(
+            f"{path} is not a readable image ({', '.join(FORMATS)}): mend or remove it: {reason}"
+        ) from error
+    pixels = np.asarray(_central_part(path, image, crop, size))
+    if (pixels == pixels[..., :1]).all():
+        notes.append(_GREY)
+    return _Picture(pixels, digest, tuple(notes))
+
+
+def _check_form(path: Path, image: Image.Image) -> None:
+    """Refuse what Pillow would read by scaling or clipping values, or only in part."""
+    tags, tile = getattr(image, "tag_v2", {}), str(image.tile)
+    deep = image.mode.startswith(("I", "F")) or ";16B" in tile
+    deep |= max(tags.get(_TIFF_BITS, (1,))) > 8 or not {1, 4}.issuperset(tags.get(_TIFF_KIND, (1,)))
+    if image.format == "PPM" and not deep:
+        arguments = image.tile[0][3]
+        deep = isinstance(arguments, tuple) and arguments[1] > 255
+    if deep:
+        raise _UnreadableError(f"{path} is not an 8-bit image: convert it to 8 bits or remove it")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise _UnreadableError(
+            f"{path} holds {frames} images: save each in a file of its own, or remove it"
         )
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+
+
+def _central_part(path: Path, image: Image.Image, crop: int, size: tuple[int, int]) -> Image.Image:
+    (width, height), (rows, columns) = image.size, size
+    # The largest part of the ratio that fits, in whole numbers.
+    part_height = crop or max(1, min(height, width * rows // columns))
+    part_width = max(
+        1, part_height * columns // rows if crop else min(width, height * columns // rows)
+    )
+    if part_height > height or part_width > width:
+        raise UserError(
+            f"{path} is {width} x {height}, smaller than the crop of {crop} pixels: "
+            "lower --config.data.crop, or set it to 0 for the largest part that fits"
+        )
+    left, top = (width - part_width) // 2, (height - part_height) // 2
     # Not resize(box=...): its filter would look beyond the edge of the box.
-    square = image.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+    part = image.crop((left, top, left + part_width, top + part_height))
+    return part.resize((columns, rows), Image.Resampling.BILINEAR)

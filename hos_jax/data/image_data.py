@@ -1,5 +1,6 @@
 """What every data set is once loaded, and the way between stored bytes and network values."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,17 @@ SIGNED_RANGE = (-1.0, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set held in memory as bytes.
+    """A data set held in memory, as bytes or, of a user's own arrays, as float32.
 
     Attributes:
         name: the name it is loaded by.
-        train: training images, uint8 (N, H, W, C).
-        held_out: images that training never sees, uint8 (M, H, W, C).
+        train: training images, uint8 or float32 (N, H, W, C).
+        held_out: images that training never sees, (M, H, W, C), of the same dtype.
         train_labels: int32 (N,), or None where the data has no classes.
         held_out_labels: int32 (M,), or None.
-        value_range: (low, high), the interval that `to_float` maps 0..255 to.
+        value_range: (low, high), the interval that `to_float` maps 0..255 to; of float32 images,
+            what is shown in black and in white.
+        checksum: of what the images were made from; made from the images where it is empty.
 
     Raises:
         ValueError: arrays whose shapes or dtypes break the above.
@@ -33,19 +36,18 @@ class ImageData:
     train_labels: np.ndarray | None
     held_out_labels: np.ndarray | None
     value_range: tuple[float, float]
+    checksum: str = ""
 
     def __post_init__(self) -> None:
         for images in (self.train, self.held_out):
-            if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
+            if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not images.size:
                 raise ValueError(
-                    f"{self.name}: images must be uint8 (N, H, W, C) with N > 0, "
+                    f"{self.name}: images must be uint8 or float32 (N, H, W, C) with N > 0, "
                     f"got {images.dtype} {images.shape}"
                 )
-        if self.train.shape[1:] != self.held_out.shape[1:]:
-            raise ValueError(
-                f"{self.name}: train images are {self.train.shape[1:]}, "
-                f"held-out images {self.held_out.shape[1:]}"
-            )
+        forms = [f"{images.dtype} {images.shape[1:]}" for images in (self.train, self.held_out)]
+        if forms[0] != forms[1]:
+            raise ValueError(f"{self.name}: train images are {forms[0]}, held-out ones {forms[1]}")
         pairs = ((self.train, self.train_labels), (self.held_out, self.held_out_labels))
         for images, labels in pairs:
             if labels is not None and (
@@ -60,6 +62,22 @@ class ImageData:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
         return self.train.shape[1:]
+
+    def to_float(self, images: Any) -> Any:
+        """Images of this data set, of its dtype, in data units: float32, the same shape.
+
+        Bytes are mapped onto `value_range`; float32 images are in data units as they are.
+        """
+        return to_float(images, self.value_range) if self.train.dtype == np.uint8 else images
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these images from others: their numbers and a checksum, as JSON types."""
+        checksum = self.checksum
+        if not checksum:
+            found = hashlib.blake2b(np.ascontiguousarray(self.train).data, digest_size=16)
+            found.update(np.ascontiguousarray(self.held_out).data)
+            checksum = found.hexdigest()
+        return {"train": len(self.train), "held_out": len(self.held_out), "checksum": checksum}
 
 
 def to_float(images: Any, value_range: tuple[float, float]) -> Any:

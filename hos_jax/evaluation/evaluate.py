@@ -100,7 +100,7 @@ def evaluate_run(
     figures.save(panel(run.problem, shown), folder / "denoising.png")
     if config.model.head != "none":
         result["directions"] = direction_scores(run.problem, run.params)
-        recalibrated = result["recalibrated"]["reliability"]
+        recalibrated = result.get("recalibrated", {}).get("reliability")
         drawn = figures.calibration(result["reliability"], recalibrated, result["directions"])
         figures.save(drawn, folder / "calibration.png")
         directions, rows = posterior_figures(run.problem, shown)
@@ -146,7 +146,8 @@ def table(result: dict[str, Any]) -> str:
     """The held-out numbers of `evaluate_run` as a table for the terminal."""
     lines = [f"{'held out':<14}{'value':>10}{'std. error':>12}"]
     for name, error in result["standard_error"].items():
-        lines.append(f"{name:<14}{result[name]:>10.4f}{error:>12.4f}")
+        shown = "unknown" if error is None else f"{error:.4f}"
+        lines.append(f"{name:<14}{result[name]:>10.4f}{shown:>12}")
     for name, value in result.get("recalibrated", {}).items():
         if name.startswith("coverage_"):
             lines.append(f"{name:<14}{value:>10.4f}  recalibrated")

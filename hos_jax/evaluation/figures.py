@@ -78,22 +78,22 @@ def denoising_panel(
 def _columns(reliability: list[dict[str, float]]) -> dict[str, np.ndarray]:
     """The rows of `calibration.reliability` with at least 0.1% of the values, as arrays."""
     rows = [row for row in reliability if row["share"] >= 1e-3]
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return {name: np.array([row[name] for row in rows]) for name in (rows or [{}])[0]}
 
 
 def calibration(
     reliability: list[dict[str, float]],
-    recalibrated: list[dict[str, float]],
+    recalibrated: list[dict[str, float]] | None,
     directions: dict[str, Any],
 ) -> Any:
     """A figure in three panels: variances, intervals, and the error in leading directions.
 
     Args:
       reliability: of Gaussian intervals, see `calibration.reliability`.
-      recalibrated: the same of recalibrated intervals.
+      recalibrated: the same of recalibrated intervals, or None where there are none.
       directions: see `held_out.direction_scores`.
     """
-    rows, better = _columns(reliability), _columns(recalibrated)
+    rows, better = _columns(reliability), _columns(recalibrated or [])
     predicted = np.sqrt(rows["predicted"])
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.6, 3.6), layout="constrained")
     sizes = 15 + 300 * rows["share"]
@@ -108,8 +108,9 @@ def calibration(
         style = {"color": f"C{index}", "markersize": 4}
         middle.axhline(level / 100, color="gray", linewidth=0.8)
         middle.plot(predicted, rows[name], "o:", **style, label=f"{level}%, Gaussian")
-        deviation = np.sqrt(better["predicted"])
-        middle.plot(deviation, better[name], "o-", **style, label=f"{level}%, recalibrated")
+        if better:
+            deviation = np.sqrt(better["predicted"])
+            middle.plot(deviation, better[name], "o-", **style, label=f"{level}%, recalibrated")
     middle.set(xscale="log", ylim=(0, 1.02), xlabel="predicted deviation / sigma")
     middle.set_ylabel("share of errors inside the interval")
     for name, label in (
@@ -118,6 +119,8 @@ def calibration(
         ("pca", "principal components of the data"),
         ("random", "random"),
     ):
+        if name not in directions:
+            continue
         line = "--" if name == "predicted" else "o-"
         count = 1 + np.arange(len(directions[name]))
         right.plot(count, directions[name], line, markersize=3, label=label)
@@ -288,8 +291,12 @@ def mixing_curves(curves: dict[str, list[float]]) -> Any:
     left.plot(curves["step"], curves["correlation"], "o-", markersize=4)
     left.axhline(0.0, color="gray", linewidth=0.8)
     left.set_title("correlation with the first kept step", fontsize=10)
-    right.plot(curves["step"], curves["distance"], "o-", markersize=4, label="chains")
-    right.plot(curves["step"], curves["distance_of_data"], "--", label="training images")
+    for name, style, label in (
+        ("distance", "o-", "chains"),
+        ("distance_of_data", "--", "training images"),
+    ):
+        steps = curves["step"][: len(curves[name])]
+        right.plot(steps, curves[name], style, markersize=4, label=label)
     right.set_title("sliced Wasserstein distance from the data", fontsize=10)
     right.set_ylim(bottom=0.0)
     right.legend(fontsize=8)

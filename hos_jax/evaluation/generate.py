@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax import pointwise, tweedie
-from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import geometric_sigmas, step_key
@@ -142,7 +141,7 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
     noise_key, chain_key = jax.random.split(key)
     size = (sampling.chains, int(np.prod(problem.data.image_shape)))
     sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, sampling.levels)
-    images = to_float(problem.data.train[:MEAN_IMAGES], problem.data.value_range)
+    images = problem.data.to_float(problem.data.train[:MEAN_IMAGES])
     mean = jnp.mean(images, axis=0).ravel()
     start = mean + model.largest_noise * jax.random.normal(noise_key, size)
     chains = anneal_chains(
@@ -168,13 +167,15 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
       `step`; `correlation` of the denoised images with those at the first kept step, over chains
       and pixels; `distance`, sliced Wasserstein, from training images that got the same noise and
       were denoised by the same model; `distance_of_data`, that between two such sets of the same
-      size, which is what perfect samples would have.
+      size, which is what perfect samples would have. Both are empty with one training image.
     """
     data = problem.data
     count = min(samples.course.shape[1], len(data.train) // 2)
     key = jax.random.key(problem.config.seed)
     denoise = make_denoiser(problem, params)
-    clean = to_float(data.train[: 2 * count], data.value_range).reshape(2 * count, -1)
+    clean = data.to_float(data.train[: 2 * count]).reshape(
+        2 * count, int(np.prod(data.image_shape))
+    )
     noise = jax.random.normal(key, clean.shape)
     first = samples.course[0] - samples.course[0].mean(axis=0)
     correlation, distance, floor = [], [], []
@@ -187,6 +188,8 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
         centred = images - images.mean(axis=0)
         size = np.sqrt(np.sum(first**2) * np.sum(centred**2))
         correlation.append(float(np.sum(first * centred) / size) if size > 0 else 1.0)
+        if not count:  # one training image has no distance from another
+            continue
         reference = denoise(clean + sigma * noise, sigma)
         distance.append(apart(images[:count], reference[:count]))
         floor.append(apart(reference[count:], reference[:count]))

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax import pointwise, tweedie
-from hos_jax.data import to_float
 from hos_jax.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, step_key
@@ -90,7 +89,7 @@ def _batches(problem: Problem, limit: int | None = None):
     size = min(config.sampling.batch_size, total)
     for start in range(0, total, size):
         first = min(start, total - size)
-        clean = to_float(data.held_out[first : first + size], data.value_range)
+        clean = data.to_float(data.held_out[first : first + size])
         keys = example_keys(step_key(config.seed, EVALUATION_STEP), first, size)
         yield clean, keys, np.arange(size) >= start - first
 
@@ -134,6 +133,8 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
 def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     """Averages over the whole held-out set, each with its standard error over images.
 
+    One image has no standard error: None; and no `recalibrated`.
+
     `denoise_mse` in data units^2; with a second-order model also `nll_per_dim` and `calibration` of
     the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50` ... `coverage_95`,
     the shares of values inside their intervals, `reliability`, the same by predicted variance (see
@@ -158,14 +159,22 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
         samples.append(sampled)
     joined = _join(parts)
     result: dict[str, Any] = {name: float(np.mean(values)) for name, values in joined.items()}
-    errors = {name: float(np.std(values) / np.sqrt(len(values))) for name, values in joined.items()}
+    errors = {name: _standard_error(values) for name, values in joined.items()}
     result |= {"standard_error": errors, "held_out_images": len(data.held_out)}
     if sums[0] is not None:
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=float), *sums)
         result["reliability"] = calibration.reliability(total)
-        result["recalibrated"] = recalibrate(*_join(samples))
+        if len(data.held_out) > 1:
+            result["recalibrated"] = recalibrate(*_join(samples))
         result["violations"] = _violations(violations)
     return result
+
+
+def _standard_error(values: np.ndarray) -> Any:
+    """Of the mean over the first axis, as JSON types; None where one value does not tell."""
+    if len(values) < 2:
+        return None
+    return (values.std(axis=0) / np.sqrt(len(values))).tolist()
 
 
 def _join(parts: list[Any]) -> Any:
@@ -220,13 +229,15 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     Returns:
       `model`, the share of n2(e) in each image's own leading directions, with `standard_error`;
       `predicted`, the share of the predicted variance there; `pca`, in the leading principal
-      components of the training images; `random`, in random ones: k / D.
+      components of the training images if there are two or more; `random`, in random ones: k / D.
     """
     data = problem.data
     dim = int(np.prod(data.image_shape))
     flat = data.train[:PCA_IMAGES].reshape(min(PCA_IMAGES, len(data.train)), -1)
-    count = min(DIRECTIONS, dim, len(flat) - 1)
-    principal = jnp.asarray(calibration.principal_directions(flat, count), jnp.float32)
+    count = min(DIRECTIONS, dim, max(len(flat) - 1, 1))
+    principal = None
+    if len(flat) > 1:
+        principal = jnp.asarray(calibration.principal_directions(flat, count), jnp.float32)
     denoise = make_noise_and_denoise(problem)
 
     @jax.jit
@@ -234,11 +245,13 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
         error = clean.reshape(len(clean), -1) - denoised.mean
         pairs = jax.vmap(lambda p: p.top_eigenpairs(count))(denoised.posterior)
         total = jax.vmap(lambda p: p.covariance.trace())(denoised.posterior)
-        return {
+        shares = {
             "model": jax.vmap(calibration.captured_shares)(error, pairs.eigenvectors),
             "predicted": jnp.cumsum(pairs.eigenvalues, axis=1) / total[:, None],
-            "pca": jax.vmap(calibration.captured_shares, (0, None))(error, principal),
         }
+        if principal is not None:
+            shares["pca"] = jax.vmap(calibration.captured_shares, (0, None))(error, principal)
+        return shares
 
     parts = []
     for clean, keys, fresh in _batches(problem, DIRECTION_IMAGES):
@@ -246,15 +259,15 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
         parts.append({name: value[fresh] for name, value in found.items()})
     joined = _join(parts)
     result = {name: values.mean(axis=0).tolist() for name, values in joined.items()}
-    errors = joined["model"].std(axis=0) / np.sqrt(len(joined["model"]))
-    result |= {"standard_error": errors.tolist(), "images": len(joined["model"])}
+    errors = _standard_error(joined["model"])
+    result |= {"standard_error": errors, "images": len(joined["model"])}
     return result | {"random": ((1 + np.arange(count)) / dim).tolist()}
 
 
 def first_held_out(problem: Problem, params: Any, count: int) -> tuple[np.ndarray, Denoised]:
     """The first held-out images, clean (N, H, W, C), and their denoising."""
     data, config = problem.data, problem.config
-    clean = to_float(data.held_out[:count], data.value_range)
+    clean = data.to_float(data.held_out[:count])
     keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, len(clean))
     return np.asarray(clean), make_noise_and_denoise(problem)(params, clean, keys)
 

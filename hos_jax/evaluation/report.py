@@ -17,7 +17,7 @@ from hos_jax.evaluation.held_out import Examples
 from hos_jax.files import write_atomically
 from hos_jax.linops import Dense, DiagonalPlusLowRank
 from hos_jax.training.problem import Problem
-from hos_jax.uncertainty import calibration
+from hos_jax.uncertainty import Posterior, calibration
 
 REPORT_FILE = "report.html"
 DIRECTIONS = 6
@@ -66,12 +66,14 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
     covariance = denoised.posterior.covariance
     if isinstance(covariance, Dense):
         return []
-    interval_fn = functools.partial(
-        calibration.recalibrated_interval,
-        sigma=problem.config.noise,
-        multipliers=jnp.asarray(multipliers),
-        level=0.9,
-    )
+    interval_fn = functools.partial(Posterior.marginal_interval, level=0.9)
+    if multipliers is not None:
+        interval_fn = functools.partial(
+            calibration.recalibrated_interval,
+            sigma=problem.config.noise,
+            multipliers=jnp.asarray(multipliers),
+            level=0.9,
+        )
     intervals = jax.jit(jax.vmap(interval_fn))(denoised.posterior)
     factors = np.zeros((len(clean), dim, 0))
     if isinstance(covariance, DiagonalPlusLowRank):
@@ -112,7 +114,12 @@ def write_report(
             drawn.append({"source": f"data:image/png;base64,{encoded}", "caption": caption})
     errors = result["standard_error"]
     measures = [
-        [name, f"{result[name]:.4f}", f"{errors[name]:.4f}", meaning]
+        [
+            name,
+            f"{result[name]:.4f}",
+            "unknown" if errors[name] is None else f"{errors[name]:.4f}",
+            meaning,
+        ]
         for name, meaning in MEANINGS.items()
         if name in errors
     ]
@@ -122,12 +129,13 @@ def write_report(
             value = f"{recalibrated[f'coverage_{level}']:.4f}"
             measures.append([f"recalibrated_{level}", value, "", RECALIBRATED.format(level)])
     runner = f"{config.runner}, " if config.runner else ""
+    count = result["held_out_images"]
     content = {
         "title": f"{config.data.name} at sigma {config.noise:g}",
         "summary": (
             f"{runner}{config.model.name}, head {config.model.head}, {result['step']} steps in "
-            f"{result['training_seconds']:.0f} s. Measured on {result['held_out_images']} images "
-            "that training never saw."
+            f"{result['training_seconds']:.0f} s. Measured on {count} "
+            f"image{'' if count == 1 else 's'} that training never saw."
         ),
         "measures": measures,
         "figures": drawn,

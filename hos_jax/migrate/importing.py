@@ -15,7 +15,6 @@ import ml_collections
 from hos_jax import config as run_config
 from hos_jax.config.networks import make_model
 from hos_jax.config.runners import RUNNERS, apply_runner
-from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.files import locked
 from hos_jax.migrate import tensor_files
@@ -145,7 +144,7 @@ def _denoise_mse(problem: Problem, score1: Any, images: int) -> float | None:
         return None
     config = problem.config
     network = make_model(config.model).clone(head=None, third_order=False)
-    clean = to_float(jnp.asarray(problem.data.held_out[:images]), problem.data.value_range)
+    clean = problem.data.to_float(jnp.asarray(problem.data.held_out[:images]))
     noise = jax.random.normal(step_key(config.seed, EVALUATION_STEP), clean.shape)
     noisy = clean + config.noise * noise
     outputs = outputs_of(network, {"params": {"score1": score1}}, noisy, config.noise)

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hos_jax import config as run_config
-from hos_jax.data import batch_at, to_float
+from hos_jax.data import batch_at
 from hos_jax.errors import UserError
 from hos_jax.files import locked
 from hos_jax.noise import example_keys, step_key
@@ -73,14 +73,14 @@ def _draw(
 def make_train_step(problem: Problem, steps: int = 1) -> Callable:
     """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
 
-    `images` are uint8, (devices, B / devices, H, W, C); metrics are averages over all devices. With
-    `steps` > 1 it takes that many steps in one call, by `lax.scan` over images (devices, steps,
-    B / devices, H, W, C); then every metric of a device is (steps,).
+    `images` are those of `Problem.data`, (devices, B / devices, H, W, C); metrics are averages over
+    all devices. With `steps` > 1 it takes that many steps in one call, by `lax.scan` over images
+    (devices, steps, B / devices, H, W, C); then every metric of a device is (steps,).
     """
-    config, value_range = problem.config, problem.data.value_range
+    config = problem.config
 
     def train_step(state: TrainState, images: jax.Array):
-        clean = to_float(images, value_range)
+        clean = problem.data.to_float(images)
         key = step_key(config.seed, state.step)
         noise, sigma = _draw(config, clean, key, 0)
 
@@ -115,7 +115,7 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
     config, data = problem.config, problem.data
 
     def evaluation_step(params, images, weights, first_index):
-        clean = to_float(images, data.value_range)
+        clean = data.to_float(images)
         key = step_key(config.seed, EVALUATION_STEP)
         noise, sigma = _draw(config, clean, key, first_index)
         total = parallel.sum_over_devices(jnp.sum(weights))
@@ -202,6 +202,8 @@ def train_and_evaluate(
     workdir = Path(workdir)
     problem = Problem.from_config(config)
     parallel.check_agreement("the config", _checksum(config))
+    images = problem.data.identity()
+    parallel.check_agreement("the images", zlib.crc32(json.dumps(images).encode()) >> 1)
     opened: list[RunFiles] = []
     try:
         with contextlib.ExitStack() as open_files:
@@ -239,6 +241,7 @@ def _begin(
     config = problem.config
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
+        run_config.check_same_images(workdir, problem.data.identity())
     state = None if resume else problem.init()
     if make_room is not None:
         make_room()
@@ -247,7 +250,7 @@ def _begin(
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
-    run_config.save(config, workdir)
+    run_config.save(config, workdir, problem.data.identity())
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )

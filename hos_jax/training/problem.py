@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from hos_jax.losses.objective import Objective
 from hos_jax.models.score_model import ScoreModel, outputs_of
 from hos_jax.training import parallel
 from hos_jax.training.state import TrainState, init_state, make_optimizer
+
+logger = logging.getLogger(__name__)
 
 # Held-out noise is the same at every evaluation, and never that of a training step.
 EVALUATION_STEP = 2**31 - 1
@@ -51,7 +54,7 @@ class Problem:
         data = load(
             config.data.name,
             root=config.data.root,
-            image_size=config.data.image_size,
+            image_size=_image_size(config.data),
             crop=config.data.crop,
             skip_unreadable=config.data.skip_unreadable,
         )
@@ -63,6 +66,7 @@ class Problem:
         ):
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
         _check_batch(config.training.batch_size, len(data.train))
+        _check_scale(config.model.data_std, data)
         balance = config.model.data_std if config.model.smallest_noise is not None else None
         chosen = config.loss.to_dict()
         if chosen["first_order_weight"] is None:
@@ -128,6 +132,24 @@ class Problem:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
         image = jnp.zeros((1, *self.data.image_shape))
         return self.model.init(key, image, self.config.noise)
+
+
+def _image_size(data: ml_collections.ConfigDict) -> int | tuple[int, int] | None:
+    return data.image_size if data.image_width is None else (data.image_size, data.image_width)
+
+
+def _check_scale(data_std: float, data: ImageData) -> None:
+    """Warn of a user's own numbers for which the network's scale was not set."""
+    if data.train.dtype == np.uint8 or not data_std:
+        return
+    found = float(data.train.std(dtype=np.float64))
+    if not 0.1 < found / data_std < 10:
+        logger.warning(
+            "the standard deviation of the data is %.3g and model.data_std is %.3g: set it, and a "
+            "noise in the same units",
+            found,
+            data_std,
+        )
 
 
 def _check_batch(batch_size: int, available: int) -> None:

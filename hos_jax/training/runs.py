@@ -61,10 +61,12 @@ def load_run_as(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
     """`load_run` with other settings of training and sampling than those in the folder.
 
     Raises:
-      UserError: if there is no run, or it was made with other settings than `config`.
+      UserError: if there is no run, or it was made with other settings than `config`, or of other
+        images.
     """
     run_config.check_same_run(run_config.load(workdir), config)
     problem = Problem.from_config(config)
+    run_config.check_same_images(workdir, problem.data.identity())
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train it first")
     checkpoints = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)

@@ -1,12 +1,15 @@
 """What a user types: training, resuming, testing, and every mistake on one line."""
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from command_line import ROOT
+from PIL import Image
+from small_runs import runner_in
 
 from hos_jax.config import load as load_config
 from hos_jax.training.checkpoint import Checkpoints
@@ -102,6 +105,12 @@ MISTAKES = [
         (*LOW_RANK, "--config.data.name=image_folder", "--config.data.root=/nonexistent"),
         "/nonexistent",
     ),
+    ((*LOW_RANK, "--config.data.name=arrays"), "set --config.data.root=FILE"),
+    (
+        (*LOW_RANK, "--config.data.name=arrays", "--config.data.root=/nonexistent.npz"),
+        "/nonexistent.npz cannot be read",
+    ),
+    ((*LOW_RANK, "--config.data.image_width=9"), "data.image_width needs data.image_size"),
 ]
 
 
@@ -120,6 +129,24 @@ def test_a_run_is_not_continued_as_another(command, tmp_path):
         done = command(*LOW_RANK, "--doc", "a", what, "--noise", "0.4")
         assert done.returncode == 2 and "noise: 0.5 -> 0.4" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_is_not_tested_on_a_folder_that_has_changed(tmp_path, environment):
+    """Nor does it matter that neither the folder's name nor the locale is UTF-8."""
+    folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9 \xf0\x9f\x98\x80")
+    os.mkdir(folder)
+    for seed in range(24):
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(os.path.join(folder, b"\xe9 %02d.png" % seed))
+    command = runner_in(tmp_path, {**environment, "LC_ALL": "C", "PYTHONUTF8": "0"})
+    root = "--config.data.root=" + os.fsdecode(folder)
+    options = "--config.data.name=image_folder", "--config.data.image_size=8", root
+    done = command(*LOW_RANK, "--doc", "a", "--ni", "--config.data.crop=0", *options)
+    assert done.returncode == 0, done.stderr
+    Image.new("L", (8, 8)).save(os.path.join(folder, b"another.png"))
+    done = command("--doc", "a", "--test", small=False)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "23 to train on and 1 held out then, 24 to train on and 1 held out now" in done.stderr
 
 
 def test_help_is_readable_and_complete(command):

@@ -93,3 +93,40 @@ def test_seeds_run_together_and_agree_with_one_alone(law):
     alone = jax.jit(train)(keys[1])
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.uint8])
+def test_rows_of_an_array_are_drawn_at_random(kind):
+    data = np.arange(12).reshape(6, 2).astype(kind)
+    sample = fit.rows(data)
+    drawn = jax.jit(sample, static_argnums=1)(jax.random.key(0), 600)
+    assert drawn.shape == (600, 2) and jnp.issubdtype(drawn.dtype, jnp.floating)
+    rows, counts = np.unique(np.asarray(drawn), axis=0, return_counts=True)
+    np.testing.assert_array_equal(rows, data)
+    assert counts.min() > 60
+
+
+def test_rows_of_an_array_are_fitted():
+    model = ScoreModel(functools.partial(MLP, features=4, depth=1))
+    sample = fit.rows(np.random.default_rng(0).normal(size=(20, 2)))
+    params = fit.fit_score(model, sample, SIGMA, jax.random.key(0), dim=2, steps=2)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("data", [np.zeros(3), np.zeros((0, 3)), np.full((3, 2), np.nan)])
+def test_rows_refuse_what_is_no_data(data):
+    with pytest.raises(ValueError, match=r"shape \(N, D\)|not finite"):
+        fit.rows(data)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lambda key, count: np.ones((9, 3))[jax.random.randint(key, (count,), 0, 9)],
+        lambda _key, count: np.random.default_rng(0).normal(size=(count, 3)),
+    ],
+)
+def test_a_sampler_in_numpy_is_told_what_to_do(sample):
+    model = ScoreModel(functools.partial(MLP, features=4, depth=1))
+    with pytest.raises(TypeError, match=r"fit\.rows\(data\), or jnp\.asarray\(data\)"):
+        fit.fit_score(model, sample, SIGMA, jax.random.key(0), dim=3, steps=2)

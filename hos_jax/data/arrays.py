@@ -1,0 +1,155 @@
+"""Images in a file of NumPy: `.npy`, or `.npz` with labels and a held-out part of its own."""
+
+import logging
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from hos_jax.data._splits import digests, held_out_mask
+from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
+from hos_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def load_arrays(root: str | os.PathLike | None) -> ImageData:
+    """The images in a `.npy` or `.npz` file; nothing in it is ever unpickled.
+
+    A file has one array of images, (N, H, W) or (N, H, W, C) with C 1 or 3. A second one is held
+    out if its name says `test` or `held` (`test_images`, `x_test`, `held_out`); otherwise the
+    20th, 40th, ... image is, as in a folder. Labels, (N,) or (N, 1), are called `labels`,
+    `targets` or `y` (`train_labels`, `y_test`), or come second without a name. Arrays that are
+    not used, such as those called `val`, are named in a warning.
+
+    Values are those of the file: floating-point numbers are data units as they are, so that
+    sigma and `model.data_std` are in these units too. Bytes are mapped onto [-1, 1].
+
+    Args:
+        root: the file.
+
+    Returns:
+        ImageData with images uint8 or float32; the range of float32 images is [0, 1] or [-1, 1]
+        where they fill at least half of it, and else from their smallest value to the largest.
+
+    Raises:
+        UserError: `root` is not given or cannot be read, or its arrays are not as above: other
+            dtypes, NaN or infinite values, fewer than two images.
+    """
+    if root is None:
+        raise UserError("arrays needs a .npy or .npz file: set --config.data.root=FILE")
+    path = Path(root).expanduser()
+    images: dict[str, np.ndarray] = {}
+    labels: dict[str, np.ndarray] = {}
+    unused = []
+    for name, array in _read(path).items():
+        words = set(re.split("[^a-z]+", name.lower()))
+        part = "held_out" if words & {"test", "held"} else "train"
+        is_labels = words & {"label", "labels", "target", "targets", "y"} or name == "arr_1"
+        chosen = labels if is_labels else images
+        if words & {"val", "valid", "validation"} or (not is_labels and array.ndim < 3):
+            unused.append(name)
+        elif part in chosen:
+            raise UserError(f"{path}: {name} is a second array of {part}: leave one of them out")
+        else:
+            chosen[part] = array
+    if unused:
+        logger.warning("%s: not used: %s", path, ", ".join(unused))
+    if "train" not in images:
+        raise UserError(
+            f"{path} has no images, an array (N, H, W) or (N, H, W, C): reshape it; "
+            "for vectors there is hos_jax.fit.rows"
+        )
+    images = {part: _images(f"{path}, {part}", array) for part, array in images.items()}
+    known = {
+        part: _labels(f"{path}, {part}", labels.get(part), len(array))
+        for part, array in images.items()
+    }
+    if "held_out" in images:
+        held_out = _without_trained(path, images)
+        kept = images["held_out"][held_out], _take(known["held_out"], held_out)
+        parts = images["train"], kept[0], known["train"], kept[1]
+    else:
+        if len(images["train"]) < 2:
+            raise UserError(f"{path} holds {len(images['train'])} images: at least 2 are needed")
+        mask = held_out_mask(images["train"], str(path))
+        split = images["train"][~mask], images["train"][mask]
+        parts = *split, _take(known["train"], ~mask), _take(known["train"], mask)
+    value_range = _value_range(path, parts[0])
+    try:
+        return ImageData("arrays", *parts, value_range)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"images": loaded}
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
+    except Exception as error:  # a damaged file makes NumPy raise anything from KeyError on
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())[:120]
+        raise UserError(
+            f"{path} cannot be read as .npy or .npz without pickles: {reason}"
+        ) from error
+
+
+def _images(what: str, array: np.ndarray) -> np.ndarray:
+    """As uint8 or float32, (N, H, W, C)."""
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise UserError(f"{what}: images are {array.dtype}: save them as uint8 or as float32")
+    images = array[..., None] if array.ndim == 3 else array
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(
+            f"{what}: images are {array.shape}: reshape them to (N, H, W) or (N, H, W, C), with 1 "
+            "or 3 channels on the last axis"
+        )
+    with np.errstate(over="ignore"):
+        kind = np.uint8 if array.dtype == np.uint8 else np.float32
+        images = np.ascontiguousarray(images, kind)
+    if not np.isfinite(images).all():
+        raise UserError(f"{what}: images have values that are not finite in float32: mend them")
+    return images
+
+
+def _labels(what: str, array: np.ndarray | None, count: int) -> np.ndarray | None:
+    if array is None:
+        return None
+    flat = array.reshape(count, -1) if array.size == count else array
+    if flat.shape != (count, 1) or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{what}: labels are {array.dtype} {array.shape}: there must be one integer for each "
+            f"of the {count} images"
+        )
+    return flat[:, 0].astype(np.int32)
+
+
+def _take(labels: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
+    return None if labels is None else labels[mask]
+
+
+def _without_trained(path: Path, images: dict[str, np.ndarray]) -> np.ndarray:
+    """Which images of the held-out part are not among those to train on."""
+    trained = set(digests(images["train"]))
+    new = np.array([digest not in trained for digest in digests(images["held_out"])], bool)
+    if not new.any():
+        raise UserError(f"{path}: all held-out images are among those to train on: choose others")
+    if not new.all():
+        logger.warning("%s: %d held-out images are left out: they are trained on", path, sum(~new))
+    return new
+
+
+def _value_range(path: Path, images: np.ndarray) -> tuple[float, float]:
+    if images.dtype == np.uint8:
+        return SIGNED_RANGE
+    low, high = float(images.min()), float(images.max())
+    if low == high:
+        raise UserError(f"{path}: all values are {low}: there is nothing to learn")
+    for smallest, largest in (UNIT_RANGE, SIGNED_RANGE):
+        if smallest <= low and high <= largest and 2 * (high - low) >= largest - smallest:
+            return smallest, largest
+    return low, high
