@@ -40,7 +40,7 @@ from measure import Compiled, Rows, device_name, matmul_rate, seconds_side_by_si
 
 from hos_jax import autodiff, distributions, fit
 from hos_jax.data import load, to_float
-from hos_jax.lanczos import top_eigenpairs
+from hos_jax.linops.lanczos import top_eigenpairs
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel

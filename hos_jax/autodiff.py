@@ -3,8 +3,8 @@ r"""Derivatives of any score function by automatic differentiation: what direct 
 Second order: the Jacobian of s1 as a dense matrix (`dense_hessian_fn`), in chunks of bounded memory
 (`chunked_hessian_fn`, `chunked_hessian_diagonal_fn`), one product at a time
 (`hessian_vector_product_fn`), and by random probes (`hutchinson_trace`, `hutchinson_diagonal`); its
-leading eigenpairs follow from products alone by `hos_jax.lanczos.top_eigenpairs`, and so do those
-of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`,
+leading eigenpairs follow from products alone by `hos_jax.linops.lanczos.top_eigenpairs`, and so do
+those of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`,
 `third_derivative_diagonal`, `third_derivative_contraction`.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
@@ -21,9 +21,8 @@ from typing import Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from hos_jax import lanczos
-from hos_jax.linops import Dense
-from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn, check_vectors
+from hos_jax.linops import Dense, HessianFn, lanczos
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
 
 
 class HessianVectorProductFn(Protocol):

@@ -30,11 +30,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hos_jax.linops import SymmetricMatrix
+from hos_jax.linops import HessianFn, SymmetricMatrix
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.objective import Objective
-from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
+from hos_jax.types import Array, PRNGKey, ScoreFn
 
 Sampler = Callable[[PRNGKey, int], Array]
 

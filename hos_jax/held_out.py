@@ -13,7 +13,7 @@ import numpy as np
 
 from hos_jax import calibration, metrics, tweedie
 from hos_jax.data import to_float
-from hos_jax.lanczos import Eigenpairs
+from hos_jax.linops.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, step_key
 from hos_jax.problem import EVALUATION_STEP, Problem

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import jax
-
-if TYPE_CHECKING:
-    from hos_jax.linops import SymmetricMatrix
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -17,12 +14,6 @@ class ScoreFn(Protocol):
     """First-order score s1(y) = grad log q(y) at one point: (D,) -> (D,)."""
 
     def __call__(self, noisy: Array, /) -> Array: ...
-
-
-class HessianFn(Protocol):
-    """Second-order score s2(y) = Hessian of log q(y) at one point: (D,) -> structured (D, D)."""
-
-    def __call__(self, noisy: Array, /) -> SymmetricMatrix: ...
 
 
 def check_vectors(**vectors: Array) -> None:

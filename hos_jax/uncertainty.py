@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from hos_jax import lanczos, tweedie
-from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, SymmetricMatrix
+from hos_jax import tweedie
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, SymmetricMatrix, lanczos
 from hos_jax.types import Array, PRNGKey, check_vectors
 
 DEFAULT_FLOOR = 1e-4

@@ -7,7 +7,7 @@ Both as spectral functions, \mathrm{expm1}(\epsilon l) / l and \sqrt{\mathrm{exp
 l}, positive for every real eigenvalue l with the limits eps and 2 eps at 0: s2 is never inverted,
 and may be indefinite. On a Gaussian density the step is exact in law for any eps.
 
-`hos_jax.matrix_functions` applies them by the structure of s2: `Diagonal` elementwise,
+`hos_jax.linops.matrix_functions` applies them by the structure of s2: `Diagonal` elementwise,
 `IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank`, and `Dense` where one
 asks for it, by Lanczos. The kernel follows blackjax's contract:
 `kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
@@ -25,10 +25,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hos_jax.linops import SymmetricMatrix
-from hos_jax.matrix_functions import matrix_function_product
+from hos_jax.linops import HessianFn, SymmetricMatrix
+from hos_jax.linops.matrix_functions import matrix_function_product
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
+from hos_jax.types import Array, PRNGKey, ScoreFn
 
 # On mixtures: without a bound single chains leave the modes for good, and a bound of 0.1 makes the
 # law of the chains visibly too narrow.

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "hos_jax"
 LAYERS = {
     0: "types errors files interruption",
-    1: "linops lanczos matrix_functions noise",
+    1: "linops noise",
     2: "tweedie autodiff distributions",
     3: "losses models samplers diagnostics uncertainty calibration metrics objective inverse",
     4: "parallel train_state checkpoint event_log run_log data",

@@ -23,7 +23,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -471,3 +471,9 @@ class Dense(_Symmetric):
 
 
 SymmetricMatrix = Diagonal | DiagonalPlusLowRank | Dense
+
+
+class HessianFn(Protocol):
+    """Second-order score s2(y) = Hessian of log q(y) at one point: (D,) -> structured (D, D)."""
+
+    def __call__(self, noisy: Array, /) -> SymmetricMatrix: ...

@@ -22,8 +22,8 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hos_jax.lanczos import krylov_space
-from hos_jax.linops import Dense, Diagonal, IsotropicPlusLowRank, SymmetricMatrix
+from hos_jax.linops.lanczos import krylov_space
+from hos_jax.linops.structures import Dense, Diagonal, IsotropicPlusLowRank, SymmetricMatrix
 from hos_jax.types import Array
 
 SpectralFunction = Callable[[Array], Array]
