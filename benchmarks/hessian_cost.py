@@ -238,7 +238,9 @@ class Case:
             def pairs(params, noisy):
                 product_fn = autodiff.hessian_vector_product_fn(score_fn(params), symmetrize=True)
                 matvec = functools.partial(product_fn, noisy)
-                return top_eigenpairs(matvec, jax.random.key(7), dim, EIGENPAIRS)
+                return top_eigenpairs(
+                    matvec, jax.random.key(7), dim, EIGENPAIRS, krylov_vectors=min(dim, 21)
+                )
 
             return pairs
 

@@ -145,11 +145,11 @@ def posterior_eigenpairs(
     key: PRNGKey,
     *,
     count: int,
-    krylov_vectors: int = 30,
+    krylov_vectors: int | None = None,
 ) -> lanczos.Eigenpairs:
     """The directions of largest posterior variance by s1 alone, and these variances, data units^2.
 
-    Lanczos on `posterior_covariance_product_fn`: `count` + `krylov_vectors` + 1 products.
+    Lanczos on `posterior_covariance_product_fn`: k + m + 1 products.
 
     Args:
       score_fn: s1, (D,) -> (D,).
@@ -157,7 +157,7 @@ def posterior_eigenpairs(
       sigma: the noise level of `score_fn`, scalar, data units.
       key: of the random start vector.
       count: k, how many directions.
-      krylov_vectors: size of the Krylov space, at most D of them are used.
+      krylov_vectors: size m of the Krylov space, at most D of them are used; 4 k + 30 unless given.
 
     Raises:
       ValueError: if `noisy` is not (D,), or unless 1 <= count <= krylov_vectors and count <= D.
@@ -165,9 +165,8 @@ def posterior_eigenpairs(
     check_vectors(noisy=noisy)
     dim = noisy.shape[0]
     matvec = functools.partial(posterior_covariance_product_fn(score_fn, sigma), noisy)
-    return lanczos.top_eigenpairs(
-        matvec, key, dim, count, krylov_vectors=min(krylov_vectors, dim), dtype=noisy.dtype
-    )
+    size = None if krylov_vectors is None else min(krylov_vectors, dim)
+    return lanczos.top_eigenpairs(matvec, key, dim, count, krylov_vectors=size, dtype=noisy.dtype)
 
 
 def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool = True) -> HessianFn:

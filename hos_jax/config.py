@@ -16,6 +16,7 @@ from hos_jax.config_keys import check_keys_and_types
 from hos_jax.data import NAMES as DATA_NAMES
 from hos_jax.errors import UserError
 from hos_jax.files import write_atomically
+from hos_jax.linops import KRYLOV_VECTORS
 
 CONFIG_FILE = "config.json"
 SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki")
@@ -105,7 +106,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.sampling.steps = 500
     config.sampling.step_size = 0.05
     config.sampling.sampler = "langevin"
-    config.sampling.krylov_vectors = 10
+    config.sampling.krylov_vectors = KRYLOV_VECTORS
     # Annealing: noise levels, and at each of them steps of a fraction of sigma^2.
     config.sampling.levels = 30
     config.sampling.steps_per_level = 5

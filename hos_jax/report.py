@@ -16,7 +16,6 @@ import numpy as np
 from hos_jax import calibration
 from hos_jax.files import write_atomically
 from hos_jax.held_out import Examples
-from hos_jax.linops import Dense, DiagonalPlusLowRank
 from hos_jax.problem import Problem
 
 REPORT_FILE = "report.html"
@@ -63,9 +62,10 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
     clean, denoised, pairs = examples
     if pairs is None or denoised.posterior is None or dim > LARGEST_DIM:
         return []
-    covariance = denoised.posterior.covariance
-    if isinstance(covariance, Dense):
+    parts = denoised.posterior.covariance.diagonal_plus_low_rank()
+    if parts is None:
         return []
+    diag, factors = np.asarray(parts[0]), np.asarray(parts[1])
     interval_fn = functools.partial(
         calibration.recalibrated_interval,
         sigma=problem.config.noise,
@@ -73,9 +73,6 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
         level=0.9,
     )
     intervals = jax.jit(jax.vmap(interval_fn))(denoised.posterior)
-    factors = np.zeros((len(clean), dim, 0))
-    if isinstance(covariance, DiagonalPlusLowRank):
-        factors = np.asarray(covariance.factor)
     return [
         {
             "clean": _floats(clean[index]),
@@ -83,7 +80,7 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
             "mean": _floats(denoised.mean[index]),
             "lower": _floats(intervals.lower[index]),
             "upper": _floats(intervals.upper[index]),
-            "diag": _floats(covariance.diag[index]),
+            "diag": _floats(diag[index]),
             "factor": _floats(factors[index]),
             "directions": _floats(np.asarray(pairs.eigenvectors[index]).T),
             "deviations": _floats(np.sqrt(pairs.eigenvalues[index])),
