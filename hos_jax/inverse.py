@@ -128,9 +128,7 @@ class Observation:
             return
         size = np.max(np.abs(twice), initial=0.0) + np.max(np.abs(offset), initial=0.0)
         if np.any(np.abs(twice - 2.0 * once) > 100.0 * jnp.finfo(predicted.dtype).eps * size):
-            raise ValueError(
-                f"{problem}: it does not double what it gives when its argument doubles"
-            )
+            raise ValueError(f"{problem}: at twice the point it does not give twice as much")
 
 
 def _concrete(value: Any) -> np.ndarray | None:
@@ -282,6 +280,8 @@ def conditional_sample(key, posterior, observation, *, return_converged=False, *
     References:
       Wilson et al., "Pathwise Conditioning of Gaussian Processes", 2021.
     """
+    # Before the values are shaken: then they may be traced.
+    observation.check(posterior.mean)
     draw_key, noise_key = jax.random.split(key)
     draw = posterior.sample(draw_key, 1)[0]
     values = jnp.asarray(observation.values, draw.dtype)
@@ -385,8 +385,6 @@ def sample_posterior(
     Raises:
       ValueError: if there is no level, or A x has not the shape of b.
     """
-
-    observation.check(start)
 
     def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> tuple[Array, Array]:
         posterior = posterior_fn(noisy, sigma)

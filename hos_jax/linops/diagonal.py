@@ -122,8 +122,14 @@ class DiagonalPlusLowRank(PlusLowRank):
 
     @property
     def base(self) -> Diagonal:
-        """diag(a)."""
-        return Diagonal(self.diag)
+        """diag(a).
+
+        Raises:
+          ValueError: if U does not belong to it.
+        """
+        base = Diagonal(self.diag)
+        self._check_base(base)
+        return base
 
     def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
         return DiagonalPlusLowRank(base.diagonal(), factor)

@@ -54,21 +54,22 @@ class PlusLowRank(SymmetricMatrix):
     @property
     @abc.abstractmethod
     def base(self) -> Solvable:
-        """B."""
+        """B, which `_check_base` has seen."""
 
     @abc.abstractmethod
     def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
         """The structure with another base of the same kind and another factor."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape = self.base.shape
-        if tuple(self.factor.shape[:-1]) != shape[:-1]:
+    def _check_base(self, base: Solvable) -> None:
+        if tuple(self.factor.shape[:-1]) != base.shape[:-1]:
             raise ValueError(
-                f"expected a factor of shape (..., D, r) for matrices of shape {shape}, "
+                f"expected a factor of shape (..., D, r) for matrices of shape {base.shape}, "
                 f"got {tuple(self.factor.shape)}; use vmap for other batches"
             )
-        return shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -51,27 +51,24 @@ class MatrixFunctionProduct(NamedTuple):
         return self.relative_error <= jnp.finfo(self.relative_error.dtype).eps ** 0.5
 
 
-def _divided_difference(function: SpectralFunction, left: Array, right: Array, size: Array):
+def _divided_difference(function: SpectralFunction, left: Array, right: Array) -> Array:
     """(f(a) - f(b)) / (a - b), and f' between them where a and b are too close for that.
 
-    `size` is that of the numbers whose rounding errors a and b carry.
+    That is where f' foretells the difference up to the rounding of f.
     """
-    eps = jnp.finfo(left.dtype).eps
-    gap = left - right
-    relative = eps**0.5 * jnp.maximum(jnp.abs(left), jnp.abs(right))
-    near = jnp.abs(gap) <= jnp.maximum(relative, 8.0 * eps * size)
-    middle = 0.5 * (left + right)
+    gap, middle = left - right, 0.5 * (left + right)
     _, slope = jax.jvp(function, (middle,), (jnp.ones_like(middle),))
-    return jnp.where(near, slope, (function(left) - function(right)) / jnp.where(near, 1.0, gap))
+    first, second = function(left), function(right)
+    rounding = 4.0 * jnp.finfo(left.dtype).eps * jnp.maximum(jnp.abs(first), jnp.abs(second))
+    near = (gap == 0) | (jnp.abs(slope * gap - (first - second)) <= rounding)
+    return jnp.where(near, slope, (first - second) / jnp.where(near, 1.0, gap))
 
 
 def _table(function: SpectralFunction, rows: Array, columns: Array) -> Array:
     """The divided differences of all pairs, (m, n)."""
     shape = (len(rows), len(columns))
     left = jnp.broadcast_to(rows[:, None], shape)
-    right = jnp.broadcast_to(columns[None, :], shape)
-    size = jnp.maximum(jnp.max(jnp.abs(rows)), jnp.max(jnp.abs(columns)))
-    return _divided_difference(function, left, right, size)
+    return _divided_difference(function, left, jnp.broadcast_to(columns[None, :], shape))
 
 
 def _closed(function: SpectralFunction, dtype) -> tuple[Callable, list[Any]]:
@@ -119,12 +116,11 @@ def isotropic_product(
       function: f, elementwise.
       vector: v, (D,).
     """
-    size = jax.lax.stop_gradient(jnp.abs(multiple) + jnp.sum(jnp.square(factor)))
 
     def difference(value: Array) -> Array:
         # Rounding may leave an eigenvalue of U^T U below 0, where f need not be defined.
         shifted = multiple + jnp.maximum(value, 0.0)
-        return _divided_difference(function, shifted, jnp.full_like(value, multiple), size)
+        return _divided_difference(function, shifted, jnp.full_like(value, multiple))
 
     inner = spectral_matrix(factor.T @ factor, difference)
     return function(multiple) * vector + factor @ (inner @ (factor.T @ vector))
@@ -180,14 +176,14 @@ def _ritz(matvec: Callable, matrix: Any, vector: Array, size: int) -> _Ritz:
     return _Ritz(values, basis.T @ small, norm * small[0], projected)
 
 
-def _relative_change(of: Callable, constants: list, projected: Array) -> Array:
+def _relative_change(of: Callable, constants: list, projected: Array, dim: int) -> Array:
     """What the last Krylov vector changed in f(T) e_1, over its norm."""
 
     def first_column(matrix: Array) -> Array:
         values, vectors = jnp.linalg.eigh(matrix)
         return vectors @ (of(values, *constants) * vectors[0])
 
-    if len(projected) == 1:
+    if len(projected) == dim:  # the whole space
         return jnp.zeros((), projected.dtype)
     last = first_column(projected)
     change = last - jnp.pad(first_column(projected[:-1, :-1]), (0, 1))
@@ -198,7 +194,11 @@ def _relative_change(of: Callable, constants: list, projected: Array) -> Array:
 def _lanczos_forward(of, matvec, size, matrix, constants, vector):
     ritz = _ritz(matvec, matrix, vector, size)
     value = ritz.vectors @ (of(ritz.values, *constants) * ritz.weights)
-    return (value, _relative_change(of, constants, ritz.projected)), (matrix, constants, ritz)
+    return (value, _relative_change(of, constants, ritz.projected, len(vector))), (
+        matrix,
+        constants,
+        ritz,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
