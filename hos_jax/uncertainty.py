@@ -14,6 +14,7 @@ Jacobian need not be. `posterior_from_covariance` repairs it and says what it re
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import NamedTuple
 
 import jax
@@ -80,16 +81,20 @@ class Posterior:
           IndexError: if the index is out of range.
           TypeError: unless it is one integer.
         """
-        index = jnp.asarray(index)
-        if index.ndim or not jnp.issubdtype(index.dtype, jnp.integer):
+        kind = jnp.asarray(index)
+        if kind.ndim or not jnp.issubdtype(kind.dtype, jnp.integer):
             raise TypeError(
-                f"expected one integer, got {index.dtype} of shape {index.shape}; use vmap for more"
+                f"expected one integer, got {kind.dtype} of shape {kind.shape}; use vmap for more"
             )
-        inside = (-self.dim <= index) & (index < self.dim)
-        if not isinstance(inside, jax.core.Tracer) and not inside:
-            raise IndexError(f"index {index} is out of range for {self.dim} values")
-        unit = jax.nn.one_hot(index % self.dim, self.dim, dtype=self.mean.dtype)
-        return jnp.where(inside, self.matvec(jnp.broadcast_to(unit, self.mean.shape)), jnp.nan)
+        if isinstance(index, jax.core.Tracer):
+            place = index.astype(jnp.int32)
+        else:
+            place = operator.index(index)
+            if not -self.dim <= place < self.dim:
+                raise IndexError(f"index {place} is out of range for {self.dim} values")
+        unit = jax.nn.one_hot(place % self.dim, self.dim, dtype=self.mean.dtype)
+        row = self.matvec(jnp.broadcast_to(unit, self.mean.shape))
+        return jnp.where((-self.dim <= place) & (place < self.dim), row, jnp.nan)
 
     def solve(self, vector: Array) -> Array:
         """K^-1 v, (D,) or (D, k)."""
