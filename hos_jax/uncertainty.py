@@ -86,12 +86,10 @@ class Posterior:
             raise TypeError(
                 f"expected one integer, got {kind.dtype} of shape {kind.shape}; use vmap for more"
             )
-        if isinstance(index, jax.core.Tracer):
-            place = index.astype(jnp.int32)
-        else:
-            place = operator.index(index)
-            if not -self.dim <= place < self.dim:
-                raise IndexError(f"index {place} is out of range for {self.dim} values")
+        traced = isinstance(index, jax.core.Tracer)
+        place = kind.astype(jnp.int32) if traced else operator.index(index)
+        if not traced and not -self.dim <= place < self.dim:
+            raise IndexError(f"index {place} is out of range for {self.dim} values")
         unit = jax.nn.one_hot(place % self.dim, self.dim, dtype=self.mean.dtype)
         row = self.matvec(jnp.broadcast_to(unit, self.mean.shape))
         return jnp.where((-self.dim <= place) & (place < self.dim), row, jnp.nan)

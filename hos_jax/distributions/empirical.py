@@ -193,8 +193,8 @@ class SmoothedEmpirical(_Points):
         return jnp.exp(self._log_kernels(point, block) - largest) / total
 
     def _posterior(self, point: Array) -> tuple[tuple[Array, Array], Array]:
-        """The largest log kernel k_i = -n2(y - x_i) / (2 sigma^2) with sum_i exp(k_i - largest), and
-        the posterior mean, in one pass."""
+        """The largest log kernel k = max_i -n2(y - x_i) / (2 sigma^2) with the sum of exp(k_i - k),
+        and the posterior mean, in one pass."""
         self._check_point(point)
 
         def step(carry, block):
