@@ -49,7 +49,7 @@ from measure import (
 
 from hos_jax import autodiff, distributions, fit, pointwise
 from hos_jax.data import load, to_float
-from hos_jax.lanczos import top_eigenpairs
+from hos_jax.linops.lanczos import top_eigenpairs
 from hos_jax.losses.objective import Objective
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.mlp import MLP
@@ -246,7 +246,9 @@ class Case:
             def pairs(params, noisy):
                 product_fn = autodiff.hessian_vector_product_fn(score_fn(params), symmetrize=True)
                 matvec = functools.partial(product_fn, noisy)
-                return top_eigenpairs(matvec, jax.random.key(7), dim, EIGENPAIRS)
+                return top_eigenpairs(
+                    matvec, jax.random.key(7), dim, EIGENPAIRS, krylov_vectors=min(dim, 21)
+                )
 
             return pairs
 

@@ -55,7 +55,12 @@ def programs(shape: tuple[int, int, int], options) -> dict[str, Compiled]:
 
     def by_autodiff(params, noisy):
         return autodiff.posterior_eigenpairs(
-            functools.partial(score1, params), noisy, SIGMA, jax.random.key(0), count=DIRECTIONS
+            functools.partial(score1, params),
+            noisy,
+            SIGMA,
+            jax.random.key(0),
+            count=DIRECTIONS,
+            krylov_vectors=30,
         )
 
     functions = dict(zip(WORK, (score1, variance_map, directions, by_autodiff), strict=True))

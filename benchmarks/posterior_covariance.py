@@ -65,7 +65,12 @@ class Images:
     def leading(self, params, noisy):
         """The leading directions of C from products alone, (D, k)."""
         pairs = autodiff.posterior_eigenpairs(
-            self.score_fn(params), noisy, self.sigma, jax.random.key(0), count=DIRECTIONS
+            self.score_fn(params),
+            noisy,
+            self.sigma,
+            jax.random.key(0),
+            count=DIRECTIONS,
+            krylov_vectors=30,
         )
         return pairs.eigenvectors
 

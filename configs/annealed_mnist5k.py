@@ -36,5 +36,7 @@ def get_config():
     config.training.checkpoint_every = 2000
     config.sampling.sampler = "annealed_ozaki"
     config.sampling.step_fraction = 1.0
+    # Steps this short need no more, and each is a product with the Hessian.
+    config.sampling.krylov_vectors = 10
     config.sampling.chains = 100
     return config

@@ -27,6 +27,8 @@ MOVED = {
     "held_out": "evaluation.held_out",
     "interruption": "cli.interruption",
     "inverse": "uncertainty.inverse",
+    "lanczos": "linops.lanczos",
+    "matrix_functions": "linops.matrix_functions",
     "metrics": "uncertainty.metrics",
     "models.refinenet_weights": "migrate.refinenet_weights",
     "models.registry": "config.networks",

@@ -3,8 +3,8 @@ r"""Derivatives of any score function by automatic differentiation: what direct 
 Second order: the Jacobian of s1 as a dense matrix (`dense_hessian_fn`), in chunks of bounded memory
 (`chunked_hessian_fn`, `chunked_hessian_diagonal_fn`), one product at a time
 (`hessian_vector_product_fn`), and by random probes (`hutchinson_trace`, `hutchinson_diagonal`); its
-leading eigenpairs follow from products alone by `hos_jax.lanczos.top_eigenpairs`, and so do those
-of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`,
+leading eigenpairs follow from products alone by `hos_jax.linops.lanczos.top_eigenpairs`, and so do
+those of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`,
 `third_derivative_diagonal`, `third_derivative_contraction`.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
@@ -21,9 +21,8 @@ from typing import Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from hos_jax import lanczos
-from hos_jax.linops import Dense
-from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn, check_vectors
+from hos_jax.linops import Dense, HessianFn, lanczos
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
 
 
 class HessianVectorProductFn(Protocol):
@@ -146,11 +145,11 @@ def posterior_eigenpairs(
     key: PRNGKey,
     *,
     count: int,
-    krylov_vectors: int = 30,
+    krylov_vectors: int | None = None,
 ) -> lanczos.Eigenpairs:
     """The directions of largest posterior variance by s1 alone, and these variances, data units^2.
 
-    Lanczos on `posterior_covariance_product_fn`: `count` + `krylov_vectors` + 1 products.
+    Lanczos on `posterior_covariance_product_fn`: k + m + 1 products.
 
     Args:
       score_fn: s1, (D,) -> (D,).
@@ -158,7 +157,7 @@ def posterior_eigenpairs(
       sigma: the noise level of `score_fn`, scalar, data units.
       key: of the random start vector.
       count: k, how many directions.
-      krylov_vectors: size of the Krylov space, at most D of them are used.
+      krylov_vectors: size m of the Krylov space, at most D of them are used; 4 k + 30 unless given.
 
     Raises:
       ValueError: if `noisy` is not (D,), or unless 1 <= count <= krylov_vectors and count <= D.
@@ -166,9 +165,8 @@ def posterior_eigenpairs(
     check_vectors(noisy=noisy)
     dim = noisy.shape[0]
     matvec = functools.partial(posterior_covariance_product_fn(score_fn, sigma), noisy)
-    return lanczos.top_eigenpairs(
-        matvec, key, dim, count, krylov_vectors=min(krylov_vectors, dim), dtype=noisy.dtype
-    )
+    size = None if krylov_vectors is None else min(krylov_vectors, dim)
+    return lanczos.top_eigenpairs(matvec, key, dim, count, krylov_vectors=size, dtype=noisy.dtype)
 
 
 def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool = True) -> HessianFn:

@@ -31,10 +31,11 @@ import numpy as np
 import optax
 
 from hos_jax import pointwise
+from hos_jax.linops import HessianFn
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
-from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
+from hos_jax.types import Array, PRNGKey, ScoreFn
 
 Sampler = Callable[[PRNGKey, int], Array]
 

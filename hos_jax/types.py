@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import jax
-
-if TYPE_CHECKING:
-    from hos_jax.linops import SymmetricMatrix
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -19,18 +16,12 @@ class ScoreFn(Protocol):
     def __call__(self, noisy: Array, /) -> Array: ...
 
 
-class HessianFn(Protocol):
-    """Second-order score s2(y) = Hessian of log q(y) at one point: (D,) -> structured (D, D)."""
-
-    def __call__(self, noisy: Array, /) -> SymmetricMatrix: ...
-
-
-def check_vectors(**vectors: Array) -> None:
-    """Raise ValueError unless all arguments are vectors of one and the same shape (D,).
+def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
+    """Raise ValueError unless all arguments, arrays or shapes, are of one and the same shape (D,).
 
     Under `vmap` the shapes seen here are those of one example.
     """
-    shapes = {name: tuple(vector.shape) for name, vector in vectors.items()}
+    shapes = {name: tuple(getattr(vector, "shape", vector)) for name, vector in vectors.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"expected vectors of one shape (D,), got {listed}; use vmap for batches")

@@ -133,7 +133,8 @@ class SmoothedEmpirical(_Points):
         return SmoothedEmpirical(self.points, total, self.chunk)
 
     def log_density(self, point: Array) -> Array:
-        log_sum, _ = self._posterior(point)
+        (largest, total), _ = self._posterior(point)
+        log_sum = largest + jnp.log(total)
         per_coordinate = jnp.log(self.sigma) + 0.5 * jnp.log(2 * jnp.pi).astype(self.points.dtype)
         return log_sum - jnp.log(self.points.shape[0]) - self.dim * per_coordinate
 
@@ -146,10 +147,10 @@ class SmoothedEmpirical(_Points):
 
     def hessian(self, point: Array) -> Dense:
         """s2 as a dense (D, D) matrix; for images use `hessian_matvec`."""
-        log_sum, mean = self._posterior(point)
+        kernels, mean = self._posterior(point)
 
         def step(total, block):
-            weighted = self._weights(point, block, log_sum)[:, None] * (block - mean[None, :])
+            weighted = self._weights(point, block, kernels)[:, None] * (block - mean[None, :])
             return total + weighted.T @ (block - mean[None, :])
 
         start = jnp.zeros((self.dim, self.dim), self.points.dtype)
@@ -167,11 +168,11 @@ class SmoothedEmpirical(_Points):
           ValueError: if either is not of shape (D,).
         """
         require_shape("vector", vector, (self.dim,))
-        log_sum, mean = self._posterior(point)
+        kernels, mean = self._posterior(point)
 
         def step(total, block):
             along = block @ vector - mean @ vector
-            weighted = self._weights(point, block, log_sum) * along
+            weighted = self._weights(point, block, kernels) * along
             return total + weighted @ block - jnp.sum(weighted) * mean
 
         return self._fold(step, jnp.zeros_like(mean))
@@ -186,11 +187,14 @@ class SmoothedEmpirical(_Points):
         scaled = (point[None, :] - block) / self.sigma
         return -0.5 * jnp.sum(jnp.square(scaled), axis=1)
 
-    def _weights(self, point: Array, block: Array, log_sum: Array) -> Array:
-        return jnp.exp(self._log_kernels(point, block) - log_sum)
+    def _weights(self, point: Array, block: Array, kernels: tuple[Array, Array]) -> Array:
+        """r_i, with the two numbers of `_posterior`: their log sum would cancel in float32."""
+        largest, total = kernels
+        return jnp.exp(self._log_kernels(point, block) - largest) / total
 
-    def _posterior(self, point: Array) -> tuple[Array, Array]:
-        """log sum_i exp(-n2(y - x_i) / (2 sigma^2)) and the posterior mean, in one pass."""
+    def _posterior(self, point: Array) -> tuple[tuple[Array, Array], Array]:
+        """The largest log kernel k = max_i -n2(y - x_i) / (2 sigma^2) with the sum of exp(k_i - k),
+        and the posterior mean, in one pass."""
         self._check_point(point)
 
         def step(carry, block):
@@ -205,4 +209,4 @@ class SmoothedEmpirical(_Points):
         dtype = self.points.dtype
         start = (jnp.asarray(-jnp.inf, dtype), jnp.zeros((), dtype), jnp.zeros_like(point))
         largest, total, weighted = self._fold(step, start)
-        return largest + jnp.log(total), weighted / total
+        return (largest, total), weighted / total

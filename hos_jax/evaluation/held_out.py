@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax import pointwise, tweedie
-from hos_jax.lanczos import Eigenpairs
+from hos_jax.linops.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, step_key
 from hos_jax.training.problem import EVALUATION_STEP, Problem

@@ -15,7 +15,6 @@ import numpy as np
 
 from hos_jax.evaluation.held_out import Examples
 from hos_jax.files import write_atomically
-from hos_jax.linops import Dense, DiagonalPlusLowRank
 from hos_jax.training.problem import Problem
 from hos_jax.uncertainty import Posterior, calibration
 
@@ -63,9 +62,10 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
     clean, denoised, pairs = examples
     if pairs is None or denoised.posterior is None or dim > LARGEST_DIM:
         return []
-    covariance = denoised.posterior.covariance
-    if isinstance(covariance, Dense):
+    parts = denoised.posterior.covariance.diagonal_plus_low_rank()
+    if parts is None:
         return []
+    diag, factors = np.asarray(parts[0]), np.asarray(parts[1])
     interval_fn = functools.partial(Posterior.marginal_interval, level=0.9)
     if multipliers is not None:
         interval_fn = functools.partial(
@@ -75,9 +75,6 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
             level=0.9,
         )
     intervals = jax.jit(jax.vmap(interval_fn))(denoised.posterior)
-    factors = np.zeros((len(clean), dim, 0))
-    if isinstance(covariance, DiagonalPlusLowRank):
-        factors = np.asarray(covariance.factor)
     return [
         {
             "clean": _floats(clean[index]),
@@ -85,7 +82,7 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
             "mean": _floats(denoised.mean[index]),
             "lower": _floats(intervals.lower[index]),
             "upper": _floats(intervals.upper[index]),
-            "diag": _floats(covariance.diag[index]),
+            "diag": _floats(diag[index]),
             "factor": _floats(factors[index]),
             "directions": _floats(np.asarray(pairs.eigenvectors[index]).T),
             "deviations": _floats(np.sqrt(pairs.eigenvalues[index])),

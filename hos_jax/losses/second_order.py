@@ -50,7 +50,7 @@ def d2sm(score1: Array, score2: SymmetricMatrix, noise: Array, sigma: Array | fl
       Meng, Song, Li, Ermon, "Estimating High Order Gradients of the Data Distribution by
       Denoising", NeurIPS 2021, theorem 2.
     """
-    check_vectors(score1=score1, noise=noise, score2_diagonal=score2.diagonal())
+    check_vectors(score1=score1, noise=noise, score2_rows=score2.shape[:-1])
     # The norm of psi and its contrast, term by term: no copy of the factor with one more column.
     size = jnp.sum(jnp.square(score1))
     norm = score2.squared_norm() + 2.0 * score2.quadratic_form(score1) + size**2
@@ -85,7 +85,7 @@ def d2sm_vr(
     References:
       Meng et al. 2021, section 4 (variance reduction).
     """
-    check_vectors(score1_clean=score1_clean, noise=noise, diagonal=score2_clean.diagonal())
+    check_vectors(score1_clean=score1_clean, noise=noise, score2_rows=score2_clean.shape[:-1])
     pair = d2sm(score1_plus, score2_plus, noise, sigma)
     pair += d2sm(score1_minus, score2_minus, noise, sigma)
     return pair - 2.0 * _psi_contrast(score1_clean, score2_clean, noise) / sigma**2
@@ -139,7 +139,7 @@ def d2sm_residual_terms(
       ValueError: if the shapes differ.
     """
     check_vectors(
-        plus=residual_plus, minus=residual_minus, noise=noise, s=scaled_hessian_plus.diagonal()
+        plus=residual_plus, minus=residual_minus, noise=noise, s=scaled_hessian_plus.shape[:-1]
     )
     plus, minus = jax.lax.stop_gradient((residual_plus, residual_minus))
     correlation = -(
@@ -252,7 +252,7 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     Raises:
       ValueError: if the shapes differ.
     """
-    check_vectors(residual=residual, covariance_diagonal=covariance.diagonal())
+    check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)

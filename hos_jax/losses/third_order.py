@@ -51,7 +51,7 @@ def d3sm(scaled_third: Array, residual: Array, covariance: SymmetricMatrix | Non
         )
     target = jnp.einsum("i,j,k->ijk", residual, residual, residual)
     if covariance is not None:
-        check_vectors(residual=residual, covariance_diagonal=covariance.diagonal())
+        check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
         outer = jnp.einsum("ij,k->ijk", covariance.to_dense(), residual)
         target -= outer + outer.transpose(0, 2, 1) + outer.transpose(2, 1, 0)
     return _least_squares(scaled_third, target)
@@ -77,7 +77,7 @@ def d3sm_diagonal(
     check_vectors(scaled_third_diagonal=scaled_third_diagonal, residual=residual)
     target = residual**3
     if covariance is not None:
-        check_vectors(residual=residual, covariance_diagonal=covariance.diagonal())
+        check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
         target -= 3.0 * covariance.diagonal() * residual
     return _least_squares(scaled_third_diagonal, target)
 
@@ -106,7 +106,7 @@ def d3sm_contraction(
     along = jnp.sum(probe * residual)
     target = along**2 * residual
     if covariance is not None:
-        check_vectors(residual=residual, covariance_diagonal=covariance.diagonal())
+        check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
         product = covariance.matvec(probe)
         target -= jnp.sum(probe * product) * residual + 2.0 * along * product
     return _least_squares(scaled_contraction, target)

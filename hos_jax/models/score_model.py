@@ -66,7 +66,7 @@ class ModelOutputs:
         head, raw = self._second_order()
         hessian = jax.vmap(head.scaled_hessian)(raw)
         if self.output_units == "score":
-            return jax.vmap(lambda matrix, sigma: matrix.scale(sigma**2))(hessian, self.sigma)
+            return hessian.scale(self.sigma**2)
         return hessian
 
     @property
@@ -75,14 +75,13 @@ class ModelOutputs:
 
         The scaling of a structured matrix is never negative, so its form is kept.
         """
-        rescale = jax.vmap(lambda matrix, sigma: matrix.scale(1.0 / sigma**2))
-        return rescale(self.scaled_hessian, self.sigma)
+        return self.scaled_hessian.scale(1.0 / self.sigma**2)
 
     @property
     def covariance(self) -> SymmetricMatrix:
         """C, the posterior covariance in units of sigma^2, a batch of structured matrices."""
         if self.output_units == "score":
-            return jax.vmap(lambda matrix: matrix.add_identity(1.0))(self.scaled_hessian)
+            return self.scaled_hessian.add_identity(1.0)
         head, raw = self._second_order()
         return jax.vmap(head.covariance)(raw)
 

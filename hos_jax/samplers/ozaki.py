@@ -7,7 +7,7 @@ Both as spectral functions, \mathrm{expm1}(\epsilon l) / l and \sqrt{\mathrm{exp
 l}, positive for every real eigenvalue l with the limits eps and 2 eps at 0: s2 is never inverted,
 and may be indefinite. On a Gaussian density the step is exact in law for any eps.
 
-`hos_jax.matrix_functions` applies them by the structure of s2: `Diagonal` elementwise,
+The structure of s2 applies them (`SymmetricMatrix.function_product`): `Diagonal` elementwise,
 `IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank`, and `Dense` where one
 asks for it, by Lanczos. The kernel follows blackjax's contract:
 `kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
@@ -25,10 +25,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hos_jax.linops import SymmetricMatrix
-from hos_jax.matrix_functions import matrix_function_product
+from hos_jax.linops import KRYLOV_VECTORS, HessianFn, SymmetricMatrix
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, HessianFn, PRNGKey, ScoreFn
+from hos_jax.types import Array, PRNGKey, ScoreFn
 
 # On mixtures: without a bound single chains leave the modes for good, and a bound of 0.1 makes the
 # law of the chains visibly too narrow.
@@ -67,8 +66,17 @@ class OzakiInfo(NamedTuple):
 
 
 def relative_expm1(t: Array) -> Array:
-    """(e^t - 1) / t with its limit 1 at t = 0; positive for every real t."""
-    return jnp.where(t == 0, 1.0, jnp.expm1(t) / jnp.where(t == 0, 1.0, t))
+    """(e^t - 1) / t with its limit 1 at t = 0; positive for every real t.
+
+    Near 0 by its series, whose derivatives are right where those of the quotient cancel.
+    """
+    small = jnp.abs(t) < 1e-2
+    safe = jnp.where(small, 1.0, t)
+    near = jnp.where(small, t, 0.0)
+    series = 1.0 + near / 2 * (
+        1.0 + near / 3 * (1.0 + near / 4 * (1.0 + near / 5 * (1.0 + near / 6)))
+    )
+    return jnp.where(small, series, jnp.expm1(safe) / safe)
 
 
 def join(score_fn: ScoreFn, hessian_fn: HessianFn) -> DerivativesFn:
@@ -83,7 +91,7 @@ def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
 
 def build_kernel(
     *,
-    krylov_vectors: int = 20,
+    krylov_vectors: int = KRYLOV_VECTORS,
     growth_bound: float | None = DEFAULT_GROWTH_BOUND,
     dense: Literal["eigh", "lanczos"] = "eigh",
 ) -> Callable:
@@ -116,8 +124,11 @@ def build_kernel(
             if growth_bound is None:
                 return jnp.full_like(eigenvalues, step_size)
             growth = jnp.maximum(step_size * eigenvalues, 0.0) / growth_bound
-            safe = jnp.where(growth > 0, growth, 1.0)
-            return step_size * jnp.where(growth > 0, jnp.tanh(safe) / safe, 1.0)
+            small = growth < 1e-2
+            safe = jnp.where(small, 1.0, growth)
+            square = jnp.square(jnp.where(small, growth, 0.0))
+            series = 1.0 - square / 3 * (1.0 - square * 2 / 5 * (1.0 - square * 17 / 42))
+            return step_size * jnp.where(small, series, jnp.tanh(safe) / safe)
 
         def drift(eigenvalues: Array) -> Array:
             t = time(eigenvalues)
@@ -128,11 +139,11 @@ def build_kernel(
             return jnp.sqrt(2.0 * t * relative_expm1(2.0 * t * eigenvalues))
 
         noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
-        moved, drift_error = matrix_function_product(
-            state.hessian, drift, state.score, krylov_vectors=krylov_vectors, dense=dense
+        moved, drift_error = state.hessian.function_product(
+            drift, state.score, krylov_vectors=krylov_vectors, dense=dense
         )
-        shaken, noise_error = matrix_function_product(
-            state.hessian, spread, noise, krylov_vectors=krylov_vectors, dense=dense
+        shaken, noise_error = state.hessian.function_product(
+            spread, noise, krylov_vectors=krylov_vectors, dense=dense
         )
         jump = moved + shaken
         new_state = init(state.position + jump, derivatives_fn)
@@ -147,7 +158,7 @@ def as_top_level_api(
     derivatives_fn: DerivativesFn,
     step_size: Array | float,
     *,
-    krylov_vectors: int = 20,
+    krylov_vectors: int = KRYLOV_VECTORS,
     growth_bound: float | None = DEFAULT_GROWTH_BOUND,
     dense: Literal["eigh", "lanczos"] = "eigh",
 ) -> SamplingAlgorithm:

@@ -1,6 +1,6 @@
 r"""Linear inverse problems: draw the clean point x given a few noisy measurements of it.
 
-Observed is b = A x + t n with n standard normal and A any linear map. At noise level sigma,
+Observed is b = A x + c + t n with n standard normal and A any linear map. At noise level sigma,
 y = x + sigma z, Tweedie's formula gives the mean m(y) and the covariance K(y) of x given y. With
 the Gaussian of these moments in place of the law of x given y, b given y is Gaussian too:
 
@@ -13,11 +13,13 @@ the Gaussian of these moments in place of the law of x given y, b given y is Gau
     \mathrm{Cov}[x \mid y, b] \approx K - K A^T S^{-1} A K
 
 All of it is exact where the law of x is Gaussian. The usual heuristic has K = r^2 I instead,
-whatever y is; `isotropic` gives that posterior, so that both run through the same functions.
+whatever y is; `isotropic` gives that posterior, so that both run through the same functions. An
+offset c, of a dark frame say, is taken out of b.
 
 Nothing is a D x D array: A is a function, A^T its transpose by JAX, and S^-1 is applied by
-conjugate gradients, which needs products with K alone. All functions act on one point; batch with
-`vmap`.
+conjugate gradients, which needs products with K alone; `condition` says whether they converged. A
+number that is not finite among the measured ones makes the result NaN. All functions act on one
+point; batch with `vmap`.
 
 References:
   Boys et al., "Tweedie Moment Projected Diffusions for Inverse Problems", 2023, arXiv 2310.06721;
@@ -29,28 +31,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.sparse.linalg import cg
 
 from hos_jax.linops import Diagonal
 from hos_jax.types import Array, PRNGKey, check_vectors
-from hos_jax.uncertainty.posterior import Posterior, Violations
+from hos_jax.uncertainty.posterior import Posterior
 
 PosteriorFn = Callable[[Array, Array | float], Posterior]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Observation:
-    """What was measured: b = A x + t n, with n standard normal.
+    """What was measured: b = A x + c + t n, with n standard normal.
 
     Attributes:
       values: b, (M,), units of A x.
       noise_std: t, positive scalar, units of A x.
-      forward: A, a linear function (D,) -> (M,) that JAX can transpose.
+      forward: x -> A x + c, (D,) -> (M,), a function that JAX can transpose.
     """
 
     values: Array
@@ -62,15 +65,75 @@ class Observation:
         shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
         return jax.linear_transpose(self.forward, shape)(vector)[0]
 
+    def linear(self, vector: Array) -> Array:
+        """A v, (M,), for v of shape (D,): without the offset."""
+        return self.forward(vector) - self.forward(jnp.zeros_like(vector))
+
     def residual(self, point: Array) -> Array:
-        """b - A x, (M,).
+        """b - A x - c, (M,).
 
         Raises:
-          ValueError: if A x has not the shape of b.
+          ValueError: if the point is not (D,), or A x has not the shape of b.
         """
+        check_vectors(point=point)
         predicted = self.forward(point)
         check_vectors(values=self.values, predicted=predicted)
-        return self.values - predicted
+        return jnp.asarray(self.values, predicted.dtype) - predicted
+
+    def check(self, like: Array) -> None:
+        """Raise ValueError for what cannot be a measurement; traced numbers are not looked at.
+
+        Args:
+          like: any point, (D,).
+
+        Raises:
+          ValueError: if a value is not finite, t is not positive, or the map is not affine, not
+            real or of another shape than b.
+        """
+        check_vectors(like=like)
+        predicted = jax.eval_shape(self.forward, like)
+        check_vectors(values=self.values, predicted=predicted)
+        if not jnp.issubdtype(predicted.dtype, jnp.floating):
+            raise ValueError(
+                f"forward has to give real floating numbers, got {predicted.dtype}; "
+                "stack the real and the imaginary part of complex ones"
+            )
+        values = _concrete(self.values)
+        if values is not None and not np.all(np.isfinite(values)):
+            places = np.flatnonzero(~np.isfinite(values))
+            raise ValueError(
+                f"{len(places)} of {len(values)} values are not finite, the first at {places[0]}; "
+                "leave them out of the values and of what forward gives"
+            )
+        noise_std = _concrete(self.noise_std)
+        if noise_std is not None and not np.all((noise_std > 0) & np.isfinite(noise_std)):
+            raise ValueError(f"noise_std has to be positive and finite, got {noise_std}")
+        self._check_affine(like, predicted)
+
+    def _check_affine(self, like: Array, predicted: jax.ShapeDtypeStruct) -> None:
+        problem = "forward has to be linear, or linear with an offset, in operations of jax.numpy"
+        try:
+            jax.eval_shape(lambda v: self.adjoint(v, like), predicted)
+        # What JAX raises depends on the operation that cannot be transposed.
+        except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(f"{problem}: {reason or 'it is not'}") from error
+        # Some operations (rounding to integers) have a transpose without being linear. A power of
+        # two goes through whatever is, exactly and in any precision.
+        with jax.ensure_compile_time_eval():
+            point = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
+            once, twice = _concrete(self.linear(point)), _concrete(self.linear(2.0 * point))
+            offset = _concrete(self.forward(jnp.zeros_like(point)))
+        if once is None or twice is None or offset is None:
+            return
+        size = np.max(np.abs(twice), initial=0.0) + np.max(np.abs(offset), initial=0.0)
+        if np.any(np.abs(twice - 2.0 * once) > 100.0 * jnp.finfo(predicted.dtype).eps * size):
+            raise ValueError(f"{problem}: at twice the point it does not give twice as much")
+
+
+def _concrete(value: Any) -> np.ndarray | None:
+    """The numbers, or None where they are traced."""
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
 
 
 def isotropic(mean: Array, sigma: Array | float, data_std: Array | float) -> Posterior:
@@ -86,37 +149,34 @@ def isotropic(mean: Array, sigma: Array | float, data_std: Array | float) -> Pos
       data_std: s, scalar, data units.
     """
     variance = sigma**2 * data_std**2 / (sigma**2 + data_std**2)
-    none = Violations(jnp.zeros((), jnp.int32), jnp.zeros((), mean.dtype))
-    return Posterior(mean, Diagonal(jnp.full_like(mean, variance)), none)
+    return Posterior(mean, Diagonal(jnp.full_like(mean, variance)))
 
 
-def _weights(
-    posterior: Posterior,
-    observation: Observation,
-    residual: Array,
-    tolerance: float,
-    max_iterations: int,
-) -> Array:
-    """S^-1 times a residual, (M,)."""
+class Conditioned(NamedTuple):
+    """What a measurement says about x given y, and how well the solve behind it went.
 
-    def product(vector: Array) -> Array:
-        spread = posterior.matvec(observation.adjoint(vector, posterior.mean))
-        return observation.noise_std**2 * vector + observation.forward(spread)
+    Attributes:
+      mean: E[x | y, b] = m + K A^T S^-1 (b - A m), (D,), data units.
+      guidance: A^T S^-1 (b - A m), (D,): where the observation pulls the mean, before K.
+      relative_residual: |S w - (b - A m)| / |b - A m| of the solve for w, a scalar.
+      converged: whether that is at most ten times the tolerance, bool, a scalar; by rounding it is
+        not quite the residual that the solver follows.
+    """
 
-    # The rounding of float32 ends the iteration above any tighter bound.
-    smallest = 4.0 * float(jnp.finfo(residual.dtype).eps)
-    solution, _ = cg(product, residual, tol=max(tolerance, smallest), maxiter=max_iterations)
-    return solution
+    mean: Array
+    guidance: Array
+    relative_residual: Array
+    converged: Array
 
 
-def guidance(
+def condition(
     posterior: Posterior,
     observation: Observation,
     *,
     tolerance: float = 1e-5,
     max_iterations: int = 100,
-) -> Array:
-    """A^T S^-1 (b - A m), (D,): where the observation pulls the mean, before K / sigma^2.
+) -> Conditioned:
+    """The posterior mean given the observation too, with what the solver says of itself.
 
     Args:
       posterior: of x given y.
@@ -125,18 +185,38 @@ def guidance(
       max_iterations: or after so many products with S.
 
     Raises:
-      ValueError: if A x has not the shape of b.
+      ValueError: if the observation is none for this posterior, see `Observation.check`.
     """
+    observation.check(posterior.mean)
     residual = observation.residual(posterior.mean)
-    weights = _weights(posterior, observation, residual, tolerance, max_iterations)
-    return observation.adjoint(weights, posterior.mean)
+
+    def product(vector: Array) -> Array:
+        spread = posterior.matvec(observation.adjoint(vector, posterior.mean))
+        return observation.noise_std**2 * vector + observation.linear(spread)
+
+    # The rounding of float32 ends the iteration above any tighter bound.
+    tolerance = max(tolerance, 4.0 * float(jnp.finfo(residual.dtype).eps))
+    solution, _ = cg(product, residual, tol=tolerance, maxiter=max_iterations)
+    # The solver leaves its loop at once where a number is not finite, as if nothing were measured.
+    size = jnp.linalg.norm(residual)
+    solution = jnp.where(jnp.isfinite(size), solution, jnp.nan)
+    left = jnp.linalg.norm(jax.lax.stop_gradient(product(solution) - residual))
+    left = left / jnp.where(size > 0, size, 1.0)
+    guidance = observation.adjoint(solution, posterior.mean)
+    mean = posterior.mean + posterior.matvec(guidance)
+    return Conditioned(mean, guidance, left, left <= 10.0 * tolerance)
 
 
 class _Solver(TypedDict, total=False):
-    """The options of `guidance`."""
+    """The options of `condition`."""
 
     tolerance: float
     max_iterations: int
+
+
+def guidance(posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]) -> Array:
+    """A^T S^-1 (b - A m), (D,), as in `condition`, with its arguments and errors."""
+    return condition(posterior, observation, **solver).guidance
 
 
 def conditional_score(
@@ -155,7 +235,7 @@ def conditional_score(
       posterior: of x given y.
       observation: b, A and t.
       sigma: scalar, data units.
-      solver: `tolerance` and `max_iterations` of `guidance`.
+      solver: `tolerance` and `max_iterations` of `condition`.
     """
     return score1 + posterior.matvec(guidance(posterior, observation, **solver)) / sigma**2
 
@@ -163,13 +243,28 @@ def conditional_score(
 def conditional_mean(
     posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]
 ) -> Array:
-    """E[x | y, b] = m + K A^T S^-1 (b - A m), (D,), data units; `solver` as in `guidance`."""
-    return posterior.mean + posterior.matvec(guidance(posterior, observation, **solver))
+    """E[x | y, b] = m + K A^T S^-1 (b - A m), (D,), data units; see `condition`."""
+    return condition(posterior, observation, **solver).mean
 
 
+@overload
 def conditional_sample(
     key: PRNGKey, posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]
-) -> Array:
+) -> Array: ...
+
+
+@overload
+def conditional_sample(
+    key: PRNGKey,
+    posterior: Posterior,
+    observation: Observation,
+    *,
+    return_converged: Literal[True],
+    **solver: Unpack[_Solver],
+) -> tuple[Array, Array]: ...
+
+
+def conditional_sample(key, posterior, observation, *, return_converged=False, **solver):
     """One draw of x given y and b, (D,), data units, exact for Gaussian posteriors.
 
     Matheron's rule: for x' ~ N(m, K) and b' = A x' + t n the point x' + K A^T S^-1 (b - b') has the
@@ -179,18 +274,22 @@ def conditional_sample(
       key: JAX key.
       posterior: of x given y.
       observation: b, A and t.
-      solver: `tolerance` and `max_iterations` of `guidance`.
+      return_converged: return also whether the solve converged, as `condition` tells it.
+      solver: `tolerance` and `max_iterations` of `condition`.
 
     References:
       Wilson et al., "Pathwise Conditioning of Gaussian Processes", 2021.
     """
+    # Before the values are shaken: then they may be traced.
+    observation.check(posterior.mean)
     draw_key, noise_key = jax.random.split(key)
     draw = posterior.sample(draw_key, 1)[0]
-    values = observation.values
+    values = jnp.asarray(observation.values, draw.dtype)
     noise = observation.noise_std * jax.random.normal(noise_key, values.shape, values.dtype)
     shaken = dataclasses.replace(observation, values=values - noise)
     around = dataclasses.replace(posterior, mean=draw)
-    return draw + posterior.matvec(guidance(around, shaken, **solver))
+    found = condition(around, shaken, **solver)
+    return (found.mean, found.converged) if return_converged else found.mean
 
 
 def descend(
@@ -219,24 +318,31 @@ def descend(
     Raises:
       ValueError: if there is no level.
     """
+    return _descend(key, lambda *arguments: (draw_fn(*arguments), None), start, sigmas)[0]
+
+
+def _descend(key: PRNGKey, draw_fn: Callable, start: Array, sigmas: Array) -> tuple[Array, Any]:
+    """`descend` for a `draw_fn` that gives x and something more: x, and that at every level."""
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
 
-    def step(noisy: Array, level: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    def step(noisy: Array, level: tuple[Array, Array, Array]) -> tuple[Array, Any]:
         index, sigma, following = level
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
-        clean = draw_fn(draw_key, noisy, sigma)
+        clean, more = draw_fn(draw_key, noisy, sigma)
         noise = jax.random.normal(noise_key, noisy.shape, noisy.dtype)
         kept = (following / sigma) ** 2
         noisy = clean + kept * (noisy - clean) + following * jnp.sqrt(1.0 - kept) * noise
-        return noisy, None
+        return noisy, more
 
     last = len(sigmas) - 1
     levels = jnp.arange(last, dtype=jnp.int32), sigmas[:-1], sigmas[1:]
-    noisy, _ = jax.lax.scan(step, start, levels)
-    return draw_fn(jax.random.fold_in(key, last), noisy, sigmas[-1])
+    noisy, before = jax.lax.scan(step, start, levels)
+    clean, more = draw_fn(jax.random.fold_in(key, last), noisy, sigmas[-1])
+    return clean, jax.tree.map(lambda a, b: jnp.append(a, b[None], 0), before, more)
 
 
+@overload
 def sample_posterior(
     key: PRNGKey,
     posterior_fn: PosteriorFn,
@@ -244,7 +350,25 @@ def sample_posterior(
     start: Array,
     sigmas: Array,
     **solver: Unpack[_Solver],
-) -> Array:
+) -> Array: ...
+
+
+@overload
+def sample_posterior(
+    key: PRNGKey,
+    posterior_fn: PosteriorFn,
+    observation: Observation,
+    start: Array,
+    sigmas: Array,
+    *,
+    return_converged: Literal[True],
+    **solver: Unpack[_Solver],
+) -> tuple[Array, Array]: ...
+
+
+def sample_posterior(
+    key, posterior_fn, observation, start, sigmas, *, return_converged=False, **solver
+):
     """One draw of x given b, (D,), data units: `descend` with `conditional_sample` at each level.
 
     Exact in law on a Gaussian for any number of levels; elsewhere they have to be close enough that
@@ -255,14 +379,16 @@ def sample_posterior(
       posterior_fn: `(y, sigma) -> Posterior` at one point; sigma is traced.
       observation: b, A and t.
       start, sigmas: see `descend`.
-      solver: `tolerance` and `max_iterations` of `guidance`.
+      return_converged: return also whether the solve of each level converged, bool (levels,).
+      solver: `tolerance` and `max_iterations` of `condition`.
 
     Raises:
       ValueError: if there is no level, or A x has not the shape of b.
     """
 
-    def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> Array:
+    def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> tuple[Array, Array]:
         posterior = posterior_fn(noisy, sigma)
-        return conditional_sample(draw_key, posterior, observation, **solver)
+        return conditional_sample(draw_key, posterior, observation, return_converged=True, **solver)
 
-    return descend(key, draw_fn, start, sigmas)
+    clean, converged = _descend(key, draw_fn, start, sigmas)
+    return (clean, converged) if return_converged else clean

@@ -50,7 +50,7 @@ def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceSc
     Raises:
       ValueError: if the shapes differ.
     """
-    check_vectors(error=error, covariance_diagonal=covariance.diagonal())
+    check_vectors(error=error, covariance_rows=covariance.shape[:-1])
     form, logdet = covariance.inverse_quadratic_form_and_logdet(error)
     dim = error.shape[0]
     return CovarianceScores(

@@ -3,7 +3,9 @@ r"""The posterior of a clean point given a noisy one, as an operator that one ca
 By Tweedie's formula x given y has mean y + sigma^2 s1(y) and covariance K = sigma^2 C, with
 C = I + sigma^2 s2(y). `Posterior` holds both at one point: products, variances, solves, the
 log-determinant, samples, the leading directions and marginal intervals, none of them with a D x D
-array unless the covariance itself is `Dense`. Batch with `vmap`.
+array unless the covariance itself is `Dense`. The functions that make one take one point, batch
+with `vmap`; the posteriors that come out work as a batch too, each of their arrays with its leading
+axes.
 
 A covariance has to be positive definite, which an unconstrained second-order model or an autodiff
 Jacobian need not be. `posterior_from_covariance` repairs it and says what it repaired.
@@ -12,31 +14,20 @@ Jacobian need not be. `posterior_from_covariance` repairs it and says what it re
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from hos_jax import lanczos, tweedie
-from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, SymmetricMatrix
+from hos_jax import tweedie
+from hos_jax.linops import Eigenpairs, SymmetricMatrix, Violations
 from hos_jax.types import Array, PRNGKey, check_vectors
 
 DEFAULT_FLOOR = 1e-4
 # That of an exponential law. Beyond it the formula for quantiles is no longer accurate.
 LARGEST_SKEWNESS = 2.0
-
-
-class Violations(NamedTuple):
-    """Where a predicted covariance was not one.
-
-    Attributes:
-      count: how many eigenvalues (`Dense`), or values of the diagonal part, lay below the floor.
-      largest: the largest distance below the floor, in units of sigma^2; 0 without violations.
-    """
-
-    count: Array  # type: ignore[assignment]  # stands for the method `count` of tuples
-    largest: Array
 
 
 class Interval(NamedTuple):
@@ -47,26 +38,27 @@ class Interval(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Posterior:
     """The law of x given y at one point, to second order, with skewness where it is known.
 
     Attributes:
       mean: E[x | y], (D,), data units.
       covariance: K = Cov[x | y], positive definite, structured (D, D), data units^2.
-      violations: what had to be repaired to make K positive definite.
+      violations: what had to be repaired to make K positive definite, in units of sigma^2, where
+        that was looked for.
       third_cumulant: the third central moment of each value, (D,), data units^3, or None.
     """
 
     mean: Array
     covariance: SymmetricMatrix
-    violations: Violations
+    violations: Violations | None = None
     third_cumulant: Array | None = None
 
     @property
     def dim(self) -> int:
         """D."""
-        return self.mean.shape[0]
+        return self.mean.shape[-1]
 
     def diagonal(self) -> Array:
         """The variance of each value, (D,), data units^2."""
@@ -81,8 +73,26 @@ class Posterior:
         return self.covariance.matvec(vector)
 
     def row(self, index: Array | int) -> Array:
-        """The covariances of the value at `index` with all others, (D,), data units^2."""
-        return self.matvec(jax.nn.one_hot(index, self.dim, dtype=self.mean.dtype))
+        """The covariances of the value at `index` with all others, (D,), data units^2.
+
+        A negative index counts from the end. A traced one that is out of range gives NaN.
+
+        Raises:
+          IndexError: if the index is out of range.
+          TypeError: unless it is one integer.
+        """
+        kind = jnp.asarray(index)
+        if kind.ndim or not jnp.issubdtype(kind.dtype, jnp.integer):
+            raise TypeError(
+                f"expected one integer, got {kind.dtype} of shape {kind.shape}; use vmap for more"
+            )
+        traced = isinstance(index, jax.core.Tracer)
+        place = kind.astype(jnp.int32) if traced else operator.index(index)
+        if not traced and not -self.dim <= place < self.dim:
+            raise IndexError(f"index {place} is out of range for {self.dim} values")
+        unit = jax.nn.one_hot(place % self.dim, self.dim, dtype=self.mean.dtype)
+        row = self.matvec(jnp.broadcast_to(unit, self.mean.shape))
+        return jnp.where((-self.dim <= place) & (place < self.dim), row, jnp.nan)
 
     def solve(self, vector: Array) -> Array:
         """K^-1 v, (D,) or (D, k)."""
@@ -93,58 +103,18 @@ class Posterior:
         return self.covariance.logdet()
 
     def sample(self, key: PRNGKey, count: int) -> Array:
-        """Draws of the Gaussian N(mean, K), (count, D), data units.
+        """Draws of the Gaussian N(mean, K), (count, D), data units."""
+        return self.mean[..., None, :] + self.covariance.sample(key, count)
 
-        A `DiagonalPlusLowRank` diag(a) + U U^T gives sqrt(a) z + U w: O(D r) for each draw.
-        """
-        covariance, (key, low_rank_key) = self.covariance, jax.random.split(key)
-        noise = jax.random.normal(key, (count, self.dim), self.mean.dtype)
-        if isinstance(covariance, Dense):
-            return self.mean[None] + noise @ jnp.linalg.cholesky(covariance.matrix).T
-        draws = self.mean[None] + noise * jnp.sqrt(covariance.diag)[None]
-        if isinstance(covariance, DiagonalPlusLowRank):
-            weights = jax.random.normal(low_rank_key, (count, covariance.rank), noise.dtype)
-            draws += weights @ covariance.factor.T
-        return draws
+    def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
+        """The directions in which x is least certain, by descending variance, data units^2.
 
-    def top_eigenpairs(
-        self, count: int, *, krylov_vectors: int | None = None
-    ) -> lanczos.Eigenpairs:
-        """The directions in which x is least certain, by descending variance.
-
-        `Diagonal` and `Dense` exactly, `DiagonalPlusLowRank` by Lanczos: `residual_norms` tells
-        how far an eigenvalue may be off, in data units^2.
-
-        Args:
-          count: k.
-          krylov_vectors: for Lanczos, from k to D; min(D, max(4 k, r + k) + 30) unless given.
+        See `SymmetricMatrix.top_eigenpairs`.
 
         Raises:
-          ValueError: unless 1 <= count <= D; see `lanczos.top_eigenpairs`.
+          ValueError: unless 1 <= count <= krylov_vectors <= D.
         """
-        covariance, dtype = self.covariance, self.mean.dtype
-        if not 1 <= count <= self.dim:
-            raise ValueError(f"expected 1 <= count <= {self.dim}, got {count}")
-        exact = jnp.zeros(count, dtype)
-        if isinstance(covariance, Dense):
-            values, vectors = jnp.linalg.eigh(covariance.matrix)
-            return lanczos.Eigenpairs(values[::-1][:count], vectors[:, ::-1][:, :count], exact)
-        if isinstance(covariance, Diagonal):
-            values, places = jax.lax.top_k(covariance.diag, count)
-            return lanczos.Eigenpairs(
-                values, jax.nn.one_hot(places, self.dim, dtype=dtype).T, exact
-            )
-        if krylov_vectors is None:
-            krylov_vectors = min(self.dim, max(4 * count, covariance.rank + count) + 30)
-        # Which random start it is does not matter; a fixed one gives the same answer each time.
-        return lanczos.top_eigenpairs(
-            covariance.matvec,
-            jax.random.key(0),
-            self.dim,
-            count,
-            krylov_vectors=krylov_vectors,
-            dtype=dtype,
-        )
+        return self.covariance.top_eigenpairs(count, krylov_vectors=krylov_vectors)
 
     def skewness(self) -> Array:
         """kappa_3 / sd^3 of each value, (D,), dimensionless, between -2 and 2.
@@ -190,32 +160,6 @@ class Posterior:
         return Interval(end(0.5 - level / 2), end(0.5 + level / 2))
 
 
-def _floored(matrix: SymmetricMatrix, floor: float) -> tuple[SymmetricMatrix, Violations]:
-    """The matrix with no eigenvalue below `floor`, in its structure, and what was below."""
-    repaired: SymmetricMatrix
-    if isinstance(matrix, Dense):
-        values, vectors = jnp.linalg.eigh(matrix.matrix)
-        raised = (vectors * jnp.maximum(values, floor)[None]) @ vectors.T
-        # Untouched where nothing is wrong, bit for bit.
-        fine = values[0] >= floor
-        repaired = Dense(jnp.where(fine, matrix.matrix, 0.5 * (raised + raised.T)))
-    elif isinstance(matrix, DiagonalPlusLowRank):
-        values = matrix.diag
-        low = values < floor
-        correlated = jnp.sum(jnp.square(matrix.factor), axis=1)
-        room = jnp.maximum(values + correlated - floor, 0.0)
-        shrink = jnp.sqrt(room / jnp.where(low, correlated, 1.0))
-        shrink = jnp.where(low, jnp.where(correlated > 0, shrink, 1.0), 1.0)
-        repaired = DiagonalPlusLowRank(jnp.maximum(values, floor), matrix.factor * shrink[:, None])
-    else:
-        values = matrix.diag
-        repaired = Diagonal(jnp.maximum(values, floor))
-    # A model that is built with this floor reaches it up to rounding.
-    missing = jnp.maximum(floor - values, 0.0)
-    missing = jnp.where(missing > 0.01 * floor, missing, 0.0)
-    return repaired, Violations(jnp.sum(missing > 0), jnp.max(missing))
-
-
 def posterior_from_covariance(
     mean: Array,
     covariance: SymmetricMatrix,
@@ -236,7 +180,8 @@ def posterior_from_covariance(
       covariance: C = K / sigma^2, structured (D, D), dimensionless.
       sigma: scalar, data units.
       scaled_third_diagonal: T_iii = sigma^3 s3_iii, (D,), dimensionless, of a third-order model.
-      floor: smallest eigenvalue of C, positive.
+      floor: smallest eigenvalue of C, positive; more where the floating type cannot resolve it
+        beside the largest one.
 
     Raises:
       ValueError: if the shapes differ, or for a floor that is not positive.
@@ -246,12 +191,12 @@ def posterior_from_covariance(
     """
     if not floor > 0:
         raise ValueError(f"expected floor > 0, got {floor}")
-    check_vectors(mean=mean, covariance_diagonal=covariance.diagonal())
+    check_vectors(mean=mean, covariance_rows=covariance.shape[:-1])
     third = None
     if scaled_third_diagonal is not None:
         check_vectors(mean=mean, scaled_third_diagonal=scaled_third_diagonal)
         third = sigma**3 * scaled_third_diagonal
-    repaired, violations = _floored(covariance, floor)
+    repaired, violations = covariance.floor(floor)
     return Posterior(mean, repaired.scale(sigma**2), violations, third)
 
 
@@ -272,7 +217,7 @@ def posterior(
       score2: s2(y), structured (D, D), 1 / data units^2.
       sigma: scalar, data units.
       score3_diagonal: s3(y)_iii, (D,), 1 / data units^3, of a third-order model.
-      floor: smallest eigenvalue of K in units of sigma^2, positive.
+      floor: smallest eigenvalue of K in units of sigma^2, as above.
 
     Raises:
       ValueError: if the shapes differ, or for a floor that is not positive.

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import autodiff, lanczos
-from hos_jax.linops import Dense
+from hos_jax import autodiff
+from hos_jax.linops import Dense, lanczos
 
 # These tests mostly compile, which takes half the time without optimization.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -149,3 +149,147 @@ def test_wrong_shapes_are_refused():
         inverse.sample_posterior(
             jax.random.key(0), posterior_fn, observation, jnp.zeros(DIM), jnp.ones(())
         )
+
+
+def test_what_is_not_finite_is_refused_and_where_it_is_traced_the_result_is_nan():
+    observation, posterior = observe(jax.random.key(2)), posterior_fn(jnp.zeros(DIM), 1.0)
+    sigmas = jnp.array([3.0, 0.5])
+    calls = {
+        "mean": lambda o, p: inverse.conditional_mean(p, o),
+        "score": lambda o, p: inverse.conditional_score(jnp.ones(DIM), p, o, 1.0),
+        "draw": lambda o, p: inverse.conditional_sample(jax.random.key(0), p, o),
+        "sample": lambda o, p: inverse.sample_posterior(
+            jax.random.key(0), posterior_fn, o, jnp.ones(DIM), sigmas
+        ),
+    }
+    for name, call in calls.items():
+        for bad in (jnp.nan, jnp.inf, -jnp.inf):
+            values = observation.values.at[1].set(bad)
+            wrong = inverse.Observation(values, NOISE_STD, forward)
+            with pytest.raises(ValueError, match="1 of 3 values are not finite, the first at 1"):
+                call(wrong, posterior)
+            assert np.all(np.isnan(jax.jit(call)(wrong, posterior))), name
+        for noise_std in (0.0, -0.1, jnp.nan):
+            wrong = inverse.Observation(observation.values, noise_std, forward)
+            with pytest.raises(ValueError, match="noise_std has to be positive"):
+                call(wrong, posterior)
+        if name != "sample":
+            moved = uncertainty.Posterior(jnp.full(DIM, jnp.nan), posterior.covariance)
+            assert np.all(np.isnan(call(observation, moved))), name
+
+
+def test_a_missing_number_of_a_batch_spoils_its_own_result_alone():
+    observation, posterior = observe(jax.random.key(2)), posterior_fn(jnp.zeros(DIM), 1.0)
+    values = jnp.stack([observation.values, observation.values.at[0].set(jnp.nan)])
+    found = jax.vmap(
+        lambda b: inverse.conditional_mean(posterior, inverse.Observation(b, NOISE_STD, forward))
+    )(values)
+    expected = inverse.conditional_mean(posterior, observation)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-9)
+    assert np.all(np.isnan(found[1]))
+
+
+def test_an_offset_of_the_measurement_changes_nothing():
+    observation, posterior = observe(jax.random.key(3)), posterior_fn(jnp.zeros(DIM), 1.0)
+    offset = jnp.array([1.0, -2.0, 30.0])
+
+    def shifted(dark):
+        return inverse.Observation(
+            observation.values + dark, NOISE_STD, lambda x: forward(x) + dark
+        )
+
+    for call in (
+        lambda o: inverse.conditional_mean(posterior, o, **EXACT),
+        lambda o: inverse.guidance(posterior, o, **EXACT),
+        lambda o: inverse.conditional_sample(jax.random.key(0), posterior, o, **EXACT),
+    ):
+        expected = call(observation)
+        np.testing.assert_allclose(call(shifted(offset)), expected, rtol=1e-8)
+        # An offset that is traced too.
+        found = jax.jit(lambda dark, call=call: call(shifted(dark)))(offset)
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        jnp.sin,
+        jnp.abs,
+        jax.nn.relu,
+        jnp.square,
+        jnp.round,
+        lambda x: jnp.clip(x, 0.0, 1.0),
+        lambda x: x / jnp.linalg.norm(x),
+        lambda x: jnp.where(x > 0, x, 0.0),
+        lambda x: x.astype(jnp.int32).astype(x.dtype),
+        lambda x: jnp.asarray((255 * x).astype(jnp.int32), x.dtype) / 255,
+    ],
+)
+def test_a_map_that_is_not_linear_is_refused(wrong):
+    posterior = posterior_fn(jnp.zeros(DIM), 1.0)
+    observation = inverse.Observation(jnp.ones(DIM), NOISE_STD, wrong)
+    with pytest.raises(ValueError, match="forward has to be linear"):
+        inverse.conditional_mean(posterior, observation)
+    with pytest.raises(ValueError, match="forward has to be linear"):
+        jax.jit(inverse.conditional_mean)(posterior, observation)
+
+
+@pytest.mark.parametrize(
+    ("values", "map_", "message"),
+    [
+        (jnp.zeros(COUNT + 1), forward, "values"),
+        (jnp.zeros((COUNT, 1)), forward, "values"),
+        (jnp.zeros(()), lambda x: x[0], "one shape"),
+        (jnp.zeros((2, COUNT)), lambda x: jnp.stack([forward(x)] * 2), "vmap"),
+        (jnp.zeros(4), jnp.fft.rfft, "real floating"),
+        (jnp.zeros(2, jnp.int32), lambda x: x[:2].astype(jnp.int32), "real floating"),
+    ],
+)
+def test_measurements_of_another_shape_or_type_are_refused(values, map_, message):
+    observation = inverse.Observation(values, NOISE_STD, map_)
+    with pytest.raises(ValueError, match=message):
+        inverse.conditional_mean(posterior_fn(jnp.zeros(DIM), 1.0), observation)
+
+
+def test_a_batch_of_posteriors_is_refused():
+    batch = jax.vmap(lambda y: posterior_fn(y, 1.0))(jnp.zeros((2, DIM)))
+    with pytest.raises(ValueError, match="vmap"):
+        inverse.conditional_mean(batch, observe(jax.random.key(0)))
+
+
+def test_measured_numbers_of_any_kind_will_do():
+    posterior = posterior_fn(jnp.zeros(DIM), 1.0)
+    whole = np.array([1, -2, 3])
+    found = inverse.conditional_mean(posterior, inverse.Observation(whole, NOISE_STD, forward))
+    plain = inverse.Observation(jnp.asarray(whole, jnp.float64), NOISE_STD, forward)
+    np.testing.assert_allclose(found, inverse.conditional_mean(posterior, plain), rtol=1e-12)
+
+
+def test_results_say_whether_the_solve_converged():
+    observation, posterior = observe(jax.random.key(3)), posterior_fn(jnp.zeros(DIM), 1.0)
+    found = inverse.condition(posterior, observation, **EXACT)
+    assert found.converged and found.relative_residual < 1e-11
+    np.testing.assert_allclose(
+        found.mean, inverse.conditional_mean(posterior, observation, **EXACT)
+    )
+    short = inverse.condition(posterior, observation, tolerance=1e-12, max_iterations=1)
+    assert not short.converged and short.relative_residual > 1e-6
+    assert not jax.jit(inverse.condition)(
+        posterior, inverse.Observation(jnp.full(COUNT, jnp.nan), NOISE_STD, forward)
+    ).converged
+    exact = inverse.Observation(forward(posterior.mean), NOISE_STD, forward)
+    nothing = inverse.condition(posterior, exact)
+    assert nothing.converged and not np.any(nothing.guidance)
+    key, sigmas = jax.random.key(0), jnp.array([3.0, 1.0, 0.5])
+    for options, expected in ((EXACT, True), ({"tolerance": 1e-12, "max_iterations": 1}, False)):
+        draw, converged = inverse.conditional_sample(
+            key, posterior, observation, return_converged=True, **options
+        )
+        assert converged == expected
+        np.testing.assert_array_equal(
+            draw, inverse.conditional_sample(key, posterior, observation, **options)
+        )
+        arguments = key, posterior_fn, observation, jnp.ones(DIM), sigmas
+        draw, converged = inverse.sample_posterior(*arguments, return_converged=True, **options)
+        assert converged.shape == (3,) and np.all(converged == expected)
+        np.testing.assert_array_equal(draw, inverse.sample_posterior(*arguments, **options))

@@ -1,5 +1,6 @@
 """Every law of the structured matrices, over all structures and pairs, against dense float64."""
 
+import functools
 import itertools
 
 import chex
@@ -7,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank
 
 DIM = 7
+# These tests mostly compile, which takes half the time without optimization.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 STRUCTURES = ["diagonal", "low_rank", "low_rank_wide", "low_rank_isotropic", "dense"]
 
 
@@ -26,6 +30,189 @@ def make(structure, seed, positive=False):
         return DiagonalPlusLowRank(diag, jnp.asarray(rng.normal(size=(DIM, rank))))
     matrix = rng.normal(size=(DIM, DIM))
     return Dense(jnp.asarray(matrix @ matrix.T + np.eye(DIM) if positive else matrix + matrix.T))
+
+
+def make_batch(structure, shape, positive=False, start=0):
+    """Matrices of different seeds, stacked along the axes of `shape`."""
+    alone = [make(structure, start + i, positive) for i in range(int(np.prod(shape)))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*shape, *leaves[0].shape), *alone)
+
+
+def over_batch(function, shape):
+    for _ in shape:
+        function = jax.vmap(function)
+    return function
+
+
+# What is computed with a matrix, a vector v and columns V, and what it is for the dense matrix.
+LAWS = {
+    "to_dense": (lambda a, v, w: a.to_dense(), lambda d, v, w: d),
+    "diagonal": (lambda a, v, w: a.diagonal(), lambda d, v, w: np.diag(d)),
+    "trace": (lambda a, v, w: a.trace(), lambda d, v, w: np.trace(d)),
+    "norm": (lambda a, v, w: a.norm(), lambda d, v, w: np.linalg.norm(d)),
+    "squared_norm": (lambda a, v, w: a.squared_norm(), lambda d, v, w: np.sum(d**2)),
+    "matvec": (lambda a, v, w: a.matvec(v), lambda d, v, w: d @ v),
+    "columns": (lambda a, v, w: a.matvec(w), lambda d, v, w: d @ w),
+    "@": (lambda a, v, w: a @ w, lambda d, v, w: d @ w),
+    "form": (lambda a, v, w: a.quadratic_form(v), lambda d, v, w: v @ d @ v),
+    "forms": (lambda a, v, w: a.quadratic_form(w), lambda d, v, w: np.trace(w.T @ d @ w)),
+    "scale": (lambda a, v, w: a.scale(2.5).to_dense(), lambda d, v, w: 2.5 * d),
+    "*": (lambda a, v, w: (a * 2.5).to_dense(), lambda d, v, w: 2.5 * d),
+    "numpy *": (lambda a, v, w: (np.float64(2.5) * a).to_dense(), lambda d, v, w: 2.5 * d),
+    "scales": (lambda a, v, w: a.scale(v[..., 0] ** 2).to_dense(), lambda d, v, w: v[0] ** 2 * d),
+    "identity": (
+        lambda a, v, w: a.add_identity(-1.5).to_dense(),
+        lambda d, v, w: d - 1.5 * np.eye(DIM),
+    ),
+    "identities": (
+        lambda a, v, w: a.add_identity(v[..., 0]).to_dense(),
+        lambda d, v, w: d + v[0] * np.eye(DIM),
+    ),
+    "add_diagonal": (lambda a, v, w: a.add_diagonal(v).to_dense(), lambda d, v, w: d + np.diag(v)),
+    "add_outer": (lambda a, v, w: a.add_outer(v).to_dense(), lambda d, v, w: d + np.outer(v, v)),
+    "add_columns": (lambda a, v, w: a.add_columns(w).to_dense(), lambda d, v, w: d + w @ w.T),
+    "solve": (lambda a, v, w: a.solve(v), lambda d, v, w: np.linalg.solve(d, v)),
+    "solves": (lambda a, v, w: a.solve(w), lambda d, v, w: np.linalg.solve(d, w)),
+    "logdet": (lambda a, v, w: a.logdet(), lambda d, v, w: np.linalg.slogdet(d)[1]),
+    "likelihood": (
+        lambda a, v, w: jnp.stack(a.inverse_quadratic_form_and_logdet(v), -1),
+        lambda d, v, w: [v @ np.linalg.solve(d, v), np.linalg.slogdet(d)[1]],
+    ),
+    "function": (
+        lambda a, v, w: a.function_product(lambda x: jnp.exp(-x), v).value,
+        lambda d, v, w: scipy.linalg.expm(-d) @ v,
+    ),
+    "lanczos": (
+        lambda a, v, w: a.function_product(jnp.sqrt, v, dense="lanczos").value,
+        lambda d, v, w: scipy.linalg.sqrtm(d) @ v,
+    ),
+    "eigenvalues": (
+        lambda a, v, w: a.top_eigenpairs(2).eigenvalues,
+        lambda d, v, w: np.linalg.eigvalsh(d)[::-1][:2],
+    ),
+    "eigenvectors": (
+        lambda a, v, w: (
+            a @ a.top_eigenpairs(1).eigenvectors / a.top_eigenpairs(1).eigenvalues[..., None]
+        ),
+        lambda d, v, w: np.linalg.eigh(d)[1][:, -1:],
+    ),
+    "floor": (lambda a, v, w: a.floor(1e-3)[0].to_dense(), lambda d, v, w: d),
+    "violations": (lambda a, v, w: a.floor(1e-3)[1].count, lambda d, v, w: 0),
+}
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2), (1, 0)])
+def test_laws_of_batches(structure, shape):
+    """Every method on a batch is that on each matrix, and that is the dense one."""
+    batch = make_batch(structure, shape, positive=True) if 0 not in shape else None
+    if batch is None:
+        batch = jax.tree.map(lambda leaf: leaf[:, :0], make_batch(structure, (1, 2)))
+    rng = np.random.default_rng(12)
+    vectors, columns = rng.normal(size=(*shape, DIM)), rng.normal(size=(*shape, DIM, 2))
+    assert batch.shape == (*shape, DIM, DIM) and batch.batch_shape == shape
+    assert batch.dim == DIM and batch.dtype == jnp.float64
+
+    def values(a, v, w):
+        return {name: law(a, v, w) for name, (law, _) in LAWS.items()}
+
+    # Weak types of scalars that are traced would hide what strict promotion refuses.
+    found = jax.device_get(jit(values)(batch, vectors, columns))
+    chex.assert_trees_all_close(
+        found, jax.device_get(jit(over_batch(values, shape))(batch, vectors, columns)), rtol=1e-9
+    )
+    for index in np.ndindex(*shape):
+        dense = np.asarray(found["to_dense"][index])
+        for name, (_, law) in LAWS.items():
+            expected = np.asarray(law(dense, vectors[index], columns[index]))
+            got = found[name][index]
+            if name == "eigenvectors":
+                got, expected = np.abs(got), np.abs(expected)
+            np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize(("left", "right"), list(itertools.product(STRUCTURES, STRUCTURES)))
+def test_pair_laws_of_batches(left, right):
+    a, b = make_batch(left, (3,)), make_batch(right, (3,), start=3)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], (a, b)) for i in range(3)]
+    np.testing.assert_allclose(a.inner(b), [x.inner(y) for x, y in each], rtol=1e-12)
+    total = np.stack([(x + y).to_dense() for x, y in each])
+    np.testing.assert_allclose((a + b).to_dense(), total, rtol=1e-12)
+    if left == "dense" or not right.startswith("low_rank"):
+        difference = np.stack([(x - y).to_dense() for x, y in each])
+        np.testing.assert_allclose((a - b).to_dense(), difference, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="vmap"):
+        a + each[0][1]
+    with pytest.raises(ValueError, match="vmap"):
+        each[0][0].inner(b)
+
+
+def test_minus_is_the_dense_one_where_there_is_one(structure):
+    batch = make_batch(structure, (2,))
+    if structure.startswith("low_rank"):
+        with pytest.raises(ValueError, match="c >= 0"):
+            _ = -batch
+        with pytest.raises(ValueError, match="c >= 0"):
+            batch.scale(jnp.array([1.0, -1.0]))
+    else:
+        np.testing.assert_allclose((-batch).to_dense(), -batch.to_dense(), rtol=1e-12)
+
+
+def test_what_does_not_fit_the_batch_is_refused(structure):
+    """One vector for many matrices, many vectors for one, other numbers of matrices."""
+    one, batch = make(structure, 0, True), make_batch(structure, (3,), True)
+    rng = np.random.default_rng(0)
+    for matrix, shape in (
+        (one, (3, DIM)),
+        (one, (3, DIM, 2)),
+        (one, ()),
+        (batch, (DIM,)),
+        (batch, (DIM, 2)),
+        (batch, (2, DIM)),
+        (batch, (1, DIM)),
+        (batch, (3, 3, DIM, 1)),
+    ):
+        vector = jnp.asarray(rng.normal(size=shape))
+        for method in (matrix.matvec, matrix.quadratic_form, matrix.solve, matrix.add_columns):
+            with pytest.raises(ValueError, match="vmap"):
+                method(vector)
+    for method in (
+        batch.add_outer,
+        batch.add_diagonal,
+        batch.inverse_quadratic_form_and_logdet,
+        lambda v: batch.function_product(jnp.exp, v),
+    ):
+        for shape in ((DIM,), (3, DIM, 1)):
+            with pytest.raises(ValueError, match="vmap"):
+                method(jnp.asarray(rng.normal(size=shape)))
+    for method in (batch.scale, batch.add_identity):
+        with pytest.raises(ValueError, match="vmap"):
+            method(jnp.ones(DIM))
+    for count in (0, DIM + 1):
+        with pytest.raises(ValueError, match="1 <= count"):
+            batch.top_eigenpairs(count)
+    if structure.startswith("low_rank"):
+        with pytest.raises(ValueError, match="vmap"):
+            DiagonalPlusLowRank(batch.diag, one.factor).trace()
+        with pytest.raises(ValueError, match="vmap"):
+            DiagonalPlusLowRank(one.diag, batch.factor).matvec(jnp.zeros(DIM))
+    with pytest.raises(ValueError, match=r"\(..., D, D\)"):
+        _ = Dense(jnp.zeros((2, 3))).dim
+
+
+def test_samples_of_a_batch_are_those_of_each_key(structure):
+    batch, key = make_batch(structure, (3,), True), jax.random.key(0)
+    draws = batch.sample(key, 4)
+    assert draws.shape == (3, 4, DIM)
+    each = jax.vmap(lambda a, k: a.sample(k, 4))(batch, jax.random.split(key, 3))
+    np.testing.assert_allclose(draws, each, rtol=1e-12)
+    assert not np.allclose(draws[0], draws[1])
+
+
+def test_the_size_is_known_without_arithmetic(structure):
+    matrix = make(structure, 0)
+    with jax.transfer_guard("disallow"):
+        assert not jax.make_jaxpr(lambda a: jnp.zeros(a.shape))(matrix).eqns[1:]
+    assert matrix == matrix and matrix != make(structure, 0) and len({matrix}) == 1
 
 
 @pytest.fixture(params=STRUCTURES)

@@ -202,3 +202,134 @@ def test_posteriors_of_many_points_come_by_vmap():
     values = jax.vmap(lambda p: p.top_eigenpairs(2).eigenvalues)(batch)
     np.testing.assert_allclose(values[0], values[2], rtol=1e-9)
     assert batch.covariance.factor.shape == (3, D, RANK)
+
+
+def test_a_batch_of_posteriors_works_as_one():
+    """Every method on what `vmap` made is `vmap` of the method."""
+    means = jax.random.normal(jax.random.key(0), (3, D))
+    scales = jnp.array([1.0, 2.0, 3.0])
+    for structure in STRUCTURES:
+        covariance = make_covariance(structure)
+        batch = jax.vmap(
+            lambda m, s, c=covariance: posterior_from_covariance(m, c.scale(s), SIGMA)
+        )(means, scales)
+        assert batch.dim == D and batch.covariance.batch_shape == (3,)
+        assert batch.violations.count.shape == (3,)
+        for method in (
+            lambda p: p.diagonal(),
+            lambda p: p.standard_deviation(),
+            lambda p: p.row(-1),
+            lambda p: p.matvec(p.mean),
+            lambda p: p.solve(p.mean),
+            lambda p: p.logdet(),
+            lambda p: p.marginal_interval(0.9),
+            lambda p: p.top_eigenpairs(2).eigenvalues,
+        ):
+            for got, expected in zip(
+                jax.tree.leaves(method(batch)),
+                jax.tree.leaves(jax.vmap(method)(batch)),
+                strict=True,
+            ):
+                np.testing.assert_allclose(got, expected, rtol=1e-9)
+        assert batch.sample(jax.random.key(1), 5).shape == (3, 5, D)
+    with pytest.raises(ValueError, match="vmap"):
+        posterior_from_covariance(means, batch.covariance, SIGMA)
+
+
+def test_rows_are_found_as_numpy_finds_them():
+    found = make_posterior("low_rank")
+    dense = np.asarray(found.covariance.to_dense())
+    for index in (0, -1, 3, -D, np.int64(5), np.uint8(7), jnp.int32(-2)):
+        np.testing.assert_allclose(found.row(index), dense[int(index)], rtol=1e-12, atol=1e-15)
+    for index in (D, -D - 1, np.int64(100)):
+        with pytest.raises(IndexError, match="out of range for 12"):
+            found.row(index)
+    for index in (1.0, True, jnp.arange(2)):
+        with pytest.raises(TypeError):
+            found.row(index)
+    rows = jax.jit(jax.vmap(found.row))(jnp.array([-1, 2, D]))
+    np.testing.assert_allclose(rows[:2], dense[[-1, 2]], rtol=1e-12, atol=1e-15)
+    assert np.all(np.isnan(rows[2]))
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "isotropic", "dense", "empirical"])
+def test_float32_at_every_noise_level_gives_finite_numbers_and_counts_repairs(structure):
+    """Data of unit size, seen through noise from 1e-6 to 1e6 of it."""
+    keys = jax.random.split(jax.random.key(7), 3)
+    points = jax.random.normal(keys[0], (4, 24), jnp.float32)
+    factor = points.T - jnp.mean(points.T, axis=1, keepdims=True)
+
+    def scores(sigma):
+        one = jnp.ones(24, jnp.float32)
+        if structure == "empirical":
+            law = distributions.Empirical(points).smooth(sigma)
+            middle = jnp.mean(points[:2], axis=0)
+            return law.score(middle), law.hessian(middle)
+        low_rank = DiagonalPlusLowRank(-one / sigma**2, factor / sigma**2)
+        return one / sigma, {
+            "diagonal": Diagonal(-one / sigma**2 * (1 + points[0])),
+            "low_rank": low_rank,
+            "isotropic": IsotropicPlusLowRank(low_rank.diag, low_rank.factor),
+            "dense": Dense(low_rank.to_dense()),
+        }[structure]
+
+    @jax.jit
+    def everything(sigma):
+        found = posterior(points[1], *scores(sigma), sigma)
+        vector = points[2] * sigma
+        return (
+            found.violations,
+            found.covariance,
+            vector,
+            {
+                "sample": found.sample(keys[1], 3),
+                "solve": found.solve(vector),
+                "logdet": found.logdet(),
+                "form": found.covariance.inverse_quadratic_form_and_logdet(vector),
+                "deviation": found.standard_deviation(),
+                "eigenvalues": found.top_eigenpairs(3).eigenvalues,
+                # Rounding leaves some Ritz values below 0.
+                "root": found.covariance.function_product(
+                    lambda values: jnp.sqrt(jnp.maximum(values, 0.0)), vector
+                ).value,
+            },
+        )
+
+    for exponent in range(-6, 7):
+        violations, covariance, vector, found = jax.device_get(
+            everything(jnp.float32(10.0**exponent))
+        )
+        for name, value in found.items():
+            assert np.all(np.isfinite(np.asarray(jax.tree.leaves(value)))), (name, exponent)
+        assert np.all(found["deviation"] > 0) and np.all(found["eigenvalues"] > 0)
+        doubled = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), covariance)
+        exact = np.linalg.solve(np.asarray(doubled.to_dense()), vector.astype(np.float64))
+        off = np.linalg.norm(found["solve"] - exact) / np.linalg.norm(exact)
+        # What is kept as a sum of parts has more digits than its eigenvalues side by side.
+        assert off < (0.1 if isinstance(covariance, Dense) else 1e-5), exponent
+        assert np.isfinite(violations.largest) and (violations.largest > 0) == (
+            violations.count > 0
+        )
+    # Variances of 0 in most directions, whatever sigma.
+    assert violations.count > 0
+
+
+@pytest.mark.parametrize("dim", [2, 16, 64])
+@pytest.mark.parametrize("sigma", [0.01, 0.003])
+def test_the_floor_of_a_dense_covariance_is_what_float32_resolves(dim, sigma):
+    """Between two points 1 apart one eigenvalue of C is 1 / (4 sigma^2), the others are 0."""
+    apart = jax.random.normal(jax.random.key(0), (dim,), jnp.float32)
+    apart = apart / jnp.linalg.norm(apart) / 2
+    smooth = distributions.Empirical(jnp.stack([apart, -apart])).smooth(sigma)
+    noisy = jnp.zeros(dim, jnp.float32)
+    found = posterior(noisy, smooth.score(noisy), smooth.hessian(noisy), sigma)
+    assert int(found.violations.count) == dim - 1
+    np.testing.assert_allclose(found.top_eigenpairs(1).eigenvalues, 0.25, rtol=1e-4)
+    assert np.all(np.isfinite(found.sample(jax.random.key(1), 3)))
+    np.testing.assert_allclose(found.covariance.matvec(found.solve(apart)), apart, atol=0.02)
+    assert np.isfinite(found.logdet())
+
+
+def test_a_posterior_needs_no_violations():
+    found = Posterior(jnp.zeros(D), make_covariance("low_rank"))
+    assert found.violations is None and found.sample(jax.random.key(0), 2).shape == (2, D)

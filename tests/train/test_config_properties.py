@@ -10,6 +10,7 @@ from hos_jax import config as run_config
 from hos_jax.config import check_same_run, default_config, differences, to_plain, validate
 from hos_jax.config.keys import all_keys, nearest
 from hos_jax.errors import UserError
+from hos_jax.linops import KRYLOV_VECTORS
 
 KEYS = list(all_keys(default_config()))
 GROUPS = [key for key in KEYS if any(other.startswith(f"{key}.") for other in KEYS)]
@@ -192,3 +193,7 @@ def test_combinations_and_limits(overrides, message):
     config.update_from_flattened_dict(overrides)
     with pytest.raises(UserError, match=message):
         validate(config)
+
+
+def test_krylov_vectors_have_one_default():
+    assert default_config().sampling.krylov_vectors == KRYLOV_VECTORS

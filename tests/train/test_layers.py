@@ -37,9 +37,6 @@ OF_ARRAYS = {"addressable_data", "addressable_shards", "devices", "sharding"}
 KNOWS_PROCESSES = {"training/parallel.py"}
 KNOWS_DEVICES = {"training/parallel.py", "samplers/devices.py"}
 
-# Until these are one folder, linops, without the protocol of its callers in types.
-SAME_UNIT = {"lanczos": "linops", "matrix_functions": "linops"}
-PENDING = {("types.py", "linops.py")}
 # Until XLA's own convolutions are used.
 PENDING_DEVICES = {"models/convolution.py"}
 
@@ -58,8 +55,7 @@ def files(package):
 
 def unit(file):
     """The file or folder of the top level that a file belongs to."""
-    first = file.partition("/")[0].removesuffix(".py")
-    return SAME_UNIT.get(first, first)
+    return file.partition("/")[0].removesuffix(".py")
 
 
 def module_names(tree):
@@ -105,7 +101,7 @@ def upward(package):
     wrong = []
     for file, line, imported in imports(package):
         me, other = unit(file), unit(imported)
-        if me == other or (file, imported) in PENDING:
+        if me == other:
             continue
         if LAYER_OF[other] >= LAYER_OF[me]:
             wrong.append(
@@ -118,8 +114,7 @@ def circles(package):
     """Each circle of files that import one another, as a chain."""
     graph = {file: {} for file in files(package)}
     for file, line, imported in imports(package):
-        if (file, imported) not in PENDING:
-            graph[file].setdefault(imported, line)
+        graph[file].setdefault(imported, line)
     found, done = [], set()
 
     def visit(file, chain):
@@ -221,7 +216,7 @@ def test_devices_are_known_in_two_files():
 
 def test_the_top_level_can_be_taken_in_at_a_glance():
     listed = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
-    assert len(listed) <= 23 + len(SAME_UNIT)
+    assert len(listed) <= 23
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hos_jax import losses
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
 from hos_jax.models.heads import DIAGONAL_FLOOR, SecondOrderHead
 from hos_jax.models.mlp import MLP
@@ -48,6 +49,23 @@ def test_every_network_gives_both_orders(network, networks):
     dense = jax.vmap(lambda c: c.to_dense())(outputs.covariance)
     assert np.linalg.eigvalsh(dense).min() > 0.5 * DIAGONAL_FLOOR
     assert images.dtype == outputs.score1.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "dense"])
+def test_what_a_model_says_of_many_points_works_as_a_batch(structure):
+    _, _, outputs = run(ScoreModel(small_mlp, SecondOrderHead(structure, 2)), count=3)
+    covariance, residual = outputs.covariance, outputs.noise_prediction
+    assert covariance.batch_shape == (3,) and covariance.dim == DIM
+    alone = [jax.tree.map(lambda leaf, i=i: leaf[i], covariance) for i in range(3)]
+    np.testing.assert_allclose(covariance.trace(), [c.trace() for c in alone], rtol=1e-5)
+    np.testing.assert_allclose(
+        covariance.diagonal(), np.stack([c.diagonal() for c in alone]), rtol=1e-5
+    )
+    terms = covariance.inverse_quadratic_form_and_logdet(residual)
+    each = [c.inverse_quadratic_form_and_logdet(r) for c, r in zip(alone, residual, strict=True)]
+    np.testing.assert_allclose(np.stack(terms, axis=1), np.asarray(each), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="vmap"):
+        losses.residual_nll(residual, covariance)
 
 
 def test_scores_and_covariance_are_one_statement_in_different_units():

@@ -15,6 +15,17 @@ from matfree import decomp
 
 from hos_jax.types import Array, PRNGKey
 
+# Vectors of a Krylov space for f(A) v, wherever one is made for it.
+KRYLOV_VECTORS = 20
+
+
+def safe_norm(vector: Array) -> Array:
+    """The norm of a vector, whose squares may under- or overflow; derivative 0 at 0."""
+    size = jax.lax.stop_gradient(jnp.max(jnp.abs(vector)))
+    size = jnp.where(size > 0, size, 1.0)
+    squares = jnp.sum(jnp.square(vector / size))
+    return size * jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+
 
 class KrylovSpace(NamedTuple):
     """The Krylov space of a symmetric A and a start vector, by Lanczos.
@@ -42,13 +53,13 @@ def krylov_space(
       noise: numbers of order 1, (D,), all different.
       size: K.
     """
-    info = jnp.finfo(start.dtype)
-    scale = jnp.linalg.norm(matvec(start)) / jnp.linalg.norm(start)
-    # A positive floor whose square does not underflow, for A = 0.
-    shift = 64 * info.eps * jnp.maximum(scale, info.tiny**0.25) * noise
+    # In units of A's own size, so that no square under- or overflows.
+    scale = safe_norm(matvec(start)) / safe_norm(start)
+    scale = jnp.where(scale > 0, scale, 1.0)
+    shift = 64 * jnp.finfo(start.dtype).eps * noise
     tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
-    basis, projected, *_ = tridiagonalise(lambda v: matvec(v) + shift * v, start)
-    return KrylovSpace(basis, projected)
+    basis, projected, *_ = tridiagonalise(lambda v: matvec(v) / scale + shift * v, start)
+    return KrylovSpace(basis, scale * projected)
 
 
 class Eigenpairs(NamedTuple):
@@ -58,11 +69,19 @@ class Eigenpairs(NamedTuple):
       eigenvalues: l, (k,), in the order asked for.
       eigenvectors: V, (D, k), orthonormal columns; signs are arbitrary.
       residual_norms: |A v - l v| of each pair, (k,); some eigenvalue lies that close to l.
+
+    Of a batch of matrices each has its leading axes.
     """
 
     eigenvalues: Array
     eigenvectors: Array
     residual_norms: Array
+
+    @property
+    def converged(self) -> Array:
+        """Whether each residual is below sqrt(eps) of the largest eigenvalue found, bool (k,)."""
+        largest = jnp.max(jnp.abs(self.eigenvalues), axis=-1, keepdims=True)
+        return self.residual_norms <= jnp.finfo(largest.dtype).eps ** 0.5 * largest
 
 
 def top_eigenpairs(
@@ -85,6 +104,7 @@ def top_eigenpairs(
     Copies of one eigenvalue appear in a Krylov space through rounding alone: with a degenerate
     spectrum the results are still eigenpairs, but a later copy may be missing. Matrix products run
     at the highest precision, those of `matvec` included, or TF32 would limit the accuracy.
+    Gradients flow through the eigenvalues; the eigenvectors are constants.
 
     Args:
       matvec: v -> A v, (D,) -> (D,), linear with symmetric A; for a score at y,
@@ -92,14 +112,14 @@ def top_eigenpairs(
       key: of the random start vector.
       dim: D.
       count: k, how many pairs.
-      krylov_vectors: m, from k to D; min(D, max(2 k + 1, 20)) unless given.
+      krylov_vectors: m, from k to D; min(D, 4 k + 30) unless given.
       which: "algebraic", descending by value, or "magnitude", descending by absolute value.
       dtype: floating type of the vectors that `matvec` is given.
 
     Raises:
       ValueError: unless 1 <= count <= krylov_vectors <= dim, and for another `which`.
     """
-    size = min(dim, max(2 * count + 1, 20)) if krylov_vectors is None else krylov_vectors
+    size = min(dim, 4 * count + 30) if krylov_vectors is None else krylov_vectors
     if not 1 <= count <= size <= dim:
         raise ValueError(
             f"expected 1 <= count <= krylov_vectors <= dim, got {count}, {size} and {dim}"
@@ -128,10 +148,11 @@ def _lanczos_eigenpairs(
         basis, projected = krylov_space(matvec, start, noise, size)
     ritz_values, small_vectors = jnp.linalg.eigh(projected)
     _, chosen = jax.lax.top_k(rank(ritz_values), count)
-    vectors = basis.T @ small_vectors[:, chosen]
+    vectors = jax.lax.stop_gradient(basis.T @ small_vectors[:, chosen])
     # Rayleigh quotients and residuals belong to A itself, free of the shift.
     products = jax.lax.map(matvec, vectors.T).T
     values = jnp.sum(vectors * products, axis=0)
     _, order = jax.lax.top_k(rank(values), count)
-    residuals = jnp.linalg.norm(products - vectors * values[None], axis=0)
-    return Eigenpairs(values[order], vectors[:, order], residuals[order])
+    residuals = jax.lax.stop_gradient(products - vectors * values[None])
+    norms = jax.vmap(safe_norm, 1)(residuals)
+    return Eigenpairs(values[order], vectors[:, order], norms[order])

@@ -1,0 +1,431 @@
+r"""What every structured symmetric matrix can do, and what comes out of it.
+
+A structure holds arrays (..., D), (..., D, r) or (..., D, D). The leading axes are a batch, as in
+what a model says of many points, and every method works on all matrices of the batch together.
+
+One rule decides what an argument is: it has exactly the batch axes of the matrix, and then (D,)
+for a vector or (D, k) for k columns. A scalar stands for every matrix of a batch, an array of the
+batch's shape gives each its own. Nothing else is broadcast: ValueError names the shapes, and
+`jax.vmap` says what was meant, one matrix with many vectors for instance.
+
+Products run at JAX's own matrix precision. Gradients are finite wherever the values are, zero
+matrices and repeated eigenvalues included.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hos_jax.linops import lanczos, matrix_functions
+from hos_jax.linops.lanczos import KRYLOV_VECTORS, Eigenpairs
+from hos_jax.linops.matrix_functions import MatrixFunctionProduct, SpectralFunction
+from hos_jax.types import Array, PRNGKey
+
+
+class QuadraticAndLogdet(NamedTuple):
+    """v^T A^-1 v and log det A, (...): the two terms of a Gaussian log density."""
+
+    quadratic_form: Array
+    logdet: Array
+
+
+class Violations(NamedTuple):
+    """Where a predicted covariance was not one.
+
+    Attributes:
+      count: how many eigenvalues (`Dense`), or values of the diagonal part, lay below the floor,
+        (...).
+      largest: the largest distance below the floor, in units of the matrix; 0 without violations.
+    """
+
+    count: Array  # type: ignore[assignment]  # stands for the method `count` of tuples
+    largest: Array
+
+    @classmethod
+    def of(cls, values: Array, floor: Array | float) -> Violations:
+        """What of `values`, (..., D), lies below the floor, scalar or (..., 1)."""
+        missing = jnp.maximum(floor - values, 0.0)
+        # A model that is built with this floor reaches it up to rounding.
+        missing = jnp.where(missing > 0.01 * floor, missing, 0.0)
+        return cls(jnp.sum(missing > 0, axis=-1), jnp.max(missing, axis=-1))
+
+
+def over_batch(function: Callable, ndim: int) -> Callable:
+    """A function of single examples, mapped over `ndim` leading axes of all its arguments."""
+    for _ in range(ndim):
+        function = jax.vmap(function)
+    return function
+
+
+def safe_sqrt(value: Array) -> Array:
+    """The square root, with derivative 0 in place of infinity at 0."""
+    zero = value == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, value)))
+
+
+def is_negative(value: Any) -> bool:
+    """Whether any number is negative; a traced value is not looked at."""
+    return not isinstance(value, jax.core.Tracer) and bool(np.any(np.asarray(value) < 0))
+
+
+class SymmetricMatrix(abc.ABC):
+    """A batch of symmetric (D, D) matrices; tests hold each law against `to_dense`.
+
+    `A + B`, `A - B`, `-A`, `c * A` and `A @ v` (which is `matvec`) are what they look like.
+    """
+
+    # NumPy's scalars and arrays leave products with a structure to `__rmul__`.
+    __array_ufunc__ = None
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(..., D, D).
+
+        Raises:
+          ValueError: if the arrays of the structure do not belong together.
+        """
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> jnp.dtype:
+        """The floating type of the entries."""
+
+    @property
+    def dim(self) -> int:
+        """D, the number of rows."""
+        return self.shape[-1]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes; () for one matrix."""
+        return self.shape[:-2]
+
+    @abc.abstractmethod
+    def diagonal(self) -> Array:
+        """The diagonal, (..., D)."""
+
+    @abc.abstractmethod
+    def to_dense(self) -> Array:
+        """The (..., D, D) array; for small D only."""
+
+    def trace(self) -> Array:
+        """sum_i A_ii, (...)."""
+        return jnp.sum(self.diagonal(), axis=-1)
+
+    def matvec(self, vector: Array) -> Array:
+        """A v for v of shape (..., D), or A V for columns V, (..., D, k).
+
+        Raises:
+          ValueError: for another shape.
+        """
+        return self._on_columns(self._matmul, vector)
+
+    def quadratic_form(self, vector: Array) -> Array:
+        """v^T A v for v of shape (..., D), or tr(V^T A V) for columns V, (..., D, k); (...).
+
+        Raises:
+          ValueError: for another shape.
+        """
+        return self._form(self._columns(vector))
+
+    def solve(self, vector: Array) -> Array:
+        """A^-1 v for a positive definite A (NaN for others), (..., D) or (..., D, k).
+
+        Raises:
+          ValueError: for another shape.
+        """
+        return self._on_columns(self._solve, vector)
+
+    @abc.abstractmethod
+    def logdet(self) -> Array:
+        """log det A of a positive definite A (NaN for others), (...)."""
+
+    def inverse_quadratic_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
+        """v^T A^-1 v and log det A of a positive definite A, for v of shape (..., D), each (...).
+
+        Raises:
+          ValueError: for another shape.
+        """
+        self._check_vector(vector)
+        return self._inverse_form_and_logdet(vector)
+
+    def inner(self, other: SymmetricMatrix) -> Array:
+        """Frobenius inner product <A, B> = sum_ij A_ij B_ij, (...).
+
+        Raises:
+          ValueError: if the sizes differ.
+        """
+        self._check_same(other)
+        return self._inner(other)
+
+    def squared_norm(self) -> Array:
+        """Squared Frobenius norm nF(A) = <A, A>, (...)."""
+        return self._inner(self)
+
+    def norm(self) -> Array:
+        """Frobenius norm, (...)."""
+        return safe_sqrt(self.squared_norm())
+
+    def transpose(self) -> Self:
+        """The matrix itself: every structure here is symmetric."""
+        return self
+
+    @abc.abstractmethod
+    def scale(self, factor: Array | float) -> SymmetricMatrix:
+        """c A for a scalar c, or one for each matrix, (...).
+
+        Raises:
+          ValueError: for another shape; for c < 0 where the structure has no such form.
+        """
+
+    @abc.abstractmethod
+    def add_diagonal(self, diag: Array) -> SymmetricMatrix:
+        """A + diag(b) for b of shape (..., D)."""
+
+    @abc.abstractmethod
+    def add_identity(self, multiple: Array | float = 1.0) -> SymmetricMatrix:
+        """A + c I for a scalar c, or one for each matrix, (...)."""
+
+    @abc.abstractmethod
+    def add_columns(self, factor: Array) -> SymmetricMatrix:
+        """A + V V^T for V of shape (..., D, k)."""
+
+    def add_outer(self, vector: Array) -> SymmetricMatrix:
+        """A + v v^T for v of shape (..., D)."""
+        self._check_vector(vector)
+        return self.add_columns(vector[..., None])
+
+    def sample(self, key: PRNGKey, count: int) -> Array:
+        """Draws of N(0, A) for a positive definite A, (..., count, D).
+
+        The key is split into one for each matrix of a batch.
+        """
+        keys = jax.random.split(key, self.batch_shape) if self.batch_shape else key
+        return self._each(lambda matrix, one: matrix._draw(one, count), keys)
+
+    @abc.abstractmethod
+    def floor(self, smallest: float) -> tuple[SymmetricMatrix, Violations]:
+        """The matrix made positive definite, in its structure, and what was not.
+
+        The floor is `smallest`, or what the floating type resolves beside the largest eigenvalue
+        where that is more: below it a Cholesky factorization fails by rounding alone. A matrix with
+        nothing below the floor comes back as it is, bit for bit.
+        """
+
+    def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
+        """The k largest eigenvalues, (..., k), and their eigenvectors, (..., D, k).
+
+        Exact for `Diagonal` and `Dense`, else by Lanczos; `residual_norms` and `converged` tell.
+        Gradients flow through the eigenvalues; the eigenvectors are constants.
+
+        Args:
+          count: k.
+          krylov_vectors: for Lanczos, from k to D; min(D, 4 k + 30) unless given.
+
+        Raises:
+          ValueError: unless 1 <= count <= D, or see `lanczos.top_eigenpairs`.
+        """
+        if not 1 <= count <= self.dim:
+            raise ValueError(f"expected 1 <= count <= {self.dim}, got {count}")
+        return self._each(lambda matrix: matrix._top_eigenpairs(count, krylov_vectors))
+
+    def function_product(
+        self,
+        function: SpectralFunction,
+        vector: Array,
+        *,
+        krylov_vectors: int = KRYLOV_VECTORS,
+        dense: Literal["eigh", "lanczos"] = "eigh",
+    ) -> MatrixFunctionProduct:
+        """f(A) v, exact where the structure allows it, else by Lanczos with an estimated error.
+
+        Exact: `Diagonal` elementwise, `IsotropicPlusLowRank` through an r x r eigenproblem, `Dense`
+        through its own. Products run at the highest precision, or TF32 would limit the accuracy.
+
+        Args:
+          function: f, elementwise on an array of eigenvalues; finite on the whole spectrum.
+          vector: v, (..., D).
+          krylov_vectors: K, for Lanczos; at most D are used.
+          dense: the way for a `Dense` matrix: exact, in O(D^3), or Lanczos, in O(K D^2).
+
+        Raises:
+          ValueError: for fewer than two Krylov vectors, another `dense`, or another shape.
+        """
+        if dense not in ("eigh", "lanczos"):
+            raise ValueError(f"expected dense 'eigh' or 'lanczos', got {dense!r}")
+        if krylov_vectors < 2:
+            raise ValueError(f"expected krylov_vectors >= 2, got {krylov_vectors}")
+        self._check_vector(vector)
+        size = min(krylov_vectors, self.dim)
+
+        def product(matrix: SymmetricMatrix, one: Array) -> MatrixFunctionProduct:
+            value = matrix._exact_function_product(function, one, dense)
+            if value is None:
+                return matrix_functions.lanczos_product(
+                    type(self).matvec, matrix, function, one, size
+                )
+            return MatrixFunctionProduct(value, jnp.zeros((), value.dtype))
+
+        with jax.default_matmul_precision("highest"):
+            return self._each(product, vector)
+
+    def diagonal_plus_low_rank(self) -> tuple[Array, Array] | None:
+        """a, (..., D), and U, (..., D, r), of a matrix kept as diag(a) + U U^T; else None."""
+        return None
+
+    def __matmul__(self, vector: Array) -> Array:
+        return self.matvec(vector)
+
+    @abc.abstractmethod
+    def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
+        """A + B for shapes that agree."""
+
+    def __add__(self, other: SymmetricMatrix) -> SymmetricMatrix:
+        if not isinstance(other, SymmetricMatrix):
+            return NotImplemented
+        self._check_same(other)
+        return self._plus(other)
+
+    def __sub__(self, other: SymmetricMatrix) -> SymmetricMatrix:
+        return self + (-other) if isinstance(other, SymmetricMatrix) else NotImplemented
+
+    def __neg__(self) -> SymmetricMatrix:
+        return self.scale(-1.0)
+
+    def __mul__(self, factor: Array | float) -> SymmetricMatrix:
+        return NotImplemented if isinstance(factor, SymmetricMatrix) else self.scale(factor)
+
+    __rmul__ = __mul__
+
+    @abc.abstractmethod
+    def _matmul(self, columns: Array) -> Array:
+        """A V, (..., D, k)."""
+
+    @abc.abstractmethod
+    def _solve(self, columns: Array) -> Array:
+        """A^-1 V, (..., D, k)."""
+
+    @abc.abstractmethod
+    def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
+        """v^T A^-1 v and log det A, (...)."""
+
+    def _form(self, columns: Array) -> Array:
+        """tr(V^T A V), (...)."""
+        return jnp.sum(columns * self._matmul(columns), axis=(-2, -1))
+
+    @abc.abstractmethod
+    def _inner(self, other: SymmetricMatrix) -> Array:
+        """<A, B> for shapes that agree."""
+
+    @abc.abstractmethod
+    def _draw(self, key: PRNGKey, count: int) -> Array:
+        """Draws of N(0, A) of a single matrix, (count, D)."""
+
+    def _top_eigenpairs(self, count: int, krylov_vectors: int | None) -> Eigenpairs:
+        """The leading eigenpairs of a single matrix."""
+        # Which random start it is does not matter; a fixed one gives the same answer each time.
+        return lanczos.top_eigenpairs(
+            self.matvec,
+            jax.random.key(0),
+            self.dim,
+            count,
+            krylov_vectors=krylov_vectors,
+            dtype=self.dtype,
+        )
+
+    def _exact_function_product(
+        self, function: SpectralFunction, vector: Array, dense: str
+    ) -> Array | None:
+        """f(A) v of a single matrix, (D,), where the structure allows it; else None."""
+        return None
+
+    def _each(self, function: Callable, *arguments: Any) -> Any:
+        """A function of single matrices (and more), for each one of the batch."""
+        return over_batch(function, len(self.batch_shape))(self, *arguments)
+
+    def _on_columns(self, function: Callable[[Array], Array], vector: Array) -> Array:
+        result = function(self._columns(vector))
+        return result[..., 0] if jnp.ndim(vector) < len(self.shape) else result
+
+    def _columns(self, vector: Array) -> Array:
+        """A vector, (..., D), or columns, (..., D, k), as columns."""
+        rows, found = self.shape[:-1], tuple(jnp.shape(vector))
+        if found == rows:
+            return vector[..., None]
+        if found[:-1] != rows:
+            columns = f"({', '.join(map(str, rows))}, k)"
+            raise ValueError(
+                f"expected shape {rows} or {columns}, got {found}; use vmap for other batches"
+            )
+        return vector
+
+    def _check_vector(self, vector: Array) -> None:
+        if tuple(jnp.shape(vector)) != self.shape[:-1]:
+            raise ValueError(
+                f"expected shape {self.shape[:-1]}, got {tuple(jnp.shape(vector))}; "
+                "use vmap for other batches"
+            )
+
+    def _check_same(self, other: SymmetricMatrix) -> None:
+        if self.dim != other.dim:
+            raise ValueError(f"sizes differ: {self.dim} and {other.dim}")
+        if self.shape != other.shape:
+            raise ValueError(
+                f"batches differ: {self.batch_shape} and {other.batch_shape}; use vmap"
+            )
+
+    def _per_matrix(self, value: Array | float, axes: int) -> Array | float:
+        """A scalar as it is, or one number for each matrix, (...), with so many axes more."""
+        shape = tuple(jnp.shape(value))
+        if shape == ():
+            return value
+        if shape != self.batch_shape:
+            raise ValueError(
+                f"expected a scalar or one number for each matrix, {self.batch_shape}, "
+                f"got {shape}; use vmap for other batches"
+            )
+        return jnp.reshape(jnp.asarray(value), (*shape, *(1,) * axes))
+
+
+class Solvable(SymmetricMatrix):
+    """A structure with a root: W^T W = A^-1, so that one can add columns and still solve.
+
+    It has `whiten`, its transpose, `color` and `logdet`; solves and likelihoods follow, and those
+    of A + U U^T by `hos_jax.linops.woodbury`.
+    """
+
+    @abc.abstractmethod
+    def whiten(self, columns: Array) -> Array:
+        """W V for W^T W = A^-1, (..., D, k): white where V has covariance A."""
+
+    @abc.abstractmethod
+    def whiten_transposed(self, columns: Array) -> Array:
+        """W^T V, (..., D, k)."""
+
+    @abc.abstractmethod
+    def color(self, columns: Array) -> Array:
+        """W^-1 V, (..., D, k): of covariance A where V is white."""
+
+    def _solve(self, columns: Array) -> Array:
+        return self.whiten_transposed(self.whiten(columns))
+
+    def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
+        white = self.whiten(vector[..., None])
+        return QuadraticAndLogdet(jnp.sum(jnp.square(white), axis=(-2, -1)), self.logdet())
+
+    def _draw(self, key: PRNGKey, count: int) -> Array:
+        noise_key, _ = jax.random.split(key)
+        return self.color(jax.random.normal(noise_key, (count, self.dim), self.dtype).T).T
+
+
+class HessianFn(Protocol):
+    """Second-order score s2(y) = Hessian of log q(y) at one point: (D,) -> structured (D, D)."""
+
+    def __call__(self, noisy: Array, /) -> SymmetricMatrix: ...

@@ -1,0 +1,189 @@
+"""Diagonal matrices, diag(a), and with columns added to them, diag(a) + U U^T."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hos_jax.linops.base import (
+    QuadraticAndLogdet,
+    Solvable,
+    SymmetricMatrix,
+    Violations,
+    safe_sqrt,
+)
+from hos_jax.linops.lanczos import Eigenpairs
+from hos_jax.linops.low_rank import PlusLowRank
+from hos_jax.linops.matrix_functions import SpectralFunction, isotropic_product
+from hos_jax.types import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diagonal(Solvable):
+    """diag(a).
+
+    Attributes:
+      diag: a, (..., D).
+    """
+
+    diag: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.diag.shape, self.diag.shape[-1])
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.diag.dtype
+
+    def diagonal(self) -> Array:
+        return self.diag
+
+    def to_dense(self) -> Array:
+        return self._each(lambda matrix: jnp.diag(matrix.diag))
+
+    def scale(self, factor: Array | float) -> Diagonal:
+        return Diagonal(self.diag * self._per_matrix(factor, 1))
+
+    def add_diagonal(self, diag: Array) -> Diagonal:
+        self._check_vector(diag)
+        return Diagonal(self.diag + diag)
+
+    def add_identity(self, multiple: Array | float = 1.0) -> Diagonal:
+        return Diagonal(self.diag + self._per_matrix(multiple, 1))
+
+    def add_columns(self, factor: Array) -> DiagonalPlusLowRank:
+        return DiagonalPlusLowRank(self.diag, self._columns(factor))
+
+    def logdet(self) -> Array:
+        return jnp.sum(jnp.log(self.diag), axis=-1)
+
+    def whiten(self, columns: Array) -> Array:
+        return columns / jnp.sqrt(self.diag)[..., None]
+
+    def whiten_transposed(self, columns: Array) -> Array:
+        return self.whiten(columns)
+
+    def color(self, columns: Array) -> Array:
+        return columns * jnp.sqrt(self.diag)[..., None]
+
+    def floor(self, smallest: float) -> tuple[Diagonal, Violations]:
+        repaired = Diagonal(jnp.maximum(self.diag, smallest))
+        return repaired, Violations.of(self.diag, smallest)
+
+    def diagonal_plus_low_rank(self) -> tuple[Array, Array]:
+        return self.diag, jnp.zeros((*self.diag.shape, 0), self.dtype)
+
+    def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
+        return other.add_diagonal(self.diag)
+
+    def _matmul(self, columns: Array) -> Array:
+        return self.diag[..., None] * columns
+
+    def _form(self, columns: Array) -> Array:
+        return jnp.sum(self.diag * jnp.sum(jnp.square(columns), axis=-1), axis=-1)
+
+    def _inner(self, other: SymmetricMatrix) -> Array:
+        return jnp.sum(self.diag * other.diagonal(), axis=-1)
+
+    def _solve(self, columns: Array) -> Array:
+        return columns / self.diag[..., None]
+
+    def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
+        form = jnp.sum(jnp.square(vector) / self.diag, axis=-1)
+        return QuadraticAndLogdet(form, self.logdet())
+
+    def _top_eigenpairs(self, count: int, krylov_vectors: int | None) -> Eigenpairs:
+        values, places = jax.lax.top_k(self.diag, count)
+        vectors = jax.nn.one_hot(places, self.dim, dtype=self.dtype).T
+        return Eigenpairs(values, vectors, jnp.zeros(count, self.dtype))
+
+    def _exact_function_product(
+        self, function: SpectralFunction, vector: Array, dense: str
+    ) -> Array:
+        return function(self.diag) * vector
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiagonalPlusLowRank(PlusLowRank):
+    """diag(a) + U U^T.
+
+    Attributes:
+      diag: a, (..., D).
+      factor: U, (..., D, r).
+    """
+
+    diag: Array
+    factor: Array
+
+    @property
+    def base(self) -> Diagonal:
+        """diag(a).
+
+        Raises:
+          ValueError: if U does not belong to it.
+        """
+        base = Diagonal(self.diag)
+        self._check_base(base)
+        return base
+
+    def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
+        return DiagonalPlusLowRank(base.diagonal(), factor)
+
+    def add_diagonal(self, diag: Array) -> DiagonalPlusLowRank:
+        return DiagonalPlusLowRank(self.base.add_diagonal(diag).diag, self.factor)
+
+    def floor(self, smallest: float) -> tuple[DiagonalPlusLowRank, Violations]:
+        """See `SymmetricMatrix.floor`. Where the diagonal part lies below the floor it is raised to
+        it, and that row of the factor shrinks so that the variance of the value, A_ii, stays what
+        it was, unless that lies below the floor itself."""
+        gram = jnp.abs(jax.lax.stop_gradient(self.factor.mT @ self.factor))
+        # No eigenvalue of U U^T is larger. Woodbury's identity keeps its digits down to this floor.
+        largest = jnp.max(jnp.sum(gram, axis=-1), axis=-1, initial=0.0)
+        floor = jnp.maximum(smallest, 0.25 * jnp.finfo(self.dtype).eps * largest[..., None])
+        low = self.diag < floor
+        correlated = jnp.sum(jnp.square(self.factor), axis=-1)
+        room = jnp.maximum(self.diag + correlated - floor, 0.0)
+        shrinks = low & (correlated > 0)
+        share = jnp.where(shrinks, room / jnp.where(shrinks, correlated, 1.0), 1.0)
+        repaired = DiagonalPlusLowRank(
+            jnp.maximum(self.diag, floor), self.factor * safe_sqrt(share)[..., None]
+        )
+        return repaired, Violations.of(self.diag, floor)
+
+    def diagonal_plus_low_rank(self) -> tuple[Array, Array]:
+        return self.diag, self.factor
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class IsotropicPlusLowRank(DiagonalPlusLowRank):
+    """c I + U U^T: the low-rank structure whose matrix functions are of the same structure.
+
+    Attributes:
+      diag: c in every place, (..., D); `from_multiple` makes it.
+      factor: U, (..., D, r).
+    """
+
+    @classmethod
+    def from_multiple(cls, multiple: Array | float, factor: Array) -> IsotropicPlusLowRank:
+        """c I + U U^T from c, a scalar or one for each matrix, (...), and U, (..., D, r)."""
+        zeros = Diagonal(jnp.zeros(factor.shape[:-1], factor.dtype))
+        return cls(zeros.add_identity(multiple).diag, factor)
+
+    @property
+    def multiple(self) -> Array:
+        """c, (...)."""
+        return self.diag[..., 0]
+
+    def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
+        return IsotropicPlusLowRank(base.diagonal(), factor)
+
+    def _exact_function_product(
+        self, function: SpectralFunction, vector: Array, dense: str
+    ) -> Array:
+        return isotropic_product(self.multiple, self.factor, function, vector)

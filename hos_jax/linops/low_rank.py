@@ -1,0 +1,151 @@
+r"""A structure with columns added: B + U U^T, for any base B that can be solved.
+
+With a base of O(D) every operation costs at most O(D (r + 2)^2) time and O(D (r + 2)) memory. For
+B = diag(a):
+
+.. math::
+    \langle S, v v^T \rangle = \sum_i a_i v_i^2 + \|U^T v\|^2, \qquad
+    \langle S, I \rangle = \sum_i a_i + \|U\|_F^2, \qquad
+    \|S\|_F^2 = \sum_i a_i^2 + 2 \sum_i a_i \|U_i\|^2 + \|U^T U\|_F^2 .
+
+Solves and likelihoods need a positive definite base, and go through the r x r matrix of
+`hos_jax.linops.woodbury`.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import jax
+import jax.numpy as jnp
+
+from hos_jax.linops import woodbury
+from hos_jax.linops.base import (
+    QuadraticAndLogdet,
+    Solvable,
+    SymmetricMatrix,
+    is_negative,
+    over_batch,
+    safe_sqrt,
+)
+from hos_jax.types import Array, PRNGKey
+
+
+@jax.custom_jvp
+def _gram_squared_norm(factor: Array) -> Array:
+    """nF(U^T U) = nF(U U^T), (...)."""
+    return jnp.sum(jnp.square(factor.mT @ factor), axis=(-2, -1))
+
+
+@_gram_squared_norm.defjvp
+def _gram_squared_norm_jvp(primals, tangents):
+    """4 <U (U^T U), dU>: one product, where the derivative of U^T U has two that are equal."""
+    (factor,), (factor_dot,) = primals, tangents
+    gram = factor.mT @ factor
+    slope = 4.0 * jnp.sum((factor @ gram) * factor_dot, axis=(-2, -1))
+    return jnp.sum(jnp.square(gram), axis=(-2, -1)), slope
+
+
+class PlusLowRank(SymmetricMatrix):
+    """B + U U^T. A subclass is a dataclass with `factor`, U (..., D, r), and tells its base."""
+
+    factor: Array
+
+    @property
+    @abc.abstractmethod
+    def base(self) -> Solvable:
+        """B, which `_check_base` has seen."""
+
+    @abc.abstractmethod
+    def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
+        """The structure with another base of the same kind and another factor."""
+
+    def _check_base(self, base: Solvable) -> None:
+        if tuple(self.factor.shape[:-1]) != base.shape[:-1]:
+            raise ValueError(
+                f"expected a factor of shape (..., D, r) for matrices of shape {base.shape}, "
+                f"got {tuple(self.factor.shape)}; use vmap for other batches"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.factor.dtype
+
+    @property
+    def rank(self) -> int:
+        """r, the number of columns of the factor."""
+        return self.factor.shape[-1]
+
+    def diagonal(self) -> Array:
+        """The diagonal B_ii + n2(U_i), (..., D)."""
+        return self.base.diagonal() + jnp.sum(jnp.square(self.factor), axis=-1)
+
+    def to_dense(self) -> Array:
+        return self.base.to_dense() + self.factor @ self.factor.mT
+
+    def squared_norm(self) -> Array:
+        mixed = self.base.quadratic_form(self.factor)
+        return self.base.squared_norm() + 2.0 * mixed + _gram_squared_norm(self.factor)
+
+    def scale(self, factor: Array | float) -> SymmetricMatrix:
+        """c A for c >= 0, a scalar or one for each matrix (U U^T stays of that form only then).
+
+        Raises:
+          ValueError: for a negative number; a traced one gives NaN.
+        """
+        if is_negative(factor):
+            raise ValueError(f"{type(self).__name__} can be scaled by c >= 0 only, got {factor}")
+        root = safe_sqrt(jnp.asarray(self._per_matrix(factor, 2), self.dtype))
+        return self._rebuild(self.base.scale(factor), self.factor * root)
+
+    def add_identity(self, multiple: Array | float = 1.0) -> SymmetricMatrix:
+        return self._rebuild(self.base.add_identity(multiple), self.factor)
+
+    def add_columns(self, factor: Array) -> SymmetricMatrix:
+        """A + V V^T for V of shape (..., D, k): the same structure with k more columns."""
+        columns = jnp.concatenate([self.factor, self._columns(factor)], axis=-1)
+        return self._rebuild(self.base, columns)
+
+    def logdet(self) -> Array:
+        """log det B + log det(I + U^T B^-1 U), (...)."""
+        return self.base.logdet() + self._of_parts(woodbury.logdet)
+
+    def _of_parts(self, function, *arguments):
+        """A function of B and U (and more) of a single matrix, for each one of the batch."""
+        mapped = over_batch(function, len(self.batch_shape))
+        return mapped(self.base, self.factor, *arguments)
+
+    def __sub__(self, other: SymmetricMatrix) -> SymmetricMatrix:
+        if isinstance(other, PlusLowRank):
+            raise ValueError("B + U U^T minus a low-rank part has no such form; use to_dense")
+        return super().__sub__(other)
+
+    def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
+        return (other + self.base).add_columns(self.factor)
+
+    def _matmul(self, columns: Array) -> Array:
+        return self.base._matmul(columns) + self.factor @ (self.factor.mT @ columns)
+
+    def _form(self, columns: Array) -> Array:
+        projected = jnp.sum(jnp.square(self.factor.mT @ columns), axis=(-2, -1))
+        return self.base._form(columns) + projected
+
+    def _inner(self, other: SymmetricMatrix) -> Array:
+        return self.base._inner(other) + other._form(self.factor)
+
+    def _solve(self, columns: Array) -> Array:
+        """A^-1 V for a positive definite base, by Woodbury's identity in O(D r^2)."""
+        return self._of_parts(woodbury.solve, columns)
+
+    def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
+        return QuadraticAndLogdet(*self._of_parts(woodbury.quadratic_form_and_logdet, vector))
+
+    def _draw(self, key: PRNGKey, count: int) -> Array:
+        """Draws of the base plus U w: O(D r) for each."""
+        _, low_rank_key = jax.random.split(key)
+        weights = jax.random.normal(low_rank_key, (count, self.rank), self.dtype)
+        return self.base._draw(key, count) + weights @ self.factor.T
