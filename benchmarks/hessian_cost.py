@@ -1,13 +1,15 @@
 r"""Cost of the Hessian s2 of log q: a second-order model against automatic differentiation of s1.
 
     python benchmarks/hessian_cost.py --json PATH [--quick] [--sizes 784 ...] [--methods jacfwd ...]
+        [--features 16] [--chunk 64] [--points 1 16]
 
 Every method has the same network: an MLP of width 256 on vectors, a U-Net of 16 channels (or
 --features) on images. `direct` is one forward pass of a second-order model: a diagonal, a diagonal
 and r columns, or `shared`, where one trunk gives s1 and s2 (r = 50). The others differentiate s1:
 
-* exact, the whole matrix: `jacfwd`, `jacrev`, `chunked` Jacobian-vector products (64 at a time),
-  `jet` (Taylor mode of order 1, where all operations of the network have a rule for it);
+* exact, the whole matrix: `jacfwd`, `jacrev`, `chunked` Jacobian-vector products (64 at a time, or
+  --chunk: an accelerator wants more), `jet` (Taylor mode of order 1, where all operations of the
+  network have a rule for it);
 * exact, the diagonal alone: `chunked diagonal`;
 * estimates: `hutchinson`, the diagonal from random probes, `eigenpairs`, the 10 leading ones by
   Lanczos iteration.
@@ -36,7 +38,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import jet
-from measure import Compiled, Rows, device_name, matmul_rate, seconds_side_by_side
+from measure import (
+    Compiled,
+    Rows,
+    device_name,
+    matmul_rate,
+    random_tree,
+    seconds_side_by_side,
+)
 
 from hos_jax import autodiff, distributions, fit, pointwise
 from hos_jax.data import load, to_float
@@ -47,7 +56,7 @@ from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.models.unet import UNet
 
-SIGMA, CHUNK, EIGENPAIRS, PILOT = 0.5, 64, 10, 32
+SIGMA, EIGENPAIRS, PILOT = 0.5, 10, 32
 
 
 class Size(NamedTuple):
@@ -66,12 +75,19 @@ SIZES = {
     784: Size((28, 28, 1), "mnist5k", 100, 16),
     3072: Size((32, 32, 3), "photos", 50, 16),
     12288: Size((64, 64, 3), "photos", 10, 4),
+    196608: Size((256, 256, 3), "photos", 10, 4),
 }
+# For an accelerator, and by name only; the whole matrix would take 144 GiB, so that only what
+# takes it in parts is measured.
+LARGE = (196608,)
+# The sides of the crops that there are; larger images are tiles of the largest.
+CROPS = {32: 32, 64: 64, 256: 64}
 RANKS = (5, 20, 50, 200)
 DIRECT = ("direct diagonal", *(f"direct rank {r}" for r in RANKS), "direct shared")
 EXACT = ("jacfwd", "jacrev", "chunked", "jet")
 METHODS = (*DIRECT, *EXACT, "chunked diagonal", "hutchinson", "eigenpairs")
-# At a batch of points: what the comparison needs.
+# At a batch of points: what the comparison needs. At more, differentiation is extrapolated from one
+# batch, as its time is then proportional to the points.
 BATCH_METHODS = ("direct diagonal", "direct rank 50", "direct shared", "jacfwd", "chunked")
 BATCH_METHODS += ("chunked diagonal", "hutchinson")
 
@@ -109,25 +125,16 @@ def examples(size: Size, count: int) -> jax.Array:
     if size.data == "gaussian":
         law = distributions.random_correlated_gaussian(jax.random.key(0), size.shape[0], 100.0)
         return law.sample(jax.random.key(1), count)
-    data = load(size.data, image_size=None if size.data == "mnist5k" else size.shape[0])
-    return jnp.asarray(to_float(data.train[:count], data.value_range))
+    crop = None if size.data == "mnist5k" else CROPS[size.shape[0]]
+    data = load(size.data, image_size=crop)
+    images = to_float(data.train[:count], data.value_range)
+    tiles = size.shape[0] // images.shape[1]
+    return jnp.tile(images, (1, tiles, tiles, 1))
 
 
 def random_params(model: ScoreModel, images: jax.Array) -> Any:
-    """Parameters of the size that initializers give, without minutes of compiling these."""
-    abstract = jax.eval_shape(model.init, jax.random.key(0), images, SIGMA)
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "scale":
-            return jnp.ones(leaf.shape, leaf.dtype)
-        if name == "bias":
-            return jnp.zeros(leaf.shape, leaf.dtype)
-        std = np.prod(leaf.shape[:-1]) ** -0.5
-        return jnp.asarray(std * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract)
+    """Parameters of the size that initializers give."""
+    return random_tree(jax.eval_shape(model.init, jax.random.key(0), images, SIGMA))
 
 
 def trained_score(size: Size, features: int, clean: jax.Array) -> tuple[ScoreModel, Any]:
@@ -151,11 +158,13 @@ class Case:
 
     def __init__(self, dim: int, options):
         self.dim, self.size, self.options = dim, SIZES[dim], options
-        clean = examples(self.size, 500)
+        clean = examples(self.size, 16 if dim in LARGE else 500)
         self.model, self.params = trained_score(self.size, options.features, clean)
         self.probes = 0
         noise = jax.random.normal(jax.random.key(4), clean.shape)
-        self.noisy = (clean + SIGMA * noise).reshape(len(clean), -1)
+        # At more points than there are examples, these are seen again.
+        again = -(-max(options.points or [0]) // len(clean)) or 1
+        self.noisy = jnp.tile((clean + SIGMA * noise).reshape(len(clean), -1), (again, 1))
 
     def score_fn(self, params: Any) -> Callable:
         return pointwise.score_fn(self.model, params, SIGMA, self.size.shape)
@@ -176,7 +185,7 @@ class Case:
 
     def works(self, methods: list[str]) -> dict[str, Work]:
         """The methods as functions of (params, noisy point)."""
-        dim, score_fn = self.dim, self.score_fn
+        dim, score_fn, chunk = self.dim, self.score_fn, self.options.chunk
         basis = functools.partial(jnp.eye, M=dim)
 
         def forward(count):
@@ -203,16 +212,16 @@ class Case:
                 product_fn = autodiff.hessian_vector_product_fn(score_fn(params))
                 if count == dim and diagonal:
                     diagonal_fn = autodiff.chunked_hessian_diagonal_fn
-                    return diagonal_fn(score_fn(params), chunk_size=CHUNK)(noisy)
+                    return diagonal_fn(score_fn(params), chunk_size=chunk)(noisy)
                 if count == dim:
-                    hessian_fn = autodiff.chunked_hessian_fn(score_fn(params), chunk_size=CHUNK)
+                    hessian_fn = autodiff.chunked_hessian_fn(score_fn(params), chunk_size=chunk)
                     return hessian_fn(noisy).matrix
 
                 def column(index):
                     product = product_fn(noisy, jax.nn.one_hot(index, dim))
                     return product[index] if diagonal else product
 
-                return jax.lax.map(column, jnp.arange(count), batch_size=CHUNK)
+                return jax.lax.map(column, jnp.arange(count), batch_size=chunk)
 
             return columns
 
@@ -228,7 +237,7 @@ class Case:
         def hutchinson(count):
             def estimate(params, noisy):
                 return autodiff.hutchinson_diagonal(
-                    score_fn(params), noisy, jax.random.key(6), probes=count, chunk_size=CHUNK
+                    score_fn(params), noisy, jax.random.key(6), probes=count, chunk_size=chunk
                 )
 
             return estimate
@@ -280,18 +289,21 @@ class Case:
         if work.units == 1 or (work.units <= affordable and whole.bytes <= limit):
             return whole, work.units, whole
         count = min(affordable, work.units * limit / whole.bytes, work.units)
-        count = min(work.units, max(CHUNK, int(count) // CHUNK * CHUNK))
+        chunk = self.options.chunk
+        count = min(work.units, max(chunk, int(count) // chunk * chunk))
         return compiled(count), count, whole
 
     def column_seconds(self) -> float:
         """Seconds of one column by chunked products, roughly."""
-        chunk = Compiled(self.works(["chunked"])["chunked"].make(CHUNK), self.params, self.noisy[0])
+        count = min(self.options.chunk, self.dim)
+        chunk = Compiled(self.works(["chunked"])["chunked"].make(count), self.params, self.noisy[0])
         found = seconds_side_by_side({"": chunk.run}, repeats=2)
-        return min(found[""]) / CHUNK
+        return min(found[""]) / count
 
     def measure(self, points: int, methods: list[str], column_seconds: float) -> list[dict]:
         """A row for every method at that many points."""
         noisy, runs, facts = self.noisy[:points], {}, {}
+        few = noisy[: self.size.batch]
         for method in [name for name in methods if name in DIRECT]:
             if method.startswith("direct rank") and rank_of(method) >= self.dim:
                 continue
@@ -300,7 +312,7 @@ class Case:
         rows = []
         for method, work in self.works(methods).items():
             try:
-                part, count, whole = self.compile_part(work, noisy, column_seconds)
+                part, count, whole = self.compile_part(work, few, column_seconds)
             except (KeyError, AttributeError, NotImplementedError, TypeError, ValueError) as error:
                 # jet lacks rules (a KeyError names the primitive), and JAX 0.12's loses itself in a
                 # custom JVP (an AttributeError).
@@ -317,6 +329,9 @@ class Case:
             note = "" if count == units else f"extrapolated from {count} of {units} {what}"
             if method == "hutchinson" and not note:
                 note = f"{units} probes"
+            if method not in DIRECT and len(few) < points:
+                scale *= points / len(few)
+                note = f"{note + ', ' if note else ''}extrapolated from {len(few)} points"
             row = self.row(points, method, note=note)
             row["seconds"] = float(np.median(found[method])) * scale
             row["extrapolated_from"] = None if count == units else [count, units]
@@ -363,27 +378,33 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="a small size, short runs")
     parser.add_argument("--sizes", type=int, nargs="*", choices=list(SIZES))
+    parser.add_argument("--points", type=int, nargs="*", help="1 and a batch by default")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--features", type=int, default=16, help="channels of the U-Net")
+    parser.add_argument("--chunk", type=int, default=64, help="columns of `chunked` at a time")
     parser.add_argument("--seconds", type=float, default=2.0, help="of one evaluation, at most")
     parser.add_argument("--gibibytes", type=float, default=3.0, help="memory of one, at most")
     parser.add_argument("--diagonal-error", type=float, default=0.01)
     options = parser.parse_args()
     if options.quick:
         options.repeats, options.seconds = 2, min(options.seconds, 0.3)
-    sizes = options.sizes or ([100] if options.quick else list(SIZES))
+    sizes = options.sizes or ([100] if options.quick else [d for d in SIZES if d not in LARGE])
     settings = {
         name: getattr(options, name)
         for name in ("quick", "features", "repeats", "seconds", "gibibytes", "diagonal_error")
     }
+    if options.chunk != parser.get_default("chunk"):
+        settings["chunk"] = options.chunk
     table = Rows(options.json, ("dim", "points", "method"), {**settings, "device": device_name()})
     print(f"matrix product: {matmul_rate():.0f} GFLOP/s on {device_name()}", flush=True)
     for dim in sizes:
         case, seconds = None, 0.0
-        for points in (1, SIZES[dim].batch):
+        for points in options.points or (1, SIZES[dim].batch):
             wanted = [m for m in options.methods if points == 1 or m in BATCH_METHODS]
             wanted = [m for m in wanted if "rank" not in m or rank_of(m) < dim]
+            if dim in LARGE:
+                wanted = [m for m in wanted if m not in ("jacfwd", "jacrev", "jet")]
             keys = [{"dim": dim, "points": points, "method": method} for method in wanted]
             # Ratios hold within one run: a size is measured again unless it is there as a whole.
             if not all(table.find(**key) for key in keys):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import gzip
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,12 +75,38 @@ def seconds_side_by_side(
     return seconds
 
 
-def matmul_rate() -> float:
-    """GFLOP/s of a 2048 x 2048 float32 product on this machine now, the best of three."""
-    square = jnp.ones((2048, 2048))
+def matmul_rate(dtype: str = "float32") -> float:
+    """GFLOP/s of a square product on this machine now, the best of three: 2048 x 2048 on a CPU,
+    8192 x 8192 on an accelerator, of random numbers.
+    """
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    square = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(lambda a: a @ a)
     found = seconds_side_by_side({"": lambda: product(square).block_until_ready()}, repeats=3)
-    return 2 * 2048**3 / min(found[""]) / 1e9
+    return 2 * size**3 / min(found[""]) / 1e9
+
+
+def operation_shares(folder: Path, most: int = 15) -> dict[str, float]:
+    """What an accelerator was busy with in a trace that `jax.profiler.trace` wrote with
+    `create_perfetto_trace`: the share of the time that it was idle, and that of each kind of
+    kernel, the `most` largest first.
+    """
+    path = max(folder.rglob("perfetto_trace.json.gz"))
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    streams = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event.get("name") == "thread_name" and event["args"]["name"].startswith("Stream")
+    }
+    spent: collections.Counter[str] = collections.Counter()
+    edges = []
+    for event in events:
+        if event.get("ph") == "X" and (event["pid"], event["tid"]) in streams:
+            spent[re.sub(r"([._]\d+)+$", "", event["name"])] += event["dur"]
+            edges += [event["ts"], event["ts"] + event["dur"]]
+    whole = max(edges) - min(edges) if edges else 1.0
+    shares = {name: duration / whole for name, duration in spent.most_common(most)}
+    return {f"idle, between {len(edges) // 2} kernels": 1.0 - sum(spent.values()) / whole, **shares}
 
 
 def device_name() -> str:
@@ -92,6 +121,24 @@ def device_name() -> str:
             name = line.partition(":")[2].strip()
             break
     return f"{len(os.sched_getaffinity(0))} cores of {name}"
+
+
+def random_tree(abstract: Any) -> Any:
+    """Parameters of a Flax model, or a state with such, of the size that initializers give, without
+    minutes of compiling these; what is no kernel, scale or embedding is 0.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = str(getattr(path[-1], "key", ""))
+        if name == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        if name not in ("kernel", "embedding"):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        std = np.prod(leaf.shape[:-1]) ** -0.5
+        return jnp.asarray(std * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
 def growth_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chain_timing import make_loop
+from measure import device_name
 
 from hos_jax import pointwise
 from hos_jax.files import write_atomically
@@ -63,6 +64,7 @@ def measure(structure: str, krylov_vectors: int, options) -> dict:
     ratio = np.median(np.array(seconds["ozaki"]) / np.array(seconds["langevin"]))
     per_step = 1000.0 / (options.steps * options.chains)
     return {
+        "device": device_name(),
         "head": structure,
         "krylov_vectors": krylov_vectors if structure == "low_rank" else None,
         "langevin_ms": float(np.median(seconds["langevin"])) * per_step,
@@ -81,13 +83,14 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     options = parser.parse_args()
     rows = []
+    print(f"{options.chains} chains, {options.ngf} channels, {device_name()}")
     print(f"{'head':<12}{'Krylov':>7}{'Langevin ms':>13}{'Ozaki ms':>11}{'ratio':>8}")
     for structure, krylov_vectors in (("diagonal", 2), ("low_rank", 5), ("low_rank", 10)):
         row = measure(structure, krylov_vectors, options)
         rows.append(row)
         print(
-            f"{row['head']:<12}{row['krylov_vectors'] or '-':>7}{row['langevin_ms']:>13.2f}"
-            f"{row['ozaki_ms']:>11.2f}{row['ratio']:>8.2f}",
+            f"{row['head']:<12}{row['krylov_vectors'] or '-':>7}{row['langevin_ms']:>13.4f}"
+            f"{row['ozaki_ms']:>11.4f}{row['ratio']:>8.2f}",
             flush=True,
         )
     if options.json:

@@ -1,6 +1,7 @@
 """Speed and memory of a training step: the published settings and the demo's, on this machine.
 
-    python benchmarks/train_step.py [--json PATH] [--quick] [--settings NAME ...] [--run-all]
+    python benchmarks/train_step.py [--json PATH] [--quick | --accelerator] [--settings NAME ...]
+        [--run-all] [--profile FOLDER]
 
 A name is "setting, network, options": `refinenet` is the published network (64 channels on MNIST,
 128 on CIFAR-10), with one network for each of s1, the diagonal and the factor; `unet 64` has
@@ -12,11 +13,15 @@ nothing is downloaded.
 
 Each row runs in a process of its own. "s/step" is the median of the steps of five seconds, and of
 --repeats at least, after a warm-up (a step of more than 60 s is timed once, without), "peak" the
-largest resident memory of the process, "planned" what XLA plans beside the step's arguments,
-"GFLOP/s" the rate of a plain matrix product in the same process.
+largest resident memory of the process (on an accelerator: of the device), "planned" what XLA plans
+beside the step's arguments, "TFLOP/s" the operations of a step, counted in the program before it is
+optimized, over its time, and "%" that over the rate of a plain matrix product in the same process,
+of the dtype of the network.
 Loss, optimizer and data are timed alone, as parts of the step: the rest is the network. The last
 column is images per second over those of the setting's refinenet row, in one file of rows. Rows
-marked "planned" are compiled but not run, unless --run-all or --settings is given.
+marked "planned" are compiled but not run, unless --run-all or --settings is given. --accelerator
+takes the settings of an accelerator, widest first. --profile writes a trace of three steps of each
+setting there and prints which operations their time goes to.
 
 The published implementation, measured elsewhere on 2 cores: low rank MNIST 8.4 s and 13.7 GiB,
 first order MNIST 4.6 s, diagonal CIFAR-10 at batch 40 more than 24 GiB.
@@ -92,6 +97,37 @@ SETTINGS = {
     "diagonal CIFAR-10, refinenet, remat": Setting(DIAGONAL + REMAT),
     "diagonal CIFAR-10, refinenet, d2sm_vr": Setting(DIAGONAL + PUBLISHED_LOSS, run=False),
 }
+WIDE = (
+    "--runner LowRankHybridRunner --config unet_cifar10 --config.data.name=photos"
+    " --config.model.rank=16" + UNET.replace("ngf=64", "ngf=128") + SHARED
+)
+for _batch in (512, 128, 40):
+    for _dtype, _flag in ((", bfloat16", HALF), ("", "")):
+        SETTINGS[f"low rank photos, unet 128, shared{_dtype}, batch {_batch}"] = Setting(
+            f"{WIDE}{_flag} --config.training.batch_size={_batch}", run=False
+        )
+for _batch in (512, 40):
+    SETTINGS[f"low rank MNIST, unet 64, shared, bfloat16, batch {_batch}"] = Setting(
+        f"{LOW_RANK}{UNET}{SHARED}{HALF} --config.training.batch_size={_batch}", run=False
+    )
+ACCELERATOR = (
+    "low rank photos, unet 128, shared, bfloat16, batch 512",
+    "low rank photos, unet 128, shared, batch 512",
+    "low rank MNIST, refinenet",
+    "first order MNIST, refinenet",
+    "low rank MNIST, refinenet, d2sm_vr",
+    "diagonal CIFAR-10, refinenet",
+    "low rank MNIST, unet 64, shared, bfloat16, batch 512",
+    "low rank photos, unet 128, shared, bfloat16, batch 128",
+    "low rank photos, unet 128, shared, bfloat16, batch 40",
+    "low rank MNIST, unet 64, shared",
+    "low rank MNIST, unet 64, shared, bfloat16, batch 40",
+    "low rank MNIST, refinenet, bfloat16",
+    "low rank MNIST, unet 64",
+    "demo, unet 16, shared",
+    "demo, unet 16, 10 steps",
+    "demo, unet 16",
+)
 QUICK = ("demo, unet 16", "demo, unet 16, shared")
 
 
@@ -104,10 +140,16 @@ def make_problem(arguments: list[str]):
     return Problem.from_config(make_config(parse(["main.py", *arguments])))
 
 
-def measure(setting: Setting, run: bool, repeats: int) -> dict[str, float]:
+def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> dict:
     """One row, in this process."""
     import jax
-    from measure import device_name, matmul_rate
+    from measure import (
+        device_name,
+        matmul_rate,
+        operation_shares,
+        random_tree,
+        seconds_side_by_side,
+    )
 
     from hos_jax.data import batch_at
     from hos_jax.training import parallel
@@ -116,31 +158,63 @@ def measure(setting: Setting, run: bool, repeats: int) -> dict[str, float]:
     problem = make_problem(setting.flags.split())
     training = problem.config.training
     steps = training.steps_per_dispatch
-    state = parallel.replicate(problem.init())
+    state = parallel.replicate(random_tree(problem.abstract_state()))
     host_images = [
         batch_at(problem.data.train, step, seed=0, batch_size=training.batch_size)
         for step in range(steps)
     ]
     stacked = host_images[0] if steps == 1 else np.stack(host_images)
     images = parallel.shard(stacked, axis=0 if steps == 1 else 1)
+    train_step = make_train_step(problem, steps)
     begun = time.perf_counter()
-    compiled = parallel.compile_for(make_train_step(problem, steps), state, images)
+    compiled = parallel.compile_for(train_step, state, images)
     row = {
         "compile_seconds": time.perf_counter() - begun,
         "planned_bytes": int(compiled.memory_analysis().temp_size_in_bytes),
         "batch_size": training.batch_size,
+        "tflop": count_operations(problem) / 1e12,
         "device": device_name(),
         "jax": jax.__version__,
         "seconds": None,
     }
     if not run:
         return row
+    runs = parts(problem, parallel.unreplicate(state))
     state, seconds = _time_steps(compiled, state, images, repeats)
     row["seconds"] = float(np.median(seconds)) / steps
     row["peak_bytes"] = _peak_bytes()
-    row["parts"] = parts(problem, parallel.unreplicate(state))
-    row["matmul_gflops"] = matmul_rate()
+    if profile is not None:
+        with jax.profiler.trace(str(profile), create_perfetto_trace=True):
+            for _ in range(3):
+                state, metrics = compiled(state, images)
+            jax.block_until_ready((state, metrics))
+        row["operations"] = operation_shares(profile)
+    found = seconds_side_by_side(runs, repeats=3)
+    row["parts"] = {name: float(np.median(seconds)) for name, seconds in found.items()}
+    row["matmul_gflops"] = matmul_rate(problem.config.model.dtype)
     return row
+
+
+def count_operations(problem) -> float:
+    """Floating-point operations of a step's loss and gradient, before the compiler optimizes them.
+
+    Counted for a CPU, wherever this runs: not every back end counts.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    config = problem.config
+    shape = (config.training.batch_size, *problem.data.image_shape)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    sigma = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
+
+    def loss(params, clean, noise, sigma):
+        return jnp.mean(problem.losses(params, clean, noise, sigma, jnp.mean)["loss"])
+
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        params = problem.abstract_state().params
+        lowered = jax.jit(jax.grad(loss)).lower(params, images, images, sigma)
+        return lowered.cost_analysis()["flops"]
 
 
 def _time_steps(compiled, state, images, repeats: int):
@@ -166,11 +240,11 @@ def _peak_bytes() -> int:
     return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
 
 
-def parts(problem, state) -> dict[str, float]:
-    """Seconds of a step's loss (with its gradient), optimizer, and data (with its noise)."""
+def parts(problem, state) -> dict:
+    """A step's loss (with its gradient), optimizer, and data (with its noise), compiled."""
     import jax
     import jax.numpy as jnp
-    from measure import Compiled, seconds_side_by_side
+    from measure import Compiled
 
     from hos_jax.data import batch_at, to_float
     from hos_jax.noise import example_keys
@@ -208,20 +282,26 @@ def parts(problem, state) -> dict[str, float]:
         jax.block_until_ready(to_float(parallel.shard(images), problem.data.value_range))
         draw_noise.run()
 
-    runs = {
+    return {
         "loss": Compiled(jax.value_and_grad(loss), outputs).run,
         "optimizer": Compiled(update, state).run,
         "data": data,
     }
-    found = seconds_side_by_side(runs, repeats=3)
-    return {name: float(np.median(seconds)) for name, seconds in found.items()}
+
+
+def rate_of(row: dict) -> str:
+    """TFLOP/s of a step, and their share of a matrix product's rate."""
+    if "tflop" not in row:  # of an earlier version of this script
+        return f"{'':>15}"
+    rate = row["tflop"] / row["seconds"]
+    return f"{rate:>9.3f}{100e3 * rate / row['matmul_gflops']:>6.1f}"
 
 
 def show(name: str, row: dict, reference: dict | None) -> None:
     """One line of the table."""
     planned = f"{row['planned_bytes'] / 2**30:>8.2f}"
     if row["seconds"] is None:
-        print(f"{name:<42}{'':>15}{planned}  planned", flush=True)
+        print(f"{name:<54}{'':>16}{planned}  planned", flush=True)
         return
     rate = row["batch_size"] / row["seconds"]
     known = {part: seconds / row["seconds"] for part, seconds in row["parts"].items()}
@@ -230,10 +310,8 @@ def show(name: str, row: dict, reference: dict | None) -> None:
     if reference is not None and reference["seconds"]:
         ratio = f"{rate * reference['seconds'] / reference['batch_size']:.1f}"
     print(
-        f"{name:<42}{row['seconds']:>8.3f}{rate:>7.1f}{planned}{row['peak_bytes'] / 2**30:>7.2f}"
-        f"{row['matmul_gflops']:>9.0f}"
-        + "".join(f"{100 * s:>6.1f}" for s in shares)
-        + f"{ratio:>7}",
+        f"{name:<54}{row['seconds']:>8.4f}{rate:>8.1f}{planned}{row['peak_bytes'] / 2**30:>7.2f}"
+        f"{rate_of(row)}" + "".join(f"{100 * s:>6.1f}" for s in shares) + f"{ratio:>7}",
         flush=True,
     )
 
@@ -242,6 +320,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="two small settings")
+    parser.add_argument("--accelerator", action="store_true", help="those for an accelerator")
+    parser.add_argument("--profile", type=Path, help="folder for traces")
     parser.add_argument("--settings", nargs="*", choices=list(SETTINGS))
     parser.add_argument("--run-all", action="store_true", help="time what is only planned, too")
     parser.add_argument("--repeats", type=int, default=5)
@@ -250,28 +330,34 @@ def main() -> None:
     if options.one:
         setting = SETTINGS[options.one]
         run = setting.run or options.run_all
-        print(json.dumps(measure(setting, run, options.repeats)))
+        print(json.dumps(measure(setting, run, options.repeats, options.profile)))
         return
     from measure import Rows
 
     table = Rows(options.json, ("setting",), {"repeats": options.repeats})
     print(
-        f"{'setting':<42}{'s/step':>8}{'img/s':>7}{'planned':>8}{'peak':>7}{'GFLOP/s':>9}"
+        f"{'setting':<54}{'s/step':>8}{'img/s':>8}{'planned':>8}{'peak':>7}{'TFLOP/s':>9}{'%':>6}"
         f"{'net %':>6}{'loss':>6}{'opt.':>6}{'data':>6}{'ratio':>7}   (memory in GiB)"
     )
-    for name in options.settings or (QUICK if options.quick else SETTINGS):
+    chosen = ACCELERATOR if options.accelerator else QUICK if options.quick else tuple(SETTINGS)
+    run_all = bool(options.run_all or options.settings or options.accelerator)
+    for name in options.settings or chosen:
         row = table.find(setting=name)
         if row is None or (row["seconds"] is None and options.run_all):
             command = [sys.executable, __file__, "--one", name, "--repeats", str(options.repeats)]
-            command += ["--run-all"] if options.run_all or options.settings else []
+            command += ["--run-all"] if run_all else []
+            if options.profile:
+                folder = options.profile / name.replace(", ", "-")
+                command += ["--profile", str(folder.absolute())]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-                print(f"{name:<42}  failed: {reason}", flush=True)
+                print(f"{name:<54}  failed: {reason}", flush=True)
                 continue
             row = table.add({"setting": name, **json.loads(done.stdout.splitlines()[-1])})
-        reference = table.find(setting=f"{name.partition(',')[0]}, refinenet")
-        show(name, row, reference)
+        show(name, row, table.find(setting=f"{name.partition(',')[0]}, refinenet"))
+        for operation, share in row.get("operations", {}).items():
+            print(f"    {100 * share:>5.1f}%  {operation}", flush=True)
 
 
 if __name__ == "__main__":
