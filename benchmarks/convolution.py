@@ -1,4 +1,4 @@
-"""Speed of 3x3 convolutions on this CPU: `hos_jax.models.convolution` against XLA's own.
+"""Speed of 3x3 convolutions on this CPU: `hos_jax.models.winograd.convolution` against XLA's own.
 
     python benchmarks/convolution.py [--json PATH] [--quick]
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from measure import Compiled, Rows, device_name, matmul_rate, seconds_side_by_side
 
-from hos_jax.models import convolution
+from hos_jax.models.winograd import convolution
 from hos_jax.parallel import keep_freed_memory
 
 LINKS = 4

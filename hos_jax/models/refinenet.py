@@ -27,7 +27,7 @@ from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from hos_jax.models.convolution import convolve, winograd_pays
+from hos_jax.models.winograd.convolution import convolve, winograd_pays
 
 EPSILON = 1e-5
 SMALLEST_SIZE = 8

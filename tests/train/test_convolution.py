@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from plain_convolution import arrays, plain
 
-from hos_jax.models import convolution
-from hos_jax.models.convolution import conv_general_dilated, convolve, kernel_gradient
+from hos_jax.models.winograd import convolution
+from hos_jax.models.winograd.convolution import conv_general_dilated, convolve, kernel_gradient
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.refinenet import RefineNet
 from hos_jax.models.score_model import ScoreModel

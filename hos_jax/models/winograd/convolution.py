@@ -3,7 +3,7 @@ r"""Convolutions that keep the image size, with the algorithms that are fast on 
 XLA's CPU back end computes a 3x3 convolution at the rate of a matrix product, but its gradient in
 the kernel as a convolution with a window as large as the image, and a convolution of few pixels,
 often at a half to a quarter of that rate. Here, on CPU, convolutions of many channels go by
-Winograd's minimal filtering (`hos_jax.models.winograd`), those of few pixels are one matrix
+Winograd's minimal filtering (`hos_jax.models.winograd.filtering`), those of few pixels are one matrix
 product, and kernel gradients of few channels are matrix products, one image at a time. Other
 devices keep XLA's own.
 
@@ -23,7 +23,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from hos_jax.models import winograd
+from hos_jax.models.winograd import filtering as winograd
 from hos_jax.types import Array
 
 IMAGES = ("NHWC", "HWIO", "NHWC")
