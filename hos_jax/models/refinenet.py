@@ -27,7 +27,7 @@ from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from hos_jax.models.winograd.convolution import convolve, winograd_pays
+from hos_jax.models.winograd import convolve, filters, pays
 
 EPSILON = 1e-5
 SMALLEST_SIZE = 8
@@ -175,7 +175,7 @@ class Convolution(nn.Module):
             y = x @ kernel[0, 0]
         elif not self.halve:
             y = convolve(x, kernel, self.dilation)
-        elif winograd_pays(x.shape, self.features, self.dtype):
+        elif filters(kernel, self.dtype) and pays(x.shape, self.features):
             y = mean_pool_2x2(convolve(x, kernel))
         else:
             y = convolve_and_halve(x, kernel)

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hos_jax.models.winograd.convolution import conv_general_dilated
+from hos_jax.models.winograd import conv_general_dilated
 from hos_jax.types import Array
 
 Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), conv_general_dilated=conv_general_dilated)
