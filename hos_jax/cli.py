@@ -12,6 +12,7 @@ from hos_jax import interruption
 from hos_jax.arguments import COMMANDS, make_config, parse
 from hos_jax.errors import UserError
 from hos_jax.files import locked
+from hos_jax.malloc import keep_freed_memory
 
 
 def run_folder(values: flags.FlagValues) -> Path:
@@ -128,6 +129,7 @@ def run(values: flags.FlagValues) -> int:
             on_evaluation=_log_panel,
             make_room=None if values.resume_training else lambda: make_room(workdir),
             should_stop=stop,
+            on_compiled=keep_freed_memory,
         )
     step = int(state.step)
     if stop.signal is not None and step < config.training.steps:

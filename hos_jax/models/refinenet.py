@@ -270,7 +270,7 @@ class InstanceNormPlus(nn.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
 
         def parameter(name, init):
-            return self.param(name, init, (channels,)).astype(wide).reshape(1, 1, 1, channels)
+            return self.param(name, init, (channels,), jnp.float32).astype(wide)[None, None, None]
 
         gamma = parameter("gamma", normal_around_one)
         alpha = parameter("alpha", normal_around_one)

@@ -13,7 +13,7 @@ LAYERS = {
     3: "losses models samplers diagnostics uncertainty calibration metrics objective inverse",
     4: "parallel train_state checkpoint event_log run_log data",
     5: "fit problem train evaluate held_out generate report classify figures runners config "
-    "config_keys arguments cli saved_config tensor_files published migrate commands",
+    "config_keys arguments cli malloc saved_config tensor_files published migrate commands",
 }
 LAYERS = {layer: names.split() for layer, names in LAYERS.items()}
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
