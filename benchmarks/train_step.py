@@ -18,8 +18,9 @@ Loss, optimizer and data are timed alone, as parts of the step: the rest is the 
 column is images per second over those of the setting's refinenet row, in one file of rows. Rows
 marked "planned" are compiled but not run, unless --run-all or --settings is given.
 
-The published implementation, measured elsewhere on 2 cores: low rank MNIST 8.4 s and 13.7 GiB,
-first order MNIST 4.6 s, diagonal CIFAR-10 at batch 40 more than 24 GiB.
+The published implementation, measured on another machine with 2 cores: first order MNIST 8.4 s and
+7.7 GiB where these steps took 6.8 s and 2.1 GiB; low rank MNIST, `dsm_vr` with `d2sm`, 17.6 to
+18.4 s and 14.1 GiB where they took 15.6 s and 4.95 GiB.
 """
 
 from __future__ import annotations

@@ -345,8 +345,12 @@ def test_training_leaves_the_process_as_it_was(tmp_path):
     assert float(done.stdout) < 200
 
 
-def test_a_compiler_that_lacks_an_option_compiles_without_it(monkeypatch):
-    monkeypatch.setattr(parallel, "CPU_OPTIONS", {"xla_cpu_of_another_version": ""})
+@pytest.mark.parametrize(
+    "options",
+    [{"xla_cpu_of_another_version": ""}, {name: "OTHER_VALUE" for name in parallel.CPU_OPTIONS}],
+)
+def test_a_compiler_that_lacks_an_option_compiles_without_it(monkeypatch, options):
+    monkeypatch.setattr(parallel, "CPU_OPTIONS", options)
     x = parallel.replicate(np.ones(3, np.float32))
     compiled = parallel.compile_for(parallel.map_over_devices(lambda x: 2 * x), x)
     np.testing.assert_array_equal(parallel.unreplicate(compiled(x)), 2 * np.ones(3))
@@ -355,3 +359,18 @@ def test_a_compiler_that_lacks_an_option_compiles_without_it(monkeypatch):
 def test_this_compiler_knows_the_options():
     function = jax.jit(lambda x: 2 * x).lower(1.0)
     assert function.compile(compiler_options=parallel.CPU_OPTIONS)(3.0) == 6.0
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the option is one for CPUs")
+def test_convolutions_are_left_to_xla_and_products_to_ynn():
+    def function(images, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        found = jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+        )
+        return found, images.reshape(-1, 32) @ kernel[0, 0]
+
+    arrays = np.zeros((8, 16, 16, 32), np.float32), np.zeros((3, 3, 32, 32), np.float32)
+    mapped = parallel.map_over_devices(function)
+    text = parallel.compile_for(mapped, *parallel.replicate(arrays)).as_text()
+    assert text.count('"kind":"__ynn_fusion"') == 1 and " convolution(" in text
