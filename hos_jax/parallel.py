@@ -27,7 +27,7 @@ AXIS = "devices"
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Seconds that a process waits for the others: compiling a large network takes many minutes.
 PATIENCE = 3600
-# YNN's matrix products are fast; gradients of convolutions take up to 5 times as long by it.
+# Matrix products stay with YNN; gradients of convolutions take up to 5 times as long by it.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 _barriers = itertools.count()
 

@@ -26,7 +26,7 @@ def channels(request, monkeypatch):
     monkeypatch.setattr(convolution, "CHUNK", 100_000)
     least = 5000 if request.param == "few pixels" else 1
     monkeypatch.setattr(convolution, "PIXELS", least)
-    return 2 if request.param == "few channels" else 32
+    return 2 if request.param == "few channels" else 64
 
 
 def check(everything, rtol=1e-4):
@@ -115,9 +115,9 @@ def test_chunks_are_even_and_not_too_large():
 @pytest.mark.parametrize(
     ("shape", "outputs", "paid"),
     [
-        ((2, 8, 8, 32), 32, True),
-        ((2, 8, 8, 31), 32, False),
-        ((2, 8, 8, 32), 31, False),
+        ((2, 8, 8, 64), 64, True),
+        ((2, 8, 8, 63), 64, False),
+        ((2, 8, 8, 64), 63, False),
         ((1, 14, 14, 128), 128, False),
         ((1, 28, 28, 128), 64, True),
         ((16, 7, 7, 256), 256, False),
@@ -169,7 +169,7 @@ def filtered(function, *arguments):
 
 
 def test_a_precision_that_is_asked_for_is_kept():
-    images, kernel = arrays((2, 8, 8, 32), (3, 3, 32, 32))
+    images, kernel = arrays((2, 8, 8, 64), (3, 3, 64, 64))
     convolve_flax = functools.partial(
         conv_general_dilated,
         window_strides=(1, 1),
@@ -195,7 +195,7 @@ def test_one_switch_leaves_all_convolutions_to_xla():
     script = """
 import jax, jax.numpy as jnp
 from hos_jax.models.winograd import convolve
-images, kernel = jnp.zeros((2, 8, 8, 32)), jnp.zeros((3, 3, 32, 32))
+images, kernel = jnp.zeros((2, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
 print("same_size_convolution" in str(jax.make_jaxpr(convolve)(images, kernel)))
 """
     for value, found in (("0", "False"), ("1", "True")):

@@ -22,7 +22,7 @@ IMAGES = ("NHWC", "HWIO", "NHWC")
 
 # With fewer channels the transforms of Winograd's filtering cost more than the products it saves,
 # and with fewer pixels in a batch, or than one in 64 values of a tap, the transform of the kernel.
-CHANNELS, PIXELS, VALUES_PER_PIXEL = 32, 128, 64
+CHANNELS, PIXELS, VALUES_PER_PIXEL = 64, 128, 64
 # Values of the transformed images that are worked on at a time, so that they stay in the cache.
 CHUNK = 1_250_000
 
