@@ -8,14 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from hos_jax.distributions.base import (
-    Law,
-    as_sigma,
-    law,
-    require,
-    require_shape,
-    set_arrays,
-)
+from hos_jax.distributions.base import Law, as_sigma, law, require, require_shape, set_arrays
 from hos_jax.linops import Dense, SymmetricMatrix
 from hos_jax.types import Array, PRNGKey
 

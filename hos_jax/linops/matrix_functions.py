@@ -66,9 +66,8 @@ def _divided_difference(function: SpectralFunction, left: Array, right: Array) -
 
 def _table(function: SpectralFunction, rows: Array, columns: Array) -> Array:
     """The divided differences of all pairs, (m, n)."""
-    shape = (len(rows), len(columns))
-    left = jnp.broadcast_to(rows[:, None], shape)
-    return _divided_difference(function, left, jnp.broadcast_to(columns[None, :], shape))
+    left, right = jnp.meshgrid(rows, columns, indexing="ij")
+    return _divided_difference(function, left, right)
 
 
 def _closed(function: SpectralFunction, dtype) -> tuple[Callable, list[Any]]:
@@ -108,14 +107,7 @@ def _spectral_jvp(of, primals, tangents):
 def isotropic_product(
     multiple: Array, factor: Array, function: SpectralFunction, vector: Array
 ) -> Array:
-    """f(c I + U U^T) v, (D,), exactly, in O(D r^2).
-
-    Args:
-      multiple: c, a scalar.
-      factor: U, (D, r).
-      function: f, elementwise.
-      vector: v, (D,).
-    """
+    """f(c I + U U^T) v, (D,), exactly, in O(D r^2), for a scalar c and U of shape (D, r)."""
 
     def difference(value: Array) -> Array:
         # Rounding may leave an eigenvalue of U^T U below 0, where f need not be defined.
@@ -151,14 +143,7 @@ def lanczos_product(
 
 
 class _Ritz(NamedTuple):
-    """v on a Krylov space: v = Z w, A is nearly Z diag(l) Z^T.
-
-    Attributes:
-      values: l, (K,).
-      vectors: Z, (D, K).
-      weights: w, (K,).
-      projected: T, (K, K).
-    """
+    """v on a Krylov space: v = Z w, A is nearly Z diag(l) Z^T; l, Z (D, K), w and T (K, K)."""
 
     values: Array
     vectors: Array
@@ -194,11 +179,8 @@ def _relative_change(of: Callable, constants: list, projected: Array, dim: int) 
 def _lanczos_forward(of, matvec, size, matrix, constants, vector):
     ritz = _ritz(matvec, matrix, vector, size)
     value = ritz.vectors @ (of(ritz.values, *constants) * ritz.weights)
-    return (value, _relative_change(of, constants, ritz.projected, len(vector))), (
-        matrix,
-        constants,
-        ritz,
-    )
+    error = _relative_change(of, constants, ritz.projected, len(vector))
+    return (value, error), (matrix, constants, ritz)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

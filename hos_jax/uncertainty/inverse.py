@@ -293,10 +293,7 @@ def conditional_sample(key, posterior, observation, *, return_converged=False, *
 
 
 def descend(
-    key: PRNGKey,
-    draw_fn: Callable[[PRNGKey, Array, Array], Array],
-    start: Array,
-    sigmas: Array,
+    key: PRNGKey, draw_fn: Callable[[PRNGKey, Array, Array], Array], start: Array, sigmas: Array
 ) -> Array:
     r"""One draw of x, (D,), data units, down a ladder of noise levels.
 

@@ -53,7 +53,4 @@ def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceSc
     check_vectors(error=error, covariance_rows=covariance.shape[:-1])
     form, logdet = covariance.inverse_quadratic_form_and_logdet(error)
     dim = error.shape[0]
-    return CovarianceScores(
-        nll_per_dim=0.5 * (form + logdet) / dim,
-        calibration=form / dim,
-    )
+    return CovarianceScores(nll_per_dim=0.5 * (form + logdet) / dim, calibration=form / dim)
