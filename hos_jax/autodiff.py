@@ -8,8 +8,13 @@ those of the posterior covariance, `posterior_eigenpairs`. Third order: `third_d
 `third_derivative_diagonal`, `third_derivative_contraction`.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
-then returns is said where it matters. All act on one point (D,); batch with `vmap`. Everything is
-in 1 / data units^2 for the second order, 1 / data units^3 for the third.
+then returns is said where it matters. Everything is in 1 / data units^2 for the second order,
+1 / data units^3 for the third.
+
+Everywhere `score_fn` is s1, (D,) -> (D,), at the noise level `sigma`; `noisy` is one point y, (D,):
+batch with `vmap`. `chunk_size` tangents run through the network together, and memory is that of
+so many evaluations; it need not divide D. ValueError is raised for points and vectors that are not
+(D,), also by the closures, and for sizes below 1.
 """
 
 from __future__ import annotations
@@ -69,16 +74,11 @@ def dense_hessian_fn(
     """y -> s2(y), the whole Jacobian of s1 at once, `Dense`.
 
     D tangents (forward) or cotangents (reverse) run through the network together: time and memory
-    are about D times those of one evaluation.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      mode: of differentiation.
-      symmetrize: return (J + J^T) / 2, the nearest symmetric matrix in Frobenius norm; without it
-        row i is the gradient of component i of s1.
+    are about D times those of one evaluation. With `symmetrize` it is (J + J^T) / 2, the nearest
+    symmetric matrix in Frobenius norm; without it row i is the gradient of component i of s1.
 
     Raises:
-      ValueError: for another `mode`; from the closure, if the point is not (D,).
+      ValueError: for another `mode`.
     """
     if mode not in ("forward", "reverse"):
         raise ValueError(f"expected mode 'forward' or 'reverse', got {mode!r}")
@@ -97,13 +97,8 @@ def hessian_vector_product_fn(
 ) -> HessianVectorProductFn:
     """(y, v) -> s2(y) v, (D,), by one Jacobian-vector product: about two evaluations of s1.
 
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      symmetrize: return (J v + J^T v) / 2, with a vector-Jacobian product as well; for a network
-        whose Jacobian is not symmetric.
-
-    Raises:
-      ValueError: from the closure, if the point and the vector are not both (D,).
+    With `symmetrize` it is (J v + J^T v) / 2, with a vector-Jacobian product as well; for a network
+    whose Jacobian is not symmetric.
     """
 
     def product_fn(noisy: Array, vector: Array) -> Array:
@@ -126,13 +121,6 @@ def posterior_covariance_product_fn(
 
     One product of each kind: about four evaluations of s1. The product with a unit vector is a row
     of K. For a learned s1 nothing keeps K from having negative eigenvalues.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      sigma: the noise level of `score_fn`, scalar, data units.
-
-    Raises:
-      ValueError: from the closure, if the point and the vector are not both (D,).
     """
     product_fn = hessian_vector_product_fn(score_fn, symmetrize=True)
     return lambda noisy, vector: sigma**2 * (vector + sigma**2 * product_fn(noisy, vector))
@@ -152,17 +140,14 @@ def posterior_eigenpairs(
     Lanczos on `posterior_covariance_product_fn`: k + m + 1 products.
 
     Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      sigma: the noise level of `score_fn`, scalar, data units.
+      score_fn, noisy, sigma: as above.
       key: of the random start vector.
       count: k, how many directions.
       krylov_vectors: size m of the Krylov space, at most D of them are used; 4 k + 30 unless given.
 
     Raises:
-      ValueError: if `noisy` is not (D,), or unless 1 <= count <= krylov_vectors and count <= D.
+      ValueError: unless 1 <= count <= krylov_vectors and count <= D.
     """
-    check_vectors(noisy=noisy)
     dim = noisy.shape[0]
     matvec = functools.partial(posterior_covariance_product_fn(score_fn, sigma), noisy)
     size = None if krylov_vectors is None else min(krylov_vectors, dim)
@@ -173,21 +158,12 @@ def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool =
     """y -> s2(y), `Dense`, by Jacobian-vector products, `chunk_size` of them at a time.
 
     Equal to `dense_hessian_fn`, with the memory of `chunk_size` evaluations and the (D, D) result
-    instead of D evaluations. D need not be a multiple of `chunk_size`.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      chunk_size: tangents that run through the network together.
-      symmetrize: as in `dense_hessian_fn`.
-
-    Raises:
-      ValueError: for a chunk size below 1; from the closure, if the point is not (D,).
+    instead of D evaluations.
     """
     _check_positive(chunk_size=chunk_size)
     product_fn = hessian_vector_product_fn(score_fn)
 
     def hessian_fn(noisy: Array) -> Dense:
-        check_vectors(noisy=noisy)
         columns = _over_basis(lambda _, unit: product_fn(noisy, unit), noisy, chunk_size)
         return Dense(_symmetric_part(columns) if symmetrize else columns.T)
 
@@ -198,19 +174,11 @@ def chunked_hessian_diagonal_fn(score_fn: ScoreFn, *, chunk_size: int) -> Callab
     """y -> the diagonal of s2(y), (D,), exact, without a (D, D) array.
 
     D Jacobian-vector products, `chunk_size` of them at a time, of which one number each is kept.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      chunk_size: tangents that run through the network together.
-
-    Raises:
-      ValueError: for a chunk size below 1; from the closure, if the point is not (D,).
     """
     _check_positive(chunk_size=chunk_size)
     product_fn = hessian_vector_product_fn(score_fn)
 
     def diagonal_fn(noisy: Array) -> Array:
-        check_vectors(noisy=noisy)
         return _over_basis(lambda index, unit: product_fn(noisy, unit)[index], noisy, chunk_size)
 
     return diagonal_fn
@@ -252,36 +220,27 @@ def _monte_carlo_mean(
     return Estimate(mean, jnp.sqrt(squares / (probes - 1) / probes))
 
 
+def _probe(score_fn: ScoreFn, noisy: Array, key: PRNGKey) -> Array:
+    """v * (s2 v), (D,), for one Rademacher probe v."""
+    probe = jax.random.rademacher(key, noisy.shape, noisy.dtype)
+    return probe * hessian_vector_product_fn(score_fn)(noisy, probe)
+
+
 def hutchinson_trace(
     score_fn: ScoreFn, noisy: Array, key: PRNGKey, *, probes: int, chunk_size: int = 1
 ) -> Estimate:
     r"""tr s2(y), a scalar: the mean of v^T s2 v over Rademacher probes v, with a standard error.
 
     Unbiased. One probe has variance 2 (nF(s2) - sum_i s2_ii^2), so a diagonal s2 is found exactly.
-    Memory is that of `chunk_size` evaluations, for any number of probes; the value depends on
-    `chunk_size` through rounding alone.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      key: of the probes.
-      probes: how many; with one alone the standard error is infinite.
-      chunk_size: probes that run through the network together.
-
-    Raises:
-      ValueError: if `noisy` is not (D,), or for fewer than one probe or a chunk size below 1.
+    With one probe alone the standard error is infinite. Memory does not grow with the number of
+    probes; the value depends on `chunk_size` through rounding alone.
 
     References:
       Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
     """
-    check_vectors(noisy=noisy)
-    product_fn = hessian_vector_product_fn(score_fn)
-
-    def sample(probe_key: PRNGKey) -> Array:
-        probe = jax.random.rademacher(probe_key, noisy.shape, noisy.dtype)
-        return jnp.sum(probe * product_fn(noisy, probe))
-
-    return _monte_carlo_mean(sample, key, probes, chunk_size)
+    return _monte_carlo_mean(
+        lambda probe_key: jnp.sum(_probe(score_fn, noisy, probe_key)), key, probes, chunk_size
+    )
 
 
 def hutchinson_diagonal(
@@ -290,32 +249,21 @@ def hutchinson_diagonal(
     r"""The diagonal of s2(y), (D,): the mean of v * (s2 v) over Rademacher probes v.
 
     Unbiased, with a standard error for each entry: one probe has variance sum_{j != i} s2_ij^2 at
-    entry i. Arguments, memory and errors as in `hutchinson_trace`.
+    entry i. Memory and one probe alone as in `hutchinson_trace`.
 
     References:
       Bekas, Kokiopoulou, Saad, "An Estimator for the Diagonal of a Matrix", 2007.
     """
-    check_vectors(noisy=noisy)
-    product_fn = hessian_vector_product_fn(score_fn)
-
-    def sample(probe_key: PRNGKey) -> Array:
-        probe = jax.random.rademacher(probe_key, noisy.shape, noisy.dtype)
-        return probe * product_fn(noisy, probe)
-
-    return _monte_carlo_mean(sample, key, probes, chunk_size)
+    return _monte_carlo_mean(
+        lambda probe_key: _probe(score_fn, noisy, probe_key), key, probes, chunk_size
+    )
 
 
 def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True) -> Array:
     """s3(y), dense (D, D, D), by two nested forward derivatives; for small D.
 
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      symmetrize: average over the three places of the index of s1; the two derivatives commute.
-        Without it entry [i, j, k] is d_j d_k s1_i.
-
-    Raises:
-      ValueError: if `noisy` is not (D,).
+    With `symmetrize` it is the average over the three places of the index of s1; the two
+    derivatives commute. Without it entry [i, j, k] is d_j d_k s1_i.
     """
     check_vectors(noisy=noisy)
     tensor = jax.jacfwd(jax.jacfwd(score_fn))(noisy)
@@ -330,33 +278,14 @@ def third_derivative_contraction(score_fn: ScoreFn, noisy: Array, probe: Array) 
     .. math:: \frac{d^2}{dt^2} s_1(y + t v) \Big|_{t = 0}
 
     About four evaluations of s1 and their memory. For a network it is sum_jk v_j v_k d_j d_k s1.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      probe: v, (D,).
-
-    Raises:
-      ValueError: if the shapes differ or are not (D,).
     """
-    check_vectors(noisy=noisy, probe=probe)
     product_fn = hessian_vector_product_fn(score_fn)
     _, contraction = jax.jvp(lambda point: product_fn(point, probe), (noisy,), (probe,))
     return contraction
 
 
 def third_derivative_diagonal(score_fn: ScoreFn, noisy: Array, *, chunk_size: int = 1) -> Array:
-    """s3(y)_iii, (D,), exact: D nested derivatives along the axes, `chunk_size` at a time.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      chunk_size: axes that run through the network together; memory grows with it, not with D.
-
-    Raises:
-      ValueError: if `noisy` is not (D,), or for a chunk size below 1.
-    """
-    check_vectors(noisy=noisy)
+    """s3(y)_iii, (D,), exact: D nested derivatives along the axes, `chunk_size` at a time."""
     _check_positive(chunk_size=chunk_size)
     return _over_basis(
         lambda index, unit: third_derivative_contraction(score_fn, noisy, unit)[index],
