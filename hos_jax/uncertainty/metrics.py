@@ -32,20 +32,13 @@ def third_order_score(scaled_third_diagonal: Array, error: Array, variance: Arra
       scaled_third_diagonal: T_iii = sigma^3 s3_iii, (D,).
       error: e = (x - posterior mean) / sigma, (D,), dimensionless.
       variance: the predicted C_ii, (D,), or zeros without a second-order model.
-
-    Raises:
-      ValueError: if the shapes differ.
     """
     loss = d3sm_diagonal(scaled_third_diagonal, -error, Diagonal(variance))
     return loss / error.shape[0]
 
 
 def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceScores:
-    """Scores of a predicted covariance against the error of the mean, at one example.
-
-    Args:
-      error: e = x - posterior mean, (D,), in any unit.
-      covariance: C, positive definite, structured, in that unit squared.
+    """Scores of a positive definite C, (D, D), against e = x - posterior mean, (D,), in any unit.
 
     Raises:
       ValueError: if the shapes differ.
