@@ -37,12 +37,7 @@ class HessianVectorProductFn(Protocol):
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo mean over independent probes.
-
-    Attributes:
-      estimate: the mean.
-      standard_error: the estimated standard deviation of that mean, of the same shape.
-    """
+    """A mean over independent probes, and the estimated standard deviation of that mean."""
 
     estimate: Array
     standard_error: Array
@@ -52,10 +47,6 @@ def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"expected {name} >= 1, got {size}")
-
-
-def _symmetric_part(matrix: Array) -> Array:
-    return 0.5 * (matrix + matrix.T)
 
 
 def _over_basis(function: Callable[[Array, Array], Array], noisy: Array, chunk_size: int) -> Array:
@@ -87,7 +78,7 @@ def dense_hessian_fn(
     def hessian_fn(noisy: Array) -> Dense:
         check_vectors(noisy=noisy)
         jacobian = jacobian_fn(noisy)
-        return Dense(_symmetric_part(jacobian) if symmetrize else jacobian)
+        return Dense(0.5 * (jacobian + jacobian.T) if symmetrize else jacobian)
 
     return hessian_fn
 
@@ -137,17 +128,13 @@ def posterior_eigenpairs(
 ) -> lanczos.Eigenpairs:
     """The directions of largest posterior variance by s1 alone, and these variances, data units^2.
 
-    Lanczos on `posterior_covariance_product_fn`: k + m + 1 products.
-
-    Args:
-      score_fn, noisy, sigma: as above.
-      key: of the random start vector.
-      count: k, how many directions.
-      krylov_vectors: size m of the Krylov space, at most D of them are used; 4 k + 30 unless given.
+    Lanczos from a random start with k = `count` and m = `krylov_vectors`, of which at most D are
+    used, 4 k + 30 unless given: k + m + 1 products of `posterior_covariance_product_fn`.
 
     Raises:
       ValueError: unless 1 <= count <= krylov_vectors and count <= D.
     """
+    check_vectors(noisy=noisy)
     dim = noisy.shape[0]
     matvec = functools.partial(posterior_covariance_product_fn(score_fn, sigma), noisy)
     size = None if krylov_vectors is None else min(krylov_vectors, dim)
@@ -165,7 +152,7 @@ def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool =
 
     def hessian_fn(noisy: Array) -> Dense:
         columns = _over_basis(lambda _, unit: product_fn(noisy, unit), noisy, chunk_size)
-        return Dense(_symmetric_part(columns) if symmetrize else columns.T)
+        return Dense(0.5 * (columns + columns.T) if symmetrize else columns.T)
 
     return hessian_fn
 
@@ -279,6 +266,7 @@ def third_derivative_contraction(score_fn: ScoreFn, noisy: Array, probe: Array) 
 
     About four evaluations of s1 and their memory. For a network it is sum_jk v_j v_k d_j d_k s1.
     """
+    check_vectors(noisy=noisy, probe=probe)
     product_fn = hessian_vector_product_fn(score_fn)
     _, contraction = jax.jvp(lambda point: product_fn(point, probe), (noisy,), (probe,))
     return contraction

@@ -38,13 +38,8 @@ def krylov_space(
     """A Krylov space of K <= D vectors, fully reorthogonalised; for A = c I or a low rank too.
 
     There Lanczos would meet an invariant subspace and divide by zero: a diagonal of a few ulps of A
-    is added, with which no Krylov space ends before D vectors.
-
-    Args:
-      matvec: v -> A v.
-      start: the start vector, (D,), not zero.
-      noise: numbers of order 1, (D,), all different.
-      size: K.
+    is added, with which no Krylov space ends before D vectors. `noise`, numbers of order 1, (D,),
+    all different, is its shape.
 
     Returns:
       Orthonormal vectors as rows, (K, D), the first along the start, and A on them, (K, K).
@@ -106,8 +101,7 @@ def top_eigenpairs(
       matvec: v -> A v, (D,) -> (D,), linear with symmetric A; for a score at y,
         `functools.partial(autodiff.hessian_vector_product_fn(score_fn, symmetrize=True), y)`.
       key: of the random start vector.
-      dim: D.
-      count: k, how many pairs.
+      dim, count: D and k.
       krylov_vectors: m, from k to D; min(D, 4 k + 30) unless given.
       which: "algebraic", descending by value, or "magnitude", descending by absolute value.
       dtype: floating type of the vectors that `matvec` is given.

@@ -36,10 +36,8 @@ SpectralFunction = Callable[[Array], Array]
 class MatrixFunctionProduct(NamedTuple):
     """f(A) v and how far it may be off.
 
-    Attributes:
-      value: f(A) v, (..., D).
-      relative_error: for Lanczos, the norm of what the last Krylov vector changed over the norm of
-        the value, (...): an estimate of the error, not a bound. 0 for the exact ways.
+    `relative_error`, (...), is for Lanczos the norm of what the last Krylov vector changed over the
+    norm of the value: an estimate of the error, not a bound. It is 0 for the exact ways.
     """
 
     value: Array
@@ -130,12 +128,8 @@ def lanczos_product(
     The derivative in reverse mode takes a second Krylov space, that of A and the cotangent; there
     is none in forward mode. No gradient flows through the estimate.
 
-    Args:
-      matvec: `matvec(matrix, columns)` is A V, (D, k); differentiable in `matrix`, any pytree.
-      matrix: what `matvec` takes.
-      function: f, elementwise.
-      vector: v, (D,).
-      size: K, at most D.
+    `matvec(matrix, columns)` is A V, (D, k), differentiable in `matrix`, any pytree; K = `size` is
+    at most D.
     """
     of, constants = _closed(function, vector.dtype)
     value, error = _lanczos(of, matvec, size, matrix, constants, vector)

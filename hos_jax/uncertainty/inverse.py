@@ -76,10 +76,7 @@ class Observation:
         return jnp.asarray(self.values, predicted.dtype) - predicted
 
     def check(self, like: Array) -> None:
-        """Raise ValueError for what cannot be a measurement; traced numbers are not looked at.
-
-        Args:
-          like: any point, (D,).
+        """See whether it is a measurement of points like this one, (D,); not if it is traced.
 
         Raises:
           ValueError: if a value is not finite, t is not positive, or the map is not affine, not
@@ -93,10 +90,11 @@ class Observation:
                 f"forward has to give real floating numbers, got {predicted.dtype}; "
                 "stack the real and the imaginary part of complex ones"
             )
-        wrong = [] if _is_traced(self.values) else np.flatnonzero(~np.isfinite(self.values))
+        known = np.zeros(1) if _is_traced(self.values) else np.asarray(self.values)
+        wrong = np.flatnonzero(~np.isfinite(known))
         if len(wrong):
             raise ValueError(
-                f"{len(wrong)} of {len(self.values)} values are not finite, the first at "
+                f"{len(wrong)} of {len(known)} values are not finite, the first at "
                 f"{wrong[0]}; leave them out of the values and of what forward gives"
             )
         std = 1.0 if _is_traced(self.noise_std) else np.asarray(self.noise_std)
@@ -173,11 +171,8 @@ def condition(
 ) -> Conditioned:
     """The posterior mean given the observation too, with what the solver says of itself.
 
-    Args:
-      posterior: of x given y.
-      observation: b, A and t.
-      tolerance: conjugate gradients stop at this residual, relative to n2(b - A m)^(1/2).
-      max_iterations: or after so many products with S.
+    Conjugate gradients stop at a residual of `tolerance`, relative to n2(b - A m)^(1/2), or after
+    `max_iterations` products with S.
 
     Raises:
       ValueError: if the observation is none for this posterior, see `Observation.check`.
@@ -275,7 +270,7 @@ def descend(
     exact law the result is exact too, however far apart the levels are, but for the start.
 
     Args:
-      key: JAX key.
+      key: of all draws.
       draw_fn: `(key, y, sigma) -> x`; sigma is traced.
       start: y at sigmas[0], (D,): sigmas[0] times standard normal noise around the data's centre.
       sigmas: the levels in falling order, (levels,), data units; the first is large against the
@@ -326,7 +321,8 @@ def sample_posterior(
 
     def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> Any:
         found = posterior_fn(noisy, sigma)
-        more = {"return_converged": return_converged, **solver}
-        return conditional_sample(draw_key, found, observation, **more)
+        return conditional_sample(
+            draw_key, found, observation, return_converged=return_converged, **solver
+        )
 
     return descend(key, draw_fn, start, sigmas, has_aux=return_converged)
