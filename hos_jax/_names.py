@@ -1,7 +1,5 @@
 """Names that load what they stand for when they are first used: public ones, and those of 0.1."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import types

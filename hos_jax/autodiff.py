@@ -17,8 +17,6 @@ so many evaluations; it need not divide D. ValueError is raised for points and v
 (D,), also by the closures, and for sizes below 1.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol

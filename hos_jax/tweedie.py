@@ -19,10 +19,8 @@ scalar in data units. `score1`, `score2` and `scores` are s_n at y in 1 / data u
 and moments of order n are in data units^n. ValueError is raised for shapes that do not fit.
 """
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 
@@ -81,6 +79,14 @@ def _check_tensors(name: str, tensors: Sequence[Array], dim: int | None = None) 
             )
 
 
+def _of_noise(name: str, tensors: Sequence[Array], noisy: Array, sigma: Array | float) -> Iterator:
+    """Each order n with its tensor and what the noise adds to kappa_n: y, sigma^2 I, or nothing."""
+    check_vectors(noisy=noisy)
+    _check_tensors(name, tensors, noisy.shape[0])
+    known = [noisy, sigma**2 * jnp.eye(noisy.shape[0], dtype=noisy.dtype)]
+    return zip(itertools.count(1), tensors, itertools.chain(known, itertools.repeat(0.0)))
+
+
 def scores_to_cumulants(
     noisy: Array, scores: Sequence[Array], sigma: Array | float
 ) -> tuple[Array, ...]:
@@ -91,13 +97,8 @@ def scores_to_cumulants(
     References:
       Efron 2011, section 2.
     """
-    check_vectors(noisy=noisy)
-    _check_tensors("scores", scores, noisy.shape[0])
-    cumulants = [sigma ** (2 * order) * score for order, score in enumerate(scores, start=1)]
-    cumulants[0] = noisy + cumulants[0]
-    if len(cumulants) > 1:
-        cumulants[1] = cumulants[1] + sigma**2 * jnp.eye(noisy.shape[0], dtype=noisy.dtype)
-    return tuple(cumulants)
+    parts = _of_noise("scores", scores, noisy, sigma)
+    return tuple(sigma ** (2 * n) * s + part for n, s, part in parts)
 
 
 def cumulants_to_scores(
@@ -107,13 +108,8 @@ def cumulants_to_scores(
 
     .. math:: s_n = \sigma^{-2n} (\kappa_n - [n = 1]\, y - [n = 2]\, \sigma^2 I)
     """
-    check_vectors(noisy=noisy)
-    _check_tensors("cumulants", cumulants, noisy.shape[0])
-    centred = list(cumulants)
-    centred[0] = centred[0] - noisy
-    if len(centred) > 1:
-        centred[1] = centred[1] - sigma**2 * jnp.eye(noisy.shape[0], dtype=noisy.dtype)
-    return tuple(tensor / sigma ** (2 * order) for order, tensor in enumerate(centred, start=1))
+    parts = _of_noise("cumulants", cumulants, noisy, sigma)
+    return tuple((k - part) / sigma ** (2 * n) for n, k, part in parts)
 
 
 def _placed_products(first: Array, second: Array) -> Array:

@@ -1,7 +1,5 @@
 """Two-dimensional pictures as fine mixtures of narrow Gaussians, so that their scores are exact."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 

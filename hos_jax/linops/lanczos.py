@@ -4,8 +4,6 @@ References:
   Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 

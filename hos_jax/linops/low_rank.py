@@ -12,8 +12,6 @@ Solves and likelihoods need a positive definite base, and cost O(D r^2) by
 `hos_jax.linops.woodbury`; a draw costs O(D r) beyond one of the base.
 """
 
-from __future__ import annotations
-
 import abc
 
 import jax

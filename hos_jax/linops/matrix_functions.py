@@ -18,8 +18,6 @@ References:
   approximation of bivariate matrix functions", 2019.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

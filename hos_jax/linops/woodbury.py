@@ -5,8 +5,6 @@ B is any `Solvable`: with W^T W = B^-1 the r x r matrix is M = I + (W U)^T (W U)
 .. math:: A^{-1} = W^T (I - W U M^{-1} U^T W^T) W, \qquad \log\det A = \log\det B + \log\det M .
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

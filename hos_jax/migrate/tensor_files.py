@@ -4,8 +4,6 @@ A pickle is a program. The published `torch.load(path)` runs it; here only PyTor
 reader, which knows arrays and plain containers and nothing else, ever sees one.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 import uuid

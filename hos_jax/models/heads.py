@@ -5,8 +5,6 @@ turns it into C(y), the posterior covariance in units of sigma^2, or S(y) = C(y)
 Everything is dimensionless.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Literal

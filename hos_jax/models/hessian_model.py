@@ -1,7 +1,5 @@
 r"""A second-order model beside a score that somebody else provides."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import flax.linen as nn

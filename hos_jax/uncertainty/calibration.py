@@ -7,8 +7,6 @@ Variances are in units of sigma^2 and errors in units of sigma, so that noise le
 ValueError is raised for shapes that do not fit.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -27,11 +25,8 @@ LEAST_COUNT = 500
 class BinSums(NamedTuple):
     """Sums over values, by bin of predicted variance; add those of batches up.
 
-    Attributes:
-      count: number of values, (bins,).
-      variance: predicted variances, (bins,), units of sigma^2.
-      squared_error: (bins,), units of sigma^2.
-      inside: how many errors lie in the central interval at each of `LEVELS`, (bins, levels).
+    Number of values, their predicted variances and squared errors, (bins,), units of sigma^2, and
+    how many errors lie inside the central interval at each of `LEVELS`, (bins, levels).
     """
 
     count: Array  # type: ignore[assignment]  # stands for the method `count` of tuples
@@ -175,9 +170,7 @@ def principal_directions(data: np.ndarray, count: int) -> np.ndarray:
         raise ValueError(f"expected 1 <= count <= min(N - 1, D) for {data.shape}, got {count}")
     centred = np.asarray(data, np.float64) - data.mean(axis=0)
     # The smaller of the two Gram matrices: N may be below D or far above it.
-    if len(data) <= data.shape[1]:
-        _, vectors = np.linalg.eigh(centred @ centred.T)
-        directions, _ = np.linalg.qr(centred.T @ vectors[:, ::-1][:, :count])
-        return directions
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return vectors[:, ::-1][:, :count]
+    few = len(data) <= data.shape[1]
+    _, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
+    leading = vectors[:, ::-1][:, :count]
+    return np.linalg.qr(centred.T @ leading)[0] if few else leading

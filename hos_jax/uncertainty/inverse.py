@@ -27,8 +27,6 @@ References:
   (K = r^2 I).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict, Unpack

@@ -1,7 +1,5 @@
 """How good a posterior mean and covariance are, from the error that was really made."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from hos_jax.linops import Diagonal, SymmetricMatrix
@@ -10,12 +8,8 @@ from hos_jax.types import Array, check_vectors
 
 
 class CovarianceScores(NamedTuple):
-    """Scores of a predicted covariance at one example, scalars, per dimension.
-
-    Attributes:
-      nll_per_dim: (e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant.
-      calibration: e^T C^-1 e / D; 1 on average when the covariance is right.
-    """
+    """(e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant, and e^T C^-1 e / D,
+    which is 1 on average when the covariance is right."""
 
     nll_per_dim: Array
     calibration: Array

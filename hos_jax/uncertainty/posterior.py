@@ -9,8 +9,6 @@ A covariance has to be positive definite, which an unconstrained second-order mo
 Jacobian need not be. `posterior_from_covariance` repairs it and says what it repaired.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 from typing import NamedTuple
