@@ -1,7 +1,5 @@
 """Names that load what they stand for when they are first used: public ones, and those of 0.1."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import types
@@ -9,38 +7,29 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+# Modules of 0.1 by the folder that they are in now.
+_FOLDERS = {
+    "cli": "arguments commands interruption",
+    "config": "runners saved_config",
+    "evaluation": "evaluate figures generate held_out report",
+    "linops": "lanczos matrix_functions",
+    "losses": "objective",
+    "migrate": "published tensor_files",
+    "samplers": "diagnostics",
+    "training": "checkpoint parallel problem",
+    "uncertainty": "calibration inverse metrics",
+}
 # Old name -> new name, below hos_jax: modules of 0.1, and members that left their module.
-MOVED = {
-    "arguments": "cli.arguments",
-    "calibration": "uncertainty.calibration",
-    "checkpoint": "training.checkpoint",
+MOVED = {name: f"{folder}.{name}" for folder, names in _FOLDERS.items() for name in names.split()}
+MOVED |= {
     "checkpoint.free_name": "files.free_name",
-    "commands": "cli.commands",
     "config_keys": "config.keys",
-    "diagnostics": "samplers.diagnostics",
-    "evaluate": "evaluation.evaluate",
     "evaluate.LoadedRun": "training.runs.LoadedRun",
     "evaluate.load_run": "training.runs.load_run_as",
     "event_log": "training.logs",
-    "figures": "evaluation.figures",
-    "generate": "evaluation.generate",
-    "held_out": "evaluation.held_out",
-    "interruption": "cli.interruption",
-    "inverse": "uncertainty.inverse",
-    "lanczos": "linops.lanczos",
-    "matrix_functions": "linops.matrix_functions",
-    "metrics": "uncertainty.metrics",
     "models.refinenet_weights": "migrate.refinenet_weights",
     "models.registry": "config.networks",
-    "objective": "losses.objective",
-    "parallel": "training.parallel",
-    "problem": "training.problem",
-    "published": "migrate.published",
-    "report": "evaluation.report",
     "run_log": "training.logs",
-    "runners": "config.runners",
-    "saved_config": "config.saved_config",
-    "tensor_files": "migrate.tensor_files",
     "train": "training.loop",
     "train_state": "training.state",
 }

@@ -8,11 +8,14 @@ those of the posterior covariance, `posterior_eigenpairs`. Third order: `third_d
 `third_derivative_diagonal`, `third_derivative_contraction`.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
-then returns is said where it matters. All act on one point (D,); batch with `vmap`. Everything is
-in 1 / data units^2 for the second order, 1 / data units^3 for the third.
-"""
+then returns is said where it matters. Everything is in 1 / data units^2 for the second order,
+1 / data units^3 for the third.
 
-from __future__ import annotations
+Everywhere `score_fn` is s1, (D,) -> (D,), at the noise level `sigma`; `noisy` is one point y, (D,):
+batch with `vmap`. `chunk_size` tangents run through the network together, and memory is that of
+so many evaluations; it need not divide D. ValueError is raised for points and vectors that are not
+(D,), also by the closures, and for sizes below 1.
+"""
 
 import functools
 from collections.abc import Callable
@@ -32,12 +35,7 @@ class HessianVectorProductFn(Protocol):
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo mean over independent probes.
-
-    Attributes:
-      estimate: the mean.
-      standard_error: the estimated standard deviation of that mean, of the same shape.
-    """
+    """A mean over independent probes, and the estimated standard deviation of that mean."""
 
     estimate: Array
     standard_error: Array
@@ -47,10 +45,6 @@ def _check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"expected {name} >= 1, got {size}")
-
-
-def _symmetric_part(matrix: Array) -> Array:
-    return 0.5 * (matrix + matrix.T)
 
 
 def _over_basis(function: Callable[[Array, Array], Array], noisy: Array, chunk_size: int) -> Array:
@@ -69,16 +63,11 @@ def dense_hessian_fn(
     """y -> s2(y), the whole Jacobian of s1 at once, `Dense`.
 
     D tangents (forward) or cotangents (reverse) run through the network together: time and memory
-    are about D times those of one evaluation.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      mode: of differentiation.
-      symmetrize: return (J + J^T) / 2, the nearest symmetric matrix in Frobenius norm; without it
-        row i is the gradient of component i of s1.
+    are about D times those of one evaluation. With `symmetrize` it is (J + J^T) / 2, the nearest
+    symmetric matrix in Frobenius norm; without it row i is the gradient of component i of s1.
 
     Raises:
-      ValueError: for another `mode`; from the closure, if the point is not (D,).
+      ValueError: for another `mode`.
     """
     if mode not in ("forward", "reverse"):
         raise ValueError(f"expected mode 'forward' or 'reverse', got {mode!r}")
@@ -87,7 +76,7 @@ def dense_hessian_fn(
     def hessian_fn(noisy: Array) -> Dense:
         check_vectors(noisy=noisy)
         jacobian = jacobian_fn(noisy)
-        return Dense(_symmetric_part(jacobian) if symmetrize else jacobian)
+        return Dense(0.5 * (jacobian + jacobian.T) if symmetrize else jacobian)
 
     return hessian_fn
 
@@ -97,13 +86,8 @@ def hessian_vector_product_fn(
 ) -> HessianVectorProductFn:
     """(y, v) -> s2(y) v, (D,), by one Jacobian-vector product: about two evaluations of s1.
 
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      symmetrize: return (J v + J^T v) / 2, with a vector-Jacobian product as well; for a network
-        whose Jacobian is not symmetric.
-
-    Raises:
-      ValueError: from the closure, if the point and the vector are not both (D,).
+    With `symmetrize` it is (J v + J^T v) / 2, with a vector-Jacobian product as well; for a network
+    whose Jacobian is not symmetric.
     """
 
     def product_fn(noisy: Array, vector: Array) -> Array:
@@ -126,13 +110,6 @@ def posterior_covariance_product_fn(
 
     One product of each kind: about four evaluations of s1. The product with a unit vector is a row
     of K. For a learned s1 nothing keeps K from having negative eigenvalues.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      sigma: the noise level of `score_fn`, scalar, data units.
-
-    Raises:
-      ValueError: from the closure, if the point and the vector are not both (D,).
     """
     product_fn = hessian_vector_product_fn(score_fn, symmetrize=True)
     return lambda noisy, vector: sigma**2 * (vector + sigma**2 * product_fn(noisy, vector))
@@ -149,18 +126,11 @@ def posterior_eigenpairs(
 ) -> lanczos.Eigenpairs:
     """The directions of largest posterior variance by s1 alone, and these variances, data units^2.
 
-    Lanczos on `posterior_covariance_product_fn`: k + m + 1 products.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      sigma: the noise level of `score_fn`, scalar, data units.
-      key: of the random start vector.
-      count: k, how many directions.
-      krylov_vectors: size m of the Krylov space, at most D of them are used; 4 k + 30 unless given.
+    Lanczos from a random start with k = `count` and m = `krylov_vectors`, of which at most D are
+    used, 4 k + 30 unless given: k + m + 1 products of `posterior_covariance_product_fn`.
 
     Raises:
-      ValueError: if `noisy` is not (D,), or unless 1 <= count <= krylov_vectors and count <= D.
+      ValueError: unless 1 <= count <= krylov_vectors and count <= D.
     """
     check_vectors(noisy=noisy)
     dim = noisy.shape[0]
@@ -173,23 +143,14 @@ def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool =
     """y -> s2(y), `Dense`, by Jacobian-vector products, `chunk_size` of them at a time.
 
     Equal to `dense_hessian_fn`, with the memory of `chunk_size` evaluations and the (D, D) result
-    instead of D evaluations. D need not be a multiple of `chunk_size`.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      chunk_size: tangents that run through the network together.
-      symmetrize: as in `dense_hessian_fn`.
-
-    Raises:
-      ValueError: for a chunk size below 1; from the closure, if the point is not (D,).
+    instead of D evaluations.
     """
     _check_positive(chunk_size=chunk_size)
     product_fn = hessian_vector_product_fn(score_fn)
 
     def hessian_fn(noisy: Array) -> Dense:
-        check_vectors(noisy=noisy)
         columns = _over_basis(lambda _, unit: product_fn(noisy, unit), noisy, chunk_size)
-        return Dense(_symmetric_part(columns) if symmetrize else columns.T)
+        return Dense(0.5 * (columns + columns.T) if symmetrize else columns.T)
 
     return hessian_fn
 
@@ -198,19 +159,11 @@ def chunked_hessian_diagonal_fn(score_fn: ScoreFn, *, chunk_size: int) -> Callab
     """y -> the diagonal of s2(y), (D,), exact, without a (D, D) array.
 
     D Jacobian-vector products, `chunk_size` of them at a time, of which one number each is kept.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      chunk_size: tangents that run through the network together.
-
-    Raises:
-      ValueError: for a chunk size below 1; from the closure, if the point is not (D,).
     """
     _check_positive(chunk_size=chunk_size)
     product_fn = hessian_vector_product_fn(score_fn)
 
     def diagonal_fn(noisy: Array) -> Array:
-        check_vectors(noisy=noisy)
         return _over_basis(lambda index, unit: product_fn(noisy, unit)[index], noisy, chunk_size)
 
     return diagonal_fn
@@ -252,36 +205,27 @@ def _monte_carlo_mean(
     return Estimate(mean, jnp.sqrt(squares / (probes - 1) / probes))
 
 
+def _probe(score_fn: ScoreFn, noisy: Array, key: PRNGKey) -> Array:
+    """v * (s2 v), (D,), for one Rademacher probe v."""
+    probe = jax.random.rademacher(key, noisy.shape, noisy.dtype)
+    return probe * hessian_vector_product_fn(score_fn)(noisy, probe)
+
+
 def hutchinson_trace(
     score_fn: ScoreFn, noisy: Array, key: PRNGKey, *, probes: int, chunk_size: int = 1
 ) -> Estimate:
     r"""tr s2(y), a scalar: the mean of v^T s2 v over Rademacher probes v, with a standard error.
 
     Unbiased. One probe has variance 2 (nF(s2) - sum_i s2_ii^2), so a diagonal s2 is found exactly.
-    Memory is that of `chunk_size` evaluations, for any number of probes; the value depends on
-    `chunk_size` through rounding alone.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      key: of the probes.
-      probes: how many; with one alone the standard error is infinite.
-      chunk_size: probes that run through the network together.
-
-    Raises:
-      ValueError: if `noisy` is not (D,), or for fewer than one probe or a chunk size below 1.
+    With one probe alone the standard error is infinite. Memory does not grow with the number of
+    probes; the value depends on `chunk_size` through rounding alone.
 
     References:
       Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
     """
-    check_vectors(noisy=noisy)
-    product_fn = hessian_vector_product_fn(score_fn)
-
-    def sample(probe_key: PRNGKey) -> Array:
-        probe = jax.random.rademacher(probe_key, noisy.shape, noisy.dtype)
-        return jnp.sum(probe * product_fn(noisy, probe))
-
-    return _monte_carlo_mean(sample, key, probes, chunk_size)
+    return _monte_carlo_mean(
+        lambda probe_key: jnp.sum(_probe(score_fn, noisy, probe_key)), key, probes, chunk_size
+    )
 
 
 def hutchinson_diagonal(
@@ -290,32 +234,21 @@ def hutchinson_diagonal(
     r"""The diagonal of s2(y), (D,): the mean of v * (s2 v) over Rademacher probes v.
 
     Unbiased, with a standard error for each entry: one probe has variance sum_{j != i} s2_ij^2 at
-    entry i. Arguments, memory and errors as in `hutchinson_trace`.
+    entry i. Memory and one probe alone as in `hutchinson_trace`.
 
     References:
       Bekas, Kokiopoulou, Saad, "An Estimator for the Diagonal of a Matrix", 2007.
     """
-    check_vectors(noisy=noisy)
-    product_fn = hessian_vector_product_fn(score_fn)
-
-    def sample(probe_key: PRNGKey) -> Array:
-        probe = jax.random.rademacher(probe_key, noisy.shape, noisy.dtype)
-        return probe * product_fn(noisy, probe)
-
-    return _monte_carlo_mean(sample, key, probes, chunk_size)
+    return _monte_carlo_mean(
+        lambda probe_key: _probe(score_fn, noisy, probe_key), key, probes, chunk_size
+    )
 
 
 def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True) -> Array:
     """s3(y), dense (D, D, D), by two nested forward derivatives; for small D.
 
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      symmetrize: average over the three places of the index of s1; the two derivatives commute.
-        Without it entry [i, j, k] is d_j d_k s1_i.
-
-    Raises:
-      ValueError: if `noisy` is not (D,).
+    With `symmetrize` it is the average over the three places of the index of s1; the two
+    derivatives commute. Without it entry [i, j, k] is d_j d_k s1_i.
     """
     check_vectors(noisy=noisy)
     tensor = jax.jacfwd(jax.jacfwd(score_fn))(noisy)
@@ -330,14 +263,6 @@ def third_derivative_contraction(score_fn: ScoreFn, noisy: Array, probe: Array) 
     .. math:: \frac{d^2}{dt^2} s_1(y + t v) \Big|_{t = 0}
 
     About four evaluations of s1 and their memory. For a network it is sum_jk v_j v_k d_j d_k s1.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      probe: v, (D,).
-
-    Raises:
-      ValueError: if the shapes differ or are not (D,).
     """
     check_vectors(noisy=noisy, probe=probe)
     product_fn = hessian_vector_product_fn(score_fn)
@@ -346,17 +271,7 @@ def third_derivative_contraction(score_fn: ScoreFn, noisy: Array, probe: Array) 
 
 
 def third_derivative_diagonal(score_fn: ScoreFn, noisy: Array, *, chunk_size: int = 1) -> Array:
-    """s3(y)_iii, (D,), exact: D nested derivatives along the axes, `chunk_size` at a time.
-
-    Args:
-      score_fn: s1, (D,) -> (D,).
-      noisy: y, (D,).
-      chunk_size: axes that run through the network together; memory grows with it, not with D.
-
-    Raises:
-      ValueError: if `noisy` is not (D,), or for a chunk size below 1.
-    """
-    check_vectors(noisy=noisy)
+    """s3(y)_iii, (D,), exact: D nested derivatives along the axes, `chunk_size` at a time."""
     _check_positive(chunk_size=chunk_size)
     return _over_basis(
         lambda index, unit: third_derivative_contraction(score_fn, noisy, unit)[index],

@@ -1,4 +1,4 @@
-"""The one exception that is shown to a user as a single line, without a traceback."""
+"""The one exception that is shown to a user as a single line, and the one line of the others."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,9 @@ class UserError(ValueError):
     The command line prints it on one line and exits with status 2; a library caller catches it
     like any other `ValueError`.
     """
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, on one line and short enough for a message."""
+    said = getattr(error, "strerror", None) or str(error).strip() or repr(error)
+    return said.splitlines()[0][:200]

@@ -12,13 +12,15 @@ is the inverse of the other.
 
 `posterior_covariance` keeps the structure of its argument and suits images. The maps of any order
 are dense: a tensor of order n is a symmetric array (D,) * n, and a family of them is a sequence
-whose element n - 1 has order n. All act on one point; batch with `vmap`.
+whose element n - 1 has order n.
+
+Everywhere `noisy` is one point y, (D,), in data units (batch with `vmap`), and `sigma` a positive
+scalar in data units. `score1`, `score2` and `scores` are s_n at y in 1 / data units^n; cumulants
+and moments of order n are in data units^n. ValueError is raised for shapes that do not fit.
 """
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 
@@ -29,14 +31,6 @@ from hos_jax.types import Array, ScoreFn, check_vectors
 def posterior_mean(noisy: Array, score1: Array, sigma: Array | float) -> Array:
     r"""E[x | y] = y + sigma^2 s1(y), the denoised point, (D,), data units.
 
-    Args:
-      noisy: y, (D,), data units.
-      score1: s1(y), (D,), 1 / data units.
-      sigma: scalar, data units.
-
-    Raises:
-      ValueError: if the shapes differ or are not (D,).
-
     References:
       Efron, "Tweedie's Formula and Selection Bias", 2011; Meng et al. 2021, eq. 5.
     """
@@ -46,10 +40,6 @@ def posterior_mean(noisy: Array, score1: Array, sigma: Array | float) -> Array:
 
 def posterior_covariance(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
     r"""Cov[x | y] = sigma^4 s2(y) + sigma^2 I, in data units^2, of the structure of `score2`.
-
-    Args:
-      score2: s2(y), a structured (D, D) matrix, 1 / data units^2.
-      sigma: scalar, data units.
 
     References:
       Meng et al. 2021, theorem 1.
@@ -63,14 +53,6 @@ def posterior_third_cumulant(score3: Array, sigma: Array | float) -> Array:
     For n = 3 no term but the scaled score is left, so the formula holds entry by entry and for
     every linear function of s3: give the dense tensor, its diagonal s3_iii (the per-pixel third
     central moments follow), or a contraction s3[v, v, .].
-
-    Args:
-      score3: (D, D, D), or (D,) for the diagonal or a contraction; 1 / data units^3 (times the
-        units of v twice for a contraction).
-      sigma: scalar, data units.
-
-    Raises:
-      ValueError: if the shape is neither (D,) nor (D, D, D).
     """
     if score3.ndim not in (1, 3) or len(set(score3.shape)) != 1:
         raise ValueError(f"expected shape (D,) or (D, D, D), got {tuple(score3.shape)}")
@@ -78,16 +60,7 @@ def posterior_third_cumulant(score3: Array, sigma: Array | float) -> Array:
 
 
 def denoise(score_fn: ScoreFn, noisy: Array, sigma: Array | float) -> Array:
-    """One Tweedie step, E[x | y] = y + sigma^2 s1(y), from the score function, (D,), data units.
-
-    Args:
-      score_fn: s1, (D,) -> (D,), 1 / data units.
-      noisy: y, (D,), data units.
-      sigma: scalar, data units; the noise level that `score_fn` belongs to.
-
-    Raises:
-      ValueError: if `noisy` or its score is not of shape (D,), or the two shapes differ.
-    """
+    """One Tweedie step: `posterior_mean` from the score function of that noise level."""
     check_vectors(noisy=noisy)
     return posterior_mean(noisy, score_fn(noisy), sigma)
 
@@ -106,6 +79,14 @@ def _check_tensors(name: str, tensors: Sequence[Array], dim: int | None = None) 
             )
 
 
+def _of_noise(name: str, tensors: Sequence[Array], noisy: Array, sigma: Array | float) -> Iterator:
+    """Each order n with its tensor and what the noise adds to kappa_n: y, sigma^2 I, or nothing."""
+    check_vectors(noisy=noisy)
+    _check_tensors(name, tensors, noisy.shape[0])
+    known = [noisy, sigma**2 * jnp.eye(noisy.shape[0], dtype=noisy.dtype)]
+    return zip(itertools.count(1), tensors, itertools.chain(known, itertools.repeat(0.0)))
+
+
 def scores_to_cumulants(
     noisy: Array, scores: Sequence[Array], sigma: Array | float
 ) -> tuple[Array, ...]:
@@ -113,27 +94,11 @@ def scores_to_cumulants(
 
     .. math:: \kappa_n = \sigma^{2n} s_n(y) + [n = 1]\, y + [n = 2]\, \sigma^2 I
 
-    Args:
-      noisy: y, (D,), data units.
-      scores: s_1 ... s_N, s_n of shape (D,) * n, in 1 / data units^n.
-      sigma: scalar, data units.
-
-    Returns:
-      kappa_1 ... kappa_N, kappa_n of shape (D,) * n, in data units^n.
-
-    Raises:
-      ValueError: if there are no scores or their shapes are not (D,) * n.
-
     References:
       Efron 2011, section 2.
     """
-    check_vectors(noisy=noisy)
-    _check_tensors("scores", scores, noisy.shape[0])
-    cumulants = [sigma ** (2 * order) * score for order, score in enumerate(scores, start=1)]
-    cumulants[0] = noisy + cumulants[0]
-    if len(cumulants) > 1:
-        cumulants[1] = cumulants[1] + sigma**2 * jnp.eye(noisy.shape[0], dtype=noisy.dtype)
-    return tuple(cumulants)
+    parts = _of_noise("scores", scores, noisy, sigma)
+    return tuple(sigma ** (2 * n) * s + part for n, s, part in parts)
 
 
 def cumulants_to_scores(
@@ -142,22 +107,9 @@ def cumulants_to_scores(
     r"""Scores s_1 ... s_N at y from the cumulants of x given y: inverts `scores_to_cumulants`.
 
     .. math:: s_n = \sigma^{-2n} (\kappa_n - [n = 1]\, y - [n = 2]\, \sigma^2 I)
-
-    Args:
-      noisy: y, (D,), data units.
-      cumulants: kappa_1 ... kappa_N, kappa_n of shape (D,) * n, in data units^n.
-      sigma: scalar, data units, positive.
-
-    Raises:
-      ValueError: if there are no cumulants or their shapes are not (D,) * n.
     """
-    check_vectors(noisy=noisy)
-    _check_tensors("cumulants", cumulants, noisy.shape[0])
-    centred = list(cumulants)
-    centred[0] = centred[0] - noisy
-    if len(centred) > 1:
-        centred[1] = centred[1] - sigma**2 * jnp.eye(noisy.shape[0], dtype=noisy.dtype)
-    return tuple(tensor / sigma ** (2 * order) for order, tensor in enumerate(centred, start=1))
+    parts = _of_noise("cumulants", cumulants, noisy, sigma)
+    return tuple((k - part) / sigma ** (2 * n) for n, k, part in parts)
 
 
 def _placed_products(first: Array, second: Array) -> Array:
@@ -198,15 +150,6 @@ def cumulants_to_moments(cumulants: Sequence[Array]) -> tuple[Array, ...]:
     terms of D^n entries at order n instead of one for each partition (1, 2, 5, 15, 52, ...).
     Memory O(D^N); for small D.
 
-    Args:
-      cumulants: kappa_1 ... kappa_N, symmetric, kappa_n of shape (D,) * n, in data units^n.
-
-    Returns:
-      M_1 ... M_N, M_n of shape (D,) * n, in data units^n.
-
-    Raises:
-      ValueError: if there are no cumulants or their shapes are not (D,) * n.
-
     References:
       McCullagh, "Tensor Methods in Statistics", 1987, section 2.3.
     """
@@ -223,15 +166,6 @@ def moments_to_cumulants(moments: Sequence[Array]) -> tuple[Array, ...]:
     Order by order, kappa_n is M_n less the partitions into two blocks or more, which need lower
     orders only. Same cost. The subtraction cancels: where the mean m is large against the spread
     t, about n log10(m / t) decimal digits of kappa_n are lost, so centre the data or use float64.
-
-    Args:
-      moments: M_1 ... M_N, symmetric, M_n of shape (D,) * n, in data units^n.
-
-    Returns:
-      kappa_1 ... kappa_N, kappa_n of shape (D,) * n, in data units^n.
-
-    Raises:
-      ValueError: if there are no moments or their shapes are not (D,) * n.
     """
     _check_tensors("moments", moments)
     cumulants: list[Array] = [moments[0]]
@@ -245,8 +179,8 @@ def scores_to_moments(
 ) -> tuple[Array, ...]:
     r"""Raw moments E[x (x) ... (x) x | y], orders 1 to N, from the scores of the same orders.
 
-    `scores_to_cumulants`, then `cumulants_to_moments`; arguments, shapes and errors as there. The
-    result obeys M_{n+1} = sigma^2 grad_y M_n + M_n (x) M_1.
+    `scores_to_cumulants`, then `cumulants_to_moments`. The result obeys
+    M_{n+1} = sigma^2 grad_y M_n + M_n (x) M_1.
 
     References:
       Meng et al. 2021, section 3 (Tweedie's formula of high order).
@@ -257,8 +191,5 @@ def scores_to_moments(
 def moments_to_scores(
     noisy: Array, moments: Sequence[Array], sigma: Array | float
 ) -> tuple[Array, ...]:
-    r"""Scores s_1 ... s_N at y from raw moments of x given y: inverts `scores_to_moments`.
-
-    `moments_to_cumulants`, then `cumulants_to_scores`; arguments, shapes and errors as there.
-    """
+    """Scores s_1 ... s_N at y from raw moments of x given y: inverts `scores_to_moments`."""
     return cumulants_to_scores(noisy, moments_to_cumulants(moments), sigma)

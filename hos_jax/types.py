@@ -1,7 +1,5 @@
 """Array aliases and the protocols of the callables that every numerical module accepts."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import jax

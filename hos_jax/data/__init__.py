@@ -4,8 +4,9 @@ Importing this package imports neither TensorFlow nor any of the optional packag
 when a data set that needs it is asked for.
 """
 
-from hos_jax.data.batches import batch_at
-from hos_jax.data.image_data import ImageData, to_float, to_uint8
-from hos_jax.data.registry import NAMES, load
-
-__all__ = ["NAMES", "ImageData", "batch_at", "load", "to_float", "to_uint8"]
+from hos_jax.data.batches import batch_at as batch_at
+from hos_jax.data.image_data import ImageData as ImageData
+from hos_jax.data.image_data import to_float as to_float
+from hos_jax.data.image_data import to_uint8 as to_uint8
+from hos_jax.data.registry import NAMES as NAMES
+from hos_jax.data.registry import load as load

@@ -42,20 +42,10 @@ def held_out_mask(images: np.ndarray, name: str) -> np.ndarray:
     return held_out[[ranks[digest] for digest in found]]
 
 
-def stratified_split(
-    labels: np.ndarray, held_out_per_class: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, held_out), in a fixed random order, classes balanced in the held-out part.
-
-    Args:
-        labels: integers (N,).
-        held_out_per_class: how many examples of each class are held out.
-        seed: of the fixed shuffle.
-
-    Returns:
-        Two int64 arrays that partition 0..N-1.
-    """
-    rng = np.random.Generator(np.random.Philox(seed))
+def stratified_split(labels: np.ndarray, held_out_per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (train, held_out) that partition 0..N-1, in a fixed random order, so many of each
+    class in the held-out part; labels are integers (N,)."""
+    rng = np.random.Generator(np.random.Philox(0))
     order = rng.permutation(len(labels))
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):

@@ -4,12 +4,13 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from hos_jax.data._splits import digests, held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,6 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
 
     Values are those of the file: floating-point numbers are data units as they are, so that
     sigma and `model.data_std` are in these units too. Bytes are mapped onto [-1, 1].
-
-    Args:
-        root: the file.
 
     Returns:
         ImageData with images uint8 or float32; the range of float32 images is [0, 1] or [-1, 1]
@@ -61,26 +59,32 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
             f"{path} has no images, an array (N, H, W) or (N, H, W, C): reshape it; "
             "for vectors there is hos_jax.fit.rows"
         )
-    images = {part: _images(f"{path}, {part}", array) for part, array in images.items()}
-    known = {
-        part: _labels(f"{path}, {part}", labels.get(part), len(array))
-        for part, array in images.items()
+    found = {
+        part: _part(f"{path}, {part}", array, labels.get(part)) for part, array in images.items()
     }
-    if "held_out" in images:
-        held_out = _without_trained(path, images)
-        kept = images["held_out"][held_out], _take(known["held_out"], held_out)
-        parts = images["train"], kept[0], known["train"], kept[1]
+    train = found["train"]
+    if "held_out" in found:
+        new = _not_trained(path, train.images, found["held_out"].images)
+        held_out = found["held_out"].take(new)
     else:
-        if len(images["train"]) < 2:
-            raise UserError(f"{path} holds {len(images['train'])} images: at least 2 are needed")
-        mask = held_out_mask(images["train"], str(path))
-        split = images["train"][~mask], images["train"][mask]
-        parts = *split, _take(known["train"], ~mask), _take(known["train"], mask)
-    value_range = _value_range(path, parts[0])
+        if len(train.images) < 2:
+            raise UserError(f"{path} holds {len(train.images)} images: at least 2 are needed")
+        mask = held_out_mask(train.images, str(path))
+        train, held_out = train.take(~mask), train.take(mask)
+    parts = train.images, held_out.images, train.labels, held_out.labels
+    value_range = _value_range(path, train.images)
     try:
         return ImageData("arrays", *parts, value_range)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+class _Part(NamedTuple):
+    images: np.ndarray
+    labels: np.ndarray | None
+
+    def take(self, mask: np.ndarray) -> "_Part":
+        return _Part(self.images[mask], None if self.labels is None else self.labels[mask])
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -92,14 +96,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             with loaded:
                 return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # a damaged file makes NumPy raise anything from KeyError on
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())[:120]
         raise UserError(
-            f"{path} cannot be read as .npy or .npz without pickles: {reason}"
+            f"{path} cannot be read as .npy or .npz without pickles: {reason(error)}"
         ) from error
 
 
-def _images(what: str, array: np.ndarray) -> np.ndarray:
-    """As uint8 or float32, (N, H, W, C)."""
+def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
+    """Images as uint8 or float32, (N, H, W, C), and labels as int32 (N,)."""
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise UserError(f"{what}: images are {array.dtype}: save them as uint8 or as float32")
     images = array[..., None] if array.ndim == 3 else array
@@ -113,29 +116,21 @@ def _images(what: str, array: np.ndarray) -> np.ndarray:
         images = np.ascontiguousarray(images, kind)
     if not np.isfinite(images).all():
         raise UserError(f"{what}: images have values that are not finite in float32: mend them")
-    return images
-
-
-def _labels(what: str, array: np.ndarray | None, count: int) -> np.ndarray | None:
-    if array is None:
-        return None
-    flat = array.reshape(count, -1) if array.size == count else array
-    if flat.shape != (count, 1) or array.dtype.kind not in "iu":
+    if labels is None:
+        return _Part(images, None)
+    count = len(images)
+    if labels.size != count or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{what}: labels are {array.dtype} {array.shape}: there must be one integer for each "
+            f"{what}: labels are {labels.dtype} {labels.shape}: there must be one integer for each "
             f"of the {count} images"
         )
-    return flat[:, 0].astype(np.int32)
+    return _Part(images, labels.reshape(count).astype(np.int32))
 
 
-def _take(labels: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
-    return None if labels is None else labels[mask]
-
-
-def _without_trained(path: Path, images: dict[str, np.ndarray]) -> np.ndarray:
+def _not_trained(path: Path, train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     """Which images of the held-out part are not among those to train on."""
-    trained = set(digests(images["train"]))
-    new = np.array([digest not in trained for digest in digests(images["held_out"])], bool)
+    trained = set(digests(train))
+    new = np.array([digest not in trained for digest in digests(held_out)], bool)
     if not new.any():
         raise UserError(f"{path}: all held-out images are among those to train on: choose others")
     if not new.all():

@@ -38,16 +38,14 @@ def batch_at(
         step: the step, counted from 0.
         seed: the data seed, not negative.
         batch_size: the size of the global batch, at most N and divisible by `process_count`.
-        process_index: which slice, 0 <= process_index < process_count.
-        process_count: how many processes share the batch.
+        process_index, process_count: which slice, and of how many.
         random_flip: mirror each image left to right with probability 1/2.
 
     Returns:
         (batch_size // process_count, ...), a new array with the dtype of `images`.
 
     Raises:
-        UserError: a batch size that is not positive, exceeds N or is not divisible by
-            `process_count`; `random_flip` on data that is not images.
+        UserError: a batch size as it may not be; `random_flip` on data that is not images.
         ValueError: a negative step or seed, or a process index out of range.
     """
     step, seed = operator.index(step), operator.index(seed)
@@ -66,9 +64,7 @@ def _indices(step: int, seed: int, batch_size: int, n: int) -> np.ndarray:
     epoch, start = divmod(step * batch_size, n)
     first = _permutation(seed, epoch, n)[start : start + batch_size]
     missing = batch_size - len(first)
-    if missing == 0:
-        return first
-    return np.concatenate([first, _permutation(seed, epoch + 1, n)[:missing]])
+    return np.append(first, _permutation(seed, epoch + 1, n)[:missing]) if missing else first
 
 
 @lru_cache(maxsize=4)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, ImageData
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, reason
 
 # What is read: the forms of which Pillow tells how many bits a value has.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -54,9 +54,7 @@ def load_folder(
     The defaults are those published for CelebA (178 x 218 pixels): the central 140 x 140 pixels,
     resized to 32 x 32 by a bilinear filter with antialiasing. Nested folders, hidden files and
     links are followed; an image is known by its name or by its content, and other files are left
-    alone. Images are taken in the order of their path, and the 20th, 40th, ... is held out (the
-    last one where there are fewer). Copies of one image stay together: no held-out image is one
-    to train on.
+    alone. Images are taken in the order of their path and held out as `held_out_mask` says.
 
     Images are RGB, or one channel where all of them are grey. Photographs are turned upright, and
     transparent pixels are shown on white.
@@ -85,26 +83,10 @@ def load_folder(
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: set --config.data.root to a folder of images")
-    found = _read_all(folder, crop, size, skip_unreadable)
-    images = found.images
-    if len(images) < 2:
-        count = f"{len(images)} readable images" if found.errors else f"{len(images)} image files"
-        raise UserError(
-            f"{folder} holds {count} and at least 2 are needed ({', '.join(FORMATS)}): set "
-            "--config.data.root to a folder of images"
-        )
+    images, checksum = _read_all(folder, crop, size, skip_unreadable)
     held_out = held_out_mask(images, str(folder))
-    # Of the files and not of their pixels: decoders may differ by a bit between machines.
-    checksum = hashlib.blake2b(b"".join(found.digests), digest_size=16)
-    return ImageData(
-        "image_folder",
-        images[~held_out],
-        images[held_out],
-        None,
-        None,
-        SIGNED_RANGE,
-        checksum.hexdigest(),
-    )
+    parts = images[~held_out], images[held_out]
+    return ImageData("image_folder", *parts, None, None, SIGNED_RANGE, checksum)
 
 
 class _UnreadableError(UserError):
@@ -117,14 +99,6 @@ class _Picture(NamedTuple):
     pixels: np.ndarray
     digest: bytes
     notes: tuple[str, ...]
-
-
-class _Found(NamedTuple):
-    """The images in the order of their paths, and what is wrong with those left out."""
-
-    images: np.ndarray
-    digests: list[bytes]
-    errors: list[_UnreadableError]
 
 
 def _is_named_image(path: Path) -> bool:
@@ -156,11 +130,14 @@ def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None
             yield path, None if stat.S_ISREG(mode) else f"is {kind} with the name of an image"
 
 
-def _read_all(folder: Path, crop: int, size: tuple[int, int], skip_unreadable: bool) -> _Found:
+def _read_all(
+    folder: Path, crop: int, size: tuple[int, int], skip_unreadable: bool
+) -> tuple[np.ndarray, str]:
+    """All images in the order of their paths, and a checksum."""
     # By the bytes of the name: their order is that of UTF-8, whatever the locale.
     entries = sorted(_entries(folder), key=lambda e: os.fsencode(e[0].relative_to(folder)))
     images = np.empty((len(entries), *size, 3), np.uint8)
-    count, errors, digests = 0, [], []
+    count, errors, checksum = 0, [], hashlib.blake2b(digest_size=16)
     notes: dict[str, list[Path]] = {}
 
     def read(entry: tuple[Path, str | None]) -> _Picture | _UnreadableError | None:
@@ -190,14 +167,21 @@ def _read_all(folder: Path, crop: int, size: tuple[int, int], skip_unreadable: b
                     continue
                 if result is not None:
                     images[count], count = result.pixels, count + 1
-                    digests.append(result.digest)
+                    # Of the files and not of their pixels: decoders may differ between machines.
+                    checksum.update(result.digest)
                 for note in (_NO_IMAGE,) if result is None else result.notes:
                     notes.setdefault(note, []).append(path.relative_to(folder))
     finally:
         pool.shutdown(cancel_futures=True)  # or an unreadable file is reported after all the others
     _report(folder, count, errors, notes)
-    grey = len(notes.get(_GREY, ())) == count
-    return _Found(images[:count, ..., : 1 if grey else 3], digests, errors)
+    if count < 2:
+        found = f"{count} readable images" if errors else f"{count} image files"
+        raise UserError(
+            f"{folder} holds {found} and at least 2 are needed ({', '.join(FORMATS)}): set "
+            "--config.data.root to a folder of images"
+        )
+    channels = 1 if len(notes.get(_GREY, ())) == count else 3
+    return images[:count, ..., :channels], checksum.hexdigest()
 
 
 def _report(folder: Path, count: int, errors: list, notes: dict[str, list[Path]]) -> None:
@@ -251,11 +235,10 @@ def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
             f"{path} is too large, at most {most} pixels are read: make it smaller or cut it up"
         ) from error
     except Exception as error:  # Pillow's readers raise whatever damage makes them run into
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())[:120]
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "it has other content"
+        unknown = isinstance(error, Image.UnidentifiedImageError)
         raise _UnreadableError(
-            f"{path} is not a readable image ({', '.join(FORMATS)}): mend or remove it: {reason}"
+            f"{path} is not a readable image ({', '.join(FORMATS)}): mend or remove it: "
+            f"{'it has other content' if unknown else reason(error)}"
         ) from error
     pixels = np.asarray(_central_part(path, image, crop, size))
     if (pixels == pixels[..., :1]).all():
@@ -284,9 +267,8 @@ def _central_part(path: Path, image: Image.Image, crop: int, size: tuple[int, in
     (width, height), (rows, columns) = image.size, size
     # The largest part of the ratio that fits, in whole numbers.
     part_height = crop or max(1, min(height, width * rows // columns))
-    part_width = max(
-        1, part_height * columns // rows if crop else min(width, height * columns // rows)
-    )
+    part_width = part_height * columns // rows if crop else min(width, height * columns // rows)
+    part_width = max(1, part_width)
     if part_height > height or part_width > width:
         raise UserError(
             f"{path} is {width} x {height}, smaller than the crop of {crop} pixels: "

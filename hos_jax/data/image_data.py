@@ -83,15 +83,8 @@ class ImageData:
 def to_float(images: Any, value_range: tuple[float, float]) -> Any:
     """Map bytes 0..255 affinely onto `value_range`, in float32.
 
-    Works on NumPy and on JAX arrays, under `jit` as well, and gives back the same kind. NumPy and
-    compiled results may differ in the last bit.
-
-    Args:
-        images: uint8, any shape.
-        value_range: (low, high).
-
-    Returns:
-        float32, the same shape; 0 becomes low, 255 becomes high.
+    Works on NumPy and on JAX arrays of any shape, under `jit` as well, and gives back the same
+    kind. NumPy and compiled results may differ in the last bit.
 
     Raises:
         ValueError: `images` is not uint8, so that nothing is scaled twice.
@@ -105,13 +98,8 @@ def to_float(images: Any, value_range: tuple[float, float]) -> Any:
 def to_uint8(images: Any, value_range: tuple[float, float]) -> Any:
     """The inverse of `to_float` for writing pictures: clip to `value_range`, round to bytes.
 
-    Args:
-        images: floating point, any shape, NumPy or JAX.
-        value_range: (low, high).
-
-    Returns:
-        uint8, the same shape; `to_uint8(to_float(x, r), r) == x`. Values outside the range are
-        clipped and NaN becomes 0: a picture of a diverged run can still be written.
+    `to_uint8(to_float(x, r), r) == x`. Values outside the range are clipped and NaN becomes 0: a
+    picture of a diverged run can still be written.
     """
     xp = jnp if isinstance(images, jax.Array) else np
     low, high = value_range

@@ -46,18 +46,17 @@ def load_photos(*, image_size: int = 32) -> ImageData:
     """
     if not isinstance(image_size, int) or image_size < 4 or image_size % 4:
         raise UserError(f"photos: image_size {image_size} must be a positive multiple of 4")
-    train: list[np.ndarray] = []
-    held_out: list[np.ndarray] = []
+    crops: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
     for path in _paths():
         for region, split in _regions(_read(path)):
-            target = held_out if split == "held_out" else train
-            target.extend(_crops(region, image_size))
-    if not train or not held_out:
+            crops[split] += _crops(region, image_size)
+    if not all(crops.values()):
         raise UserError(
             f"photos: image_size {image_size} is larger than the held-out part of every photograph:"
             " use 32 or 64"
         )
-    return ImageData("photos", _shuffled(train), _shuffled(held_out), None, None, SIGNED_RANGE)
+    train, held_out = map(_shuffled, crops.values())
+    return ImageData("photos", train, held_out, None, None, SIGNED_RANGE)
 
 
 def _paths() -> list[Path]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from hos_jax.data._optional import import_optional, missing_package
 from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, reason
 
 _VALUE_RANGES = {"mnist": UNIT_RANGE, "fashion_mnist": UNIT_RANGE, "cifar10": SIGNED_RANGE}
 NAMES = tuple(_VALUE_RANGES)
@@ -61,13 +61,9 @@ def load_prepared(name: str, *, root: str | os.PathLike | None = None) -> ImageD
 
 def _open_builder(tfds: Any, name: str, root: str | os.PathLike | None) -> Any:
     data_dir = None if root is None else Path(root).expanduser()
-    try:
+    place = data_dir or "TFDS's data folder"
+    with _reading(f"{place}/{name}", name):
         return tfds.builder(name, data_dir=data_dir)
-    except ImportError as error:
-        raise missing_package(error.name or str(error), dataset=name, extra="tfds") from error
-    except Exception as error:  # whatever TFDS meets in a damaged or foreign folder
-        place = data_dir or "TFDS's data folder"
-        raise _damaged(f"{place}/{name}", error) from error
 
 
 def _check_format(builder: Any) -> None:
@@ -83,7 +79,7 @@ def _check_format(builder: Any) -> None:
 
 def _read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images, uint8 (N, H, W, C), and labels, int32 (N,), of one split."""
-    try:
+    with _reading(builder.data_path, builder.name):
         source = builder.as_data_source(split=split)
         count = builder.info.splits[split].num_examples
         images = np.empty((count, *builder.info.features["image"].shape), np.uint8)
@@ -92,13 +88,21 @@ def _read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
             records = source.__getitems__(range(start, min(start + _READ_AT_ONCE, count)))
             for index, record in enumerate(records, start):
                 images[index], labels[index] = record["image"], record["label"]
+        return images, labels
+
+
+@contextlib.contextmanager
+def _reading(place: Any, name: str) -> Iterator[None]:
+    """Say in one line what cannot be read, whatever the readers raise."""
+    try:
+        yield
     except ImportError as error:
-        raise missing_package(
-            error.name or str(error), dataset=builder.name, extra="tfds"
+        raise _missing(error, name) from error
+    except Exception as error:
+        raise UserError(
+            f"the prepared data in {place} cannot be read ({_named(error)}): "
+            "delete that folder to prepare it again, or set another --config.data.root"
         ) from error
-    except Exception as error:  # the readers raise anything from KeyError to RuntimeError
-        raise _damaged(builder.data_path, error) from error
-    return images, labels
 
 
 def _prepare(builder: Any, name: str) -> None:
@@ -111,14 +115,14 @@ def _prepare(builder: Any, name: str) -> None:
             tensorflow.config.set_visible_devices([], "GPU")
         builder.download_and_prepare(file_format=_FORMAT)
     except ImportError as error:
-        raise missing_package(error.name or str(error), dataset=name, extra="tfds") from error
+        raise _missing(error, name) from error
     except UserError:
         raise
     except Exception as error:  # network, checksum, disk: all that TFDS and requests may raise
         # Another process may have prepared the same data meanwhile: then only the rename fails.
         if not builder.data_path.exists():
             raise UserError(
-                f"cannot download and prepare {name} in {builder.data_path}: {_one_line(error)}: "
+                f"cannot download and prepare {name} in {builder.data_path}: {_named(error)}: "
                 f"check the network and the free space, {_WITHOUT_DOWNLOAD}"
             ) from error
 
@@ -142,27 +146,22 @@ def _check_network(builder: Any) -> None:
         ) from error
 
 
-def _damaged(place: Any, error: Exception) -> UserError:
-    return UserError(
-        f"the prepared data in {place} cannot be read ({_one_line(error)}): "
-        "delete that folder to prepare it again, or set another --config.data.root"
-    )
+def _missing(error: ImportError, name: str) -> UserError:
+    return missing_package(error.name or str(error), dataset=name, extra="tfds")
 
 
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep TensorFlow and TFDS off the terminal, but for their progress bars, on stderr."""
-    loggers = {logging.getLogger(name): 0 for name in ("absl", "urllib3")}
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("absl", "urllib3"))}
     chosen = "TF_CPP_MIN_LOG_LEVEL" in os.environ
     if not chosen:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     for logger in loggers:
-        loggers[logger] = logger.level
         logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -49,10 +49,7 @@ def load(
             packages and ignore it.
         image_size: side of the result for `photos` and `image_folder` (None: 32), for the latter
             also (height, width). The others have one size and refuse any other.
-        crop: for `image_folder`, height of the central part that is kept (None: 140, as published
-            for CelebA; 0: the largest that fits).
-        skip_unreadable: for `image_folder`, leave out files that are not readable images, with a
-            warning that names them, instead of refusing the folder.
+        crop, skip_unreadable: see `folder.load_folder`; the others refuse them.
 
     Raises:
         UserError: an unknown name, an option that the data set does not have, a missing optional

@@ -13,7 +13,6 @@ import numpy as np
 from hos_jax.linops import Diagonal, SymmetricMatrix
 from hos_jax.types import Array, PRNGKey
 
-WEIGHT_TOLERANCE = 1e-6
 _T = TypeVar("_T")
 
 
@@ -35,11 +34,7 @@ def law(cls: type[_T]) -> type[_T]:
 
     def unflatten(constants, children):
         instance = object.__new__(cls)
-        for name, value in [
-            *zip(data, children, strict=True),
-            *zip(static, constants, strict=True),
-        ]:
-            object.__setattr__(instance, name, value)
+        vars(instance).update(zip((*data, *static), (*children, *constants), strict=True))
         return instance
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
@@ -77,11 +72,8 @@ def require_shape(name: str, value: Array, shape: tuple) -> None:
 def require_weights(weights: Array) -> None:
     """Raise ValueError unless the weights are non-negative and sum to 1 over the last axis."""
     require("weights", weights, lambda w: np.all(w >= 0), "non-negative and finite")
-
-    def sums_to_one(w):
-        return np.all(np.abs(w.sum(axis=-1) - 1) <= WEIGHT_TOLERANCE)
-
-    require("weights", weights, sums_to_one, "summing to 1 over the last axis")
+    sums = "summing to 1 over the last axis"
+    require("weights", weights, lambda w: np.allclose(w.sum(axis=-1), 1, rtol=0, atol=1e-6), sums)
 
 
 def as_sigma(sigma: Array | float, dtype) -> Array:
@@ -95,8 +87,9 @@ def as_sigma(sigma: Array | float, dtype) -> Array:
 class Law(abc.ABC):
     """A law on R^D with a density whose log has exact derivatives of every order.
 
-    Mathematics is on one point (D,); use `vmap` for batches. A law is a pytree, so it may be an
-    argument of a jitted function.
+    Methods take one point y, (D,), and raise ValueError for another shape; use `vmap` for batches.
+    A law is a pytree, so it may be an argument of a jitted function. To make one of parameters that
+    are no law, by their shape or their value where it is not traced, raises ValueError.
     """
 
     @property
@@ -110,19 +103,12 @@ class Law(abc.ABC):
 
     @abc.abstractmethod
     def smooth(self, sigma: Array | float) -> Law:
-        """The law of x + sigma z, z standard normal; repeated smoothing adds the variances.
-
-        Raises:
-          ValueError: unless sigma is a positive scalar.
-        """
+        """The law of x + sigma z, z standard normal, for a positive scalar sigma; repeated
+        smoothing adds the variances."""
 
     @abc.abstractmethod
     def log_density(self, point: Array) -> Array:
-        """log q at one point, a scalar, normalized.
-
-        Raises:
-          ValueError: unless the point is of shape (D,); so do all methods that take a point.
-        """
+        """log q at one point, a scalar, normalized."""
 
     @abc.abstractmethod
     def score(self, point: Array) -> Array:
@@ -133,15 +119,7 @@ class Law(abc.ABC):
         """s2, the Hessian of log q, a structured (D, D) matrix, 1 / data units^2."""
 
     def score_tensor(self, point: Array, order: int) -> Array:
-        """s_n, the n-th derivative tensor of log q, dense, (D,) * n; for small D.
-
-        Args:
-          point: y, (D,).
-          order: n >= 1.
-
-        Raises:
-          ValueError: if n < 1 or the point is not of shape (D,).
-        """
+        """s_n, the n-th derivative tensor of log q, dense, (D,) * n, n >= 1; for small D."""
         check_order(order)
         if order == 1:
             return self.score(point)
@@ -167,15 +145,7 @@ class FactorizedLaw(Law):
 
     @abc.abstractmethod
     def score_diagonal(self, point: Array, order: int) -> Array:
-        """The n-th derivative of each factor's log density, (D,), 1 / data units^n.
-
-        Args:
-          point: y, (D,).
-          order: n >= 1.
-
-        Raises:
-          ValueError: if n < 1 or the point is not of shape (D,).
-        """
+        """The n-th derivative of each factor's log density, (D,), 1 / data units^n, n >= 1."""
 
     def score(self, point: Array) -> Array:
         return self.score_diagonal(point, 1)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from hos_jax.distributions.base import (
-    Law,
-    as_sigma,
-    law,
-    require,
-    require_shape,
-    set_arrays,
-)
-from hos_jax.linops import Dense, SymmetricMatrix
+from hos_jax.distributions.base import Law, as_sigma, law, require, require_shape, set_arrays
+from hos_jax.linops import Dense
 from hos_jax.types import Array, PRNGKey
 
 CHUNK = 4096
@@ -64,9 +59,6 @@ class Empirical(_Points):
     Attributes:
       points: (N, D), data units.
       chunk: how many points the smoothed law looks at together, static.
-
-    Raises:
-      ValueError: unless the points are a finite (N, D) array and chunk >= 1.
     """
 
     points: Array
@@ -81,18 +73,10 @@ class Empirical(_Points):
     def smooth(self, sigma: Array | float) -> SmoothedEmpirical:
         return SmoothedEmpirical(self.points, sigma, self.chunk)
 
-    def log_density(self, point: Array) -> Array:
-        raise _no_density()
+    def log_density(self, point: Array) -> Any:
+        raise ValueError("an empirical law has no density; call smooth(sigma) first")
 
-    def score(self, point: Array) -> Array:
-        raise _no_density()
-
-    def hessian(self, point: Array) -> SymmetricMatrix:
-        raise _no_density()
-
-
-def _no_density() -> ValueError:
-    return ValueError("an empirical law has no density; call smooth(sigma) first")
+    score = hessian = log_density
 
 
 @law
@@ -110,9 +94,6 @@ class SmoothedEmpirical(_Points):
       points: (N, D), data units.
       sigma: (), data units.
       chunk: how many points are looked at together, static.
-
-    Raises:
-      ValueError: unless the points are a finite (N, D) array, sigma > 0 and chunk >= 1.
     """
 
     points: Array
@@ -135,8 +116,8 @@ class SmoothedEmpirical(_Points):
     def log_density(self, point: Array) -> Array:
         (largest, total), _ = self._posterior(point)
         log_sum = largest + jnp.log(total)
-        per_coordinate = jnp.log(self.sigma) + 0.5 * jnp.log(2 * jnp.pi).astype(self.points.dtype)
-        return log_sum - jnp.log(self.points.shape[0]) - self.dim * per_coordinate
+        per_coordinate = jnp.log(self.sigma) + 0.5 * math.log(2 * math.pi)
+        return log_sum - math.log(self.points.shape[0]) - self.dim * per_coordinate
 
     def posterior_mean(self, point: Array) -> Array:
         """mu = E[x | y], (D,), data units."""
@@ -153,20 +134,11 @@ class SmoothedEmpirical(_Points):
             weighted = self._weights(point, block, kernels)[:, None] * (block - mean[None, :])
             return total + weighted.T @ (block - mean[None, :])
 
-        start = jnp.zeros((self.dim, self.dim), self.points.dtype)
-        covariance = self._fold(step, start)
+        covariance = self._fold(step, jnp.zeros((self.dim, self.dim), self.points.dtype))
         return Dense(covariance / self.sigma**4).add_identity(-1.0 / jnp.square(self.sigma))
 
     def posterior_covariance_matvec(self, point: Array, vector: Array) -> Array:
-        """K v, the posterior covariance times a vector, matrix-free, (D,).
-
-        Args:
-          point: y, (D,).
-          vector: v, (D,).
-
-        Raises:
-          ValueError: if either is not of shape (D,).
-        """
+        """K v, the posterior covariance times a vector v, (D,), matrix-free."""
         require_shape("vector", vector, (self.dim,))
         kernels, mean = self._posterior(point)
 
@@ -178,7 +150,7 @@ class SmoothedEmpirical(_Points):
         return self._fold(step, jnp.zeros_like(mean))
 
     def hessian_matvec(self, point: Array, vector: Array) -> Array:
-        """s2 v = K v / sigma^4 - v / sigma^2, matrix-free, (D,); arguments as above."""
+        """s2 v = K v / sigma^4 - v / sigma^2, (D,), matrix-free."""
         covariance_part = self.posterior_covariance_matvec(point, vector)
         return covariance_part / self.sigma**4 - vector / jnp.square(self.sigma)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from hos_jax.distributions.base import (
     Law,
     as_sigma,
     centred_hessian,
-    check_order,
     law,
     require,
     require_positive,
@@ -40,8 +40,7 @@ def _cholesky(covariances: Array) -> Array:
 def _log_normalizer(cholesky: Array) -> Array:
     """1/2 log det(2 pi Sigma) from the factor (..., D, D)."""
     diagonal = jnp.diagonal(cholesky, axis1=-2, axis2=-1)
-    half_log_two_pi = 0.5 * jnp.log(jnp.asarray(2 * jnp.pi, cholesky.dtype))
-    return jnp.sum(jnp.log(diagonal) + half_log_two_pi, axis=-1)
+    return jnp.sum(jnp.log(diagonal) + 0.5 * math.log(2 * math.pi), axis=-1)
 
 
 def _precision(cholesky: Array) -> Array:
@@ -51,8 +50,7 @@ def _precision(cholesky: Array) -> Array:
 
 def _add_noise(covariances: Array, sigma: Array) -> Array:
     """Sigma + sigma^2 I for matrices (..., D, D)."""
-    noise = sigma**2 * jnp.eye(covariances.shape[-1], dtype=covariances.dtype)
-    return covariances + jnp.broadcast_to(noise, covariances.shape)
+    return Dense(covariances).add_identity(sigma**2).matrix
 
 
 @law
@@ -63,9 +61,6 @@ class Gaussian(Law):
       mean: m, (D,), data units.
       covariance: Sigma, (D, D), symmetric positive definite, data units^2.
       cholesky: its lower Cholesky factor, computed once.
-
-    Raises:
-      ValueError: on wrong shapes, or if Sigma is known to be not symmetric positive definite.
     """
 
     mean: Array
@@ -105,21 +100,11 @@ class Gaussian(Law):
         self._check_point(point)
         return Dense(-_precision(self.cholesky))
 
-    def score_tensor(self, point: Array, order: int) -> Array:
-        check_order(order)
-        if order < 3:
-            return super().score_tensor(point, order)
-        self._check_point(point)
-        return jnp.zeros((self.dim,) * order, self.mean.dtype)
-
 
 def random_correlated_gaussian(key: PRNGKey, dim: int, condition: float) -> Gaussian:
     """A Gaussian with a uniformly random eigenbasis and log-spaced eigenvalues of mean 1.
 
-    Args:
-      key: JAX key.
-      dim: D >= 1.
-      condition: the ratio of the largest to the smallest eigenvalue of the covariance, >= 1.
+    `condition`, at least 1, is the ratio of the largest to the smallest eigenvalue.
 
     Raises:
       ValueError: if dim < 1 or condition < 1.
@@ -152,10 +137,6 @@ class GaussianMixture(Law):
       covariances: Sigma, (K, D, D), data units^2; or None.
       stds: (K,), data units; or None. Exactly one of the two is given.
       cholesky: lower Cholesky factors of the covariances, computed once; or None.
-
-    Raises:
-      ValueError: on wrong shapes, weights or standard deviations, or if a covariance is known to
-        be not symmetric positive definite.
     """
 
     weights: Array
@@ -234,7 +215,7 @@ class GaussianMixture(Law):
         offsets = point[None, :] - self.means
         if self.stds is not None:
             scaled = offsets / self.stds[:, None]
-            normalizers = self.dim * jnp.log(self.stds * jnp.sqrt(2 * jnp.pi).astype(scaled.dtype))
+            normalizers = self.dim * jnp.log(self.stds * math.sqrt(2 * math.pi))
         else:
             assert self.cholesky is not None
             solve = jax.vmap(lambda factor, v: jsl.solve_triangular(factor, v, lower=True))

@@ -38,21 +38,14 @@ def logistic_derivatives(standardized: Array, order: int) -> list[Array]:
 
     .. math:: Q_{n+1} = \tfrac12 (1 - u^2) Q_n' - u Q_n .
 
-    Args:
-      standardized: v, any shape.
-      order: n >= 1.
-
-    Returns:
-      n arrays of the shape of v; each keeps its relative precision in the tails.
+    Each, of the shape of v = `standardized`, keeps its relative precision in the tails.
     """
     u = jnp.tanh(0.5 * standardized)
     one_minus_square = 4.0 * jax.nn.sigmoid(standardized) * jax.nn.sigmoid(-standardized)
     polynomial, derivatives = np.polynomial.Polynomial([-0.5]), [-u]
     for _ in range(order - 1):
-        value = jnp.zeros_like(u)
-        for coefficient in polynomial.coef[::-1]:
-            value = value * u + float(coefficient)
-        derivatives.append(one_minus_square * value)
+        coefficients = jnp.asarray(polynomial.coef[::-1], u.dtype)
+        derivatives.append(one_minus_square * jnp.polyval(coefficients, u))
         slope = np.polynomial.Polynomial([0.5, 0.0, -0.5]) * polynomial.deriv()
         polynomial = slope - np.polynomial.Polynomial([0.0, 1.0]) * polynomial
     return derivatives
@@ -74,9 +67,6 @@ def log_derivative(log_terms: Array, expansion: list[Array], order: int) -> Arra
       log_terms: a, (..., M).
       expansion: h_1 ... h_n, each (..., M).
       order: n >= 1.
-
-    Returns:
-      Shape (...).
     """
     weights = jax.nn.softmax(log_terms, axis=-1)
 
@@ -87,29 +77,28 @@ def log_derivative(log_terms: Array, expansion: list[Array], order: int) -> Arra
     if order == 1:
         return means[0]
     centred = [term - m[..., None] for term, m in zip(expansion, means, strict=True)]
-    bell = [jnp.ones_like(weights)]
-    moments = [mean(bell[0]), jnp.zeros_like(means[0])]
-    cumulants: dict[int, Array] = {}
+    bell: list = [jnp.ones_like(weights)]
+    moments: list = [1.0, 0.0]
+    cumulants: list = [0.0, 0.0]
     for n in range(1, order + 1):
-        choose = [math.comb(n - 1, j - 1) for j in range(1, n + 1)]
-        terms = [choose[j - 1] * centred[j - 1] * bell[n - j] for j in range(1, n + 1)]
-        bell.append(sum(terms, start=jnp.zeros_like(weights)))
-        if n == 1:
-            continue
-        moments.append(mean(bell[n]))
-        products = [choose[j - 1] * cumulants[j] * moments[n - j] for j in range(2, n)]
-        cumulants[n] = moments[n] - sum(products)
+        choose = [0, *(math.comb(n - 1, j - 1) for j in range(1, n + 1))]
+        bell.append(sum(choose[j] * centred[j - 1] * bell[n - j] for j in range(1, n + 1)))
+        if n > 1:
+            moments.append(mean(bell[n]))
+            lower = sum(choose[j] * cumulants[j] * moments[n - j] for j in range(2, n))
+            cumulants.append(moments[n] - lower)
     return means[order - 1] + cumulants[order]
 
 
+@law
 class _Logistics(FactorizedLaw):
-    """What the mixture and its smoothed version share: shapes and checks of the parameters."""
+    """What the mixture and its smoothed version share: the parameters and their checks."""
 
     weights: Array
     locations: Array
     scales: Array
 
-    def _check_parameters(self) -> None:
+    def __post_init__(self):
         arrays = {"weights": self.weights, "locations": self.locations, "scales": self.scales}
         set_arrays(self, **arrays)
         if self.weights.ndim != 2:
@@ -136,17 +125,7 @@ class LogisticMixture(_Logistics):
       weights: w, (D, K), non-negative, each row summing to 1.
       locations: m, (D, K), data units.
       scales: s, (D, K), positive, data units; the component's variance is pi^2 s^2 / 3.
-
-    Raises:
-      ValueError: on wrong shapes, weights or scales.
     """
-
-    weights: Array
-    locations: Array
-    scales: Array
-
-    def __post_init__(self):
-        self._check_parameters()
 
     def sample(self, key: PRNGKey, count: int) -> Array:
         label_key, noise_key = jax.random.split(key)
@@ -203,18 +182,12 @@ class SmoothedLogisticMixture(_Logistics):
     Attributes:
       weights, locations, scales: (D, K) as in `LogisticMixture`.
       sigma: (), data units.
-
-    Raises:
-      ValueError: on wrong shapes, weights, scales or sigma.
     """
 
-    weights: Array
-    locations: Array
-    scales: Array
     sigma: Array | float
 
     def __post_init__(self):
-        self._check_parameters()
+        super().__post_init__()
         object.__setattr__(self, "sigma", as_sigma(self.sigma, self.weights.dtype))
 
     def sample(self, key: PRNGKey, count: int) -> Array:
@@ -234,18 +207,15 @@ class SmoothedLogisticMixture(_Logistics):
         check_order(order)
         self._check_point(point)
         rule = self._quadrature(point)
-        share = rule.share
         derivatives = logistic_derivatives(rule.standardized, order)
-        expansion = [share**j * term for j, term in enumerate(derivatives, start=1)]
+        expansion = [rule.share**j * term for j, term in enumerate(derivatives, start=1)]
         # In units of s: (y - x) / sigma^2 = -gap / (s noise_to_scale).
         expansion[0] += rule.gap_share * rule.gap
         if order > 1:
-            expansion[1] -= rule.gap_share * (1.0 - share)
-        scales = self.scales[:, :, None]
-        flat = [
-            (term / scales**j).reshape(self.dim, -1) for j, term in enumerate(expansion, start=1)
-        ]
-        return log_derivative(rule.log_terms.reshape(self.dim, -1), flat, order)
+            expansion[1] -= rule.gap_share * (1.0 - rule.share)
+        expansion = [t / self.scales[:, :, None] ** j for j, t in enumerate(expansion, start=1)]
+        log_terms, *flat = (t.reshape(self.dim, -1) for t in (rule.log_terms, *expansion))
+        return log_derivative(log_terms, flat, order)
 
     def _quadrature(self, point: Array) -> Rule:
         standardized = (point[:, None] - self.locations) / self.scales

@@ -8,8 +8,6 @@ does, and it may be cut where psi has fallen by `drop` below its maximum. The no
 drop^2, so float32 needs about a quarter of float64's.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

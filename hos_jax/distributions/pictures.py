@@ -1,7 +1,5 @@
 """Two-dimensional pictures as fine mixtures of narrow Gaussians, so that their scores are exact."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,11 +45,9 @@ def checkerboard(cells: int = 4, per_side: int = 12, std: float | None = None) -
 
 
 def two_moons(per_moon: int = 100, std: float = 0.06) -> GaussianMixture:
-    """Two interleaved half circles of radius 1, centred on the origin.
+    """Two interleaved half circles of radius 1 around the origin, of `per_moon` components each.
 
-    Args:
-      per_moon: components along each half circle.
-      std: of each component; the curve looks smooth while std > 3 / per_moon.
+    They look smooth while std > 3 / per_moon.
 
     Raises:
       ValueError: if per_moon < 1 or std <= 0.
@@ -65,11 +61,6 @@ def two_moons(per_moon: int = 100, std: float = 0.06) -> GaussianMixture:
 
 def swiss_roll(components: int = 300, std: float = 0.03, turns: float = 1.5) -> GaussianMixture:
     """An Archimedean spiral from radius 1/4 to radius 1, uniform in its length.
-
-    Args:
-      components: number of components along the curve.
-      std: of each component.
-      turns: how often the curve goes round.
 
     Raises:
       ValueError: if components < 1, std <= 0 or turns <= 0.

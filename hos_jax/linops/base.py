@@ -20,15 +20,16 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hos_jax.linops.lanczos import KRYLOV_VECTORS, Eigenpairs, top_eigenpairs
+from hos_jax.linops.lanczos import KRYLOV_VECTORS, Eigenpairs, safe_sqrt, top_eigenpairs
 from hos_jax.linops.matrix_functions import (
     MatrixFunctionProduct,
     SpectralFunction,
     lanczos_product,
 )
 from hos_jax.types import Array, PRNGKey
+
+OTHER_BATCHES = "use vmap for other batches"
 
 
 class QuadraticAndLogdet(NamedTuple):
@@ -39,13 +40,9 @@ class QuadraticAndLogdet(NamedTuple):
 
 
 class Violations(NamedTuple):
-    """Where a predicted covariance was not one.
-
-    Attributes:
-      count: how many eigenvalues (`Dense`), or values of the diagonal part, lay below the floor,
-        (...).
-      largest: the largest distance below the floor, in units of the matrix; 0 without violations.
-    """
+    """Where a predicted covariance was not one: how many eigenvalues (`Dense`), or values of the
+    diagonal part, lay below the floor, (...), and the largest distance of one below it, in units
+    of the matrix, or 0."""
 
     count: Array  # type: ignore[assignment]  # stands for the method `count` of tuples
     largest: Array
@@ -66,21 +63,11 @@ def over_batch(function: Callable, ndim: int) -> Callable:
     return function
 
 
-def safe_sqrt(value: Array) -> Array:
-    """The square root, with derivative 0 in place of infinity at 0."""
-    zero = value == 0
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, value)))
-
-
-def is_negative(value: Any) -> bool:
-    """Whether any number is negative; a traced value is not looked at."""
-    return not isinstance(value, jax.core.Tracer) and bool(np.any(np.asarray(value) < 0))
-
-
 class SymmetricMatrix(abc.ABC):
     """A batch of symmetric (D, D) matrices; tests hold each law against `to_dense`.
 
-    `A + B`, `A - B`, `-A`, `c * A` and `A @ v` (which is `matvec`) are what they look like.
+    `A + B`, `A - B`, `-A`, `c * A` and `A @ v` (which is `matvec`) are what they look like. All
+    methods raise ValueError for shapes that do not fit.
     """
 
     # NumPy's scalars and arrays leave products with a structure to `__rmul__`.
@@ -89,16 +76,12 @@ class SymmetricMatrix(abc.ABC):
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """(..., D, D).
-
-        Raises:
-          ValueError: if the arrays of the structure do not belong together.
-        """
+        """(..., D, D); ValueError if the arrays of the structure do not belong together."""
 
     @property
-    @abc.abstractmethod
     def dtype(self) -> jnp.dtype:
         """The floating type of the entries."""
+        return jax.tree.leaves(self)[0].dtype
 
     @property
     def dim(self) -> int:
@@ -123,27 +106,17 @@ class SymmetricMatrix(abc.ABC):
         return jnp.sum(self.diagonal(), axis=-1)
 
     def matvec(self, vector: Array) -> Array:
-        """A v for v of shape (..., D), or A V for columns V, (..., D, k).
-
-        Raises:
-          ValueError: for another shape.
-        """
+        """A v for v of shape (..., D), or A V for columns V, (..., D, k)."""
         return self._on_columns(self._matmul, vector)
 
-    def quadratic_form(self, vector: Array) -> Array:
-        """v^T A v for v of shape (..., D), or tr(V^T A V) for columns V, (..., D, k); (...).
+    __matmul__ = matvec
 
-        Raises:
-          ValueError: for another shape.
-        """
+    def quadratic_form(self, vector: Array) -> Array:
+        """v^T A v for v of shape (..., D), or tr(V^T A V) for columns V, (..., D, k); (...)."""
         return self._form(self._columns(vector))
 
     def solve(self, vector: Array) -> Array:
-        """A^-1 v for a positive definite A (NaN for others), (..., D) or (..., D, k).
-
-        Raises:
-          ValueError: for another shape.
-        """
+        """A^-1 v for a positive definite A (NaN for others), (..., D) or (..., D, k)."""
         return self._on_columns(self._solve, vector)
 
     @abc.abstractmethod
@@ -151,20 +124,12 @@ class SymmetricMatrix(abc.ABC):
         """log det A of a positive definite A (NaN for others), (...)."""
 
     def inverse_quadratic_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
-        """v^T A^-1 v and log det A of a positive definite A, for v of shape (..., D), each (...).
-
-        Raises:
-          ValueError: for another shape.
-        """
+        """v^T A^-1 v and log det A of a positive definite A, (...), for v of shape (..., D)."""
         self._check_vector(vector)
         return self._inverse_form_and_logdet(vector)
 
     def inner(self, other: SymmetricMatrix) -> Array:
-        """Frobenius inner product <A, B> = sum_ij A_ij B_ij, (...).
-
-        Raises:
-          ValueError: if the sizes differ.
-        """
+        """Frobenius inner product <A, B> = sum_ij A_ij B_ij, (...)."""
         self._check_same(other)
         return self._inner(other)
 
@@ -185,7 +150,7 @@ class SymmetricMatrix(abc.ABC):
         """c A for a scalar c, or one for each matrix, (...).
 
         Raises:
-          ValueError: for another shape; for c < 0 where the structure has no such form.
+          ValueError: for c < 0 where the structure has no such form.
         """
 
     @abc.abstractmethod
@@ -225,15 +190,12 @@ class SymmetricMatrix(abc.ABC):
     def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
         """The k largest eigenvalues, (..., k), and their eigenvectors, (..., D, k).
 
-        Exact for `Diagonal` and `Dense`, else by Lanczos; `residual_norms` and `converged` tell.
-        Gradients flow through the eigenvalues; the eigenvectors are constants.
-
-        Args:
-          count: k.
-          krylov_vectors: for Lanczos, from k to D; min(D, 4 k + 30) unless given.
+        Exact for `Diagonal` and `Dense`, else by `lanczos.top_eigenpairs`, of which
+        `residual_norms` and `converged` tell how good they are. Gradients flow through the
+        eigenvalues; the eigenvectors are constants.
 
         Raises:
-          ValueError: unless 1 <= count <= D, or see `lanczos.top_eigenpairs`.
+          ValueError: unless 1 <= count <= D; for Lanczos see `lanczos.top_eigenpairs`.
         """
         if not 1 <= count <= self.dim:
             raise ValueError(f"expected 1 <= count <= {self.dim}, got {count}")
@@ -259,7 +221,7 @@ class SymmetricMatrix(abc.ABC):
           dense: the way for a `Dense` matrix: exact, in O(D^3), or Lanczos, in O(K D^2).
 
         Raises:
-          ValueError: for fewer than two Krylov vectors, another `dense`, or another shape.
+          ValueError: for fewer than two Krylov vectors, or another `dense`.
         """
         if dense not in ("eigh", "lanczos"):
             raise ValueError(f"expected dense 'eigh' or 'lanczos', got {dense!r}")
@@ -270,9 +232,10 @@ class SymmetricMatrix(abc.ABC):
 
         def product(matrix: SymmetricMatrix, one: Array) -> MatrixFunctionProduct:
             value = matrix._exact_function_product(function, one, dense)
-            if value is None:
-                return lanczos_product(type(self).matvec, matrix, function, one, size)
-            return MatrixFunctionProduct(value, jnp.zeros((), value.dtype))
+            if value is not None:
+                return MatrixFunctionProduct(value, jnp.zeros((), value.dtype))
+            matvec = type(self).matvec
+            return lanczos_product(matvec, matrix, function, one, size)
 
         with jax.default_matmul_precision("highest"):
             return self._each(product, vector)
@@ -280,9 +243,6 @@ class SymmetricMatrix(abc.ABC):
     def diagonal_plus_low_rank(self) -> tuple[Array, Array] | None:
         """a, (..., D), and U, (..., D, r), of a matrix kept as diag(a) + U U^T; else None."""
         return None
-
-    def __matmul__(self, vector: Array) -> Array:
-        return self.matvec(vector)
 
     @abc.abstractmethod
     def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
@@ -332,13 +292,9 @@ class SymmetricMatrix(abc.ABC):
     def _top_eigenpairs(self, count: int, krylov_vectors: int | None) -> Eigenpairs:
         """The leading eigenpairs of a single matrix."""
         # Which random start it is does not matter; a fixed one gives the same answer each time.
+        key, sizes = jax.random.key(0), (self.dim, count)
         return top_eigenpairs(
-            self.matvec,
-            jax.random.key(0),
-            self.dim,
-            count,
-            krylov_vectors=krylov_vectors,
-            dtype=self.dtype,
+            self.matvec, key, *sizes, krylov_vectors=krylov_vectors, dtype=self.dtype
         )
 
     def _exact_function_product(
@@ -362,25 +318,18 @@ class SymmetricMatrix(abc.ABC):
             return vector[..., None]
         if found[:-1] != rows:
             columns = f"({', '.join(map(str, rows))}, k)"
-            raise ValueError(
-                f"expected shape {rows} or {columns}, got {found}; use vmap for other batches"
-            )
+            raise ValueError(f"expected shape {rows} or {columns}, got {found}; {OTHER_BATCHES}")
         return vector
 
     def _check_vector(self, vector: Array) -> None:
-        if tuple(jnp.shape(vector)) != self.shape[:-1]:
-            raise ValueError(
-                f"expected shape {self.shape[:-1]}, got {tuple(jnp.shape(vector))}; "
-                "use vmap for other batches"
-            )
+        rows, found = self.shape[:-1], tuple(jnp.shape(vector))
+        if found != rows:
+            raise ValueError(f"expected shape {rows}, got {found}; {OTHER_BATCHES}")
 
     def _check_same(self, other: SymmetricMatrix) -> None:
-        if self.dim != other.dim:
-            raise ValueError(f"sizes differ: {self.dim} and {other.dim}")
         if self.shape != other.shape:
-            raise ValueError(
-                f"batches differ: {self.batch_shape} and {other.batch_shape}; use vmap"
-            )
+            what = "batches" if self.dim == other.dim else "sizes"
+            raise ValueError(f"{what} differ: {self.shape} and {other.shape}; {OTHER_BATCHES}")
 
     def _per_matrix(self, value: Array | float, axes: int) -> Array | float:
         """A scalar as it is, or one number for each matrix, (...), with so many axes more."""
@@ -388,23 +337,18 @@ class SymmetricMatrix(abc.ABC):
         if shape == ():
             return value
         if shape != self.batch_shape:
-            raise ValueError(
-                f"expected a scalar or one number for each matrix, {self.batch_shape}, "
-                f"got {shape}; use vmap for other batches"
-            )
+            one_each = f"one number for each matrix, {self.batch_shape}"
+            raise ValueError(f"expected a scalar or {one_each}, got {shape}; {OTHER_BATCHES}")
         return jnp.reshape(jnp.asarray(value), (*shape, *(1,) * axes))
 
 
 class Solvable(SymmetricMatrix):
-    """A structure with a root: W^T W = A^-1, so that one can add columns and still solve.
-
-    It has `whiten`, its transpose, `color` and `logdet`; solves and likelihoods follow, and those
-    of A + U U^T by `hos_jax.linops.woodbury`.
-    """
+    """A structure with a root: W^T W = A^-1. From it follow solves, likelihoods and draws, and
+    those of A + U U^T by `hos_jax.linops.woodbury`."""
 
     @abc.abstractmethod
     def whiten(self, columns: Array) -> Array:
-        """W V for W^T W = A^-1, (..., D, k): white where V has covariance A."""
+        """W V, (..., D, k): white where V has covariance A."""
 
     @abc.abstractmethod
     def whiten_transposed(self, columns: Array) -> Array:

@@ -18,11 +18,7 @@ from hos_jax.types import Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dense(Solvable):
-    """A symmetric matrix as it is, for small D.
-
-    Attributes:
-      matrix: (..., D, D), symmetric; symmetry is the caller's promise.
-    """
+    """A symmetric `matrix`, (..., D, D); the symmetry is the caller's promise."""
 
     matrix: Array
 
@@ -32,10 +28,6 @@ class Dense(Solvable):
         if len(shape) < 2 or shape[-1] != shape[-2]:
             raise ValueError(f"expected a matrix of shape (..., D, D), got {shape}")
         return shape
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return self.matrix.dtype
 
     def diagonal(self) -> Array:
         return jnp.diagonal(self.matrix, axis1=-2, axis2=-1)
@@ -51,9 +43,8 @@ class Dense(Solvable):
         return Dense(self._each(lambda matrix, one: matrix.matrix + jnp.diag(one), diag))
 
     def add_identity(self, multiple: Array | float = 1.0) -> Dense:
-        return self.add_diagonal(
-            jnp.full(self.shape[:-1], self._per_matrix(multiple, 1), self.dtype)
-        )
+        diag = jnp.full(self.shape[:-1], self._per_matrix(multiple, 1), self.dtype)
+        return self.add_diagonal(diag)
 
     def add_columns(self, factor: Array) -> Dense:
         columns = self._columns(factor)
@@ -74,32 +65,29 @@ class Dense(Solvable):
 
     def floor(self, smallest: float) -> tuple[Dense, Violations]:
         """See `SymmetricMatrix.floor`: eigenvalues below the floor are raised to it."""
-        return self._each(lambda one: one._floor(smallest))
-
-    def _floor(self, smallest: float) -> tuple[Dense, Violations]:
-        values = jnp.linalg.eigvalsh(jax.lax.stop_gradient(self.matrix))
         # Cholesky was seen to succeed at an eighth of this, for D up to 256 in float32.
         resolved = 2.0 * math.sqrt(self.dim) * jnp.finfo(self.dtype).eps
-        floor = jnp.maximum(smallest, resolved * jnp.max(jnp.abs(values)))
-        raised = spectral_matrix(self.matrix, lambda value: jnp.maximum(value, floor))
-        repaired = jnp.where(values[0] >= floor, self.matrix, 0.5 * (raised + raised.T))
-        return Dense(repaired), Violations.of(values, floor)
+
+        def one(this: Dense) -> tuple[Dense, Violations]:
+            values = jnp.linalg.eigvalsh(jax.lax.stop_gradient(this.matrix))
+            floor = jnp.maximum(smallest, resolved * jnp.max(jnp.abs(values)))
+            raised = spectral_matrix(this.matrix, lambda value: jnp.maximum(value, floor))
+            repaired = jnp.where(values[0] >= floor, this.matrix, 0.5 * (raised + raised.T))
+            return Dense(repaired), Violations.of(values, floor)
+
+        return self._each(one)
 
     def _triangular_solve(self, columns: Array, transposed: int) -> Array:
-        def one(matrix: Dense, right: Array) -> Array:
-            root = jnp.linalg.cholesky(matrix.matrix)
-            return jsl.solve_triangular(root, right, trans=transposed, lower=True)
-
-        return self._each(one, columns)
+        root = jnp.linalg.cholesky(self.matrix)
+        return jsl.solve_triangular(root, columns, trans=transposed, lower=True)
 
     def _plus(self, other: SymmetricMatrix) -> Dense:
         return Dense(self.matrix + other.to_dense())
 
     def __sub__(self, other: SymmetricMatrix) -> SymmetricMatrix:
         # Not every B has a form for -B, but as a dense matrix it has.
-        return super().__sub__(
-            Dense(other.to_dense()) if isinstance(other, SymmetricMatrix) else other
-        )
+        known = isinstance(other, SymmetricMatrix)
+        return super().__sub__(Dense(other.to_dense()) if known else other)
 
     def _matmul(self, columns: Array) -> Array:
         return self.matrix @ columns

@@ -7,14 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from hos_jax.linops.base import (
-    QuadraticAndLogdet,
-    Solvable,
-    SymmetricMatrix,
-    Violations,
-    safe_sqrt,
-)
-from hos_jax.linops.lanczos import Eigenpairs
+from hos_jax.linops.base import Solvable, SymmetricMatrix, Violations
+from hos_jax.linops.lanczos import Eigenpairs, safe_sqrt
 from hos_jax.linops.low_rank import PlusLowRank
 from hos_jax.linops.matrix_functions import SpectralFunction, isotropic_product
 from hos_jax.types import Array
@@ -23,11 +17,7 @@ from hos_jax.types import Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagonal(Solvable):
-    """diag(a).
-
-    Attributes:
-      diag: a, (..., D).
-    """
+    """diag(a), with `diag` a of shape (..., D)."""
 
     diag: Array
 
@@ -36,10 +26,6 @@ class Diagonal(Solvable):
         if not self.diag.ndim:
             raise ValueError("expected a diagonal of shape (..., D), got a scalar")
         return (*self.diag.shape, self.diag.shape[-1])
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return self.diag.dtype
 
     def diagonal(self) -> Array:
         return self.diag
@@ -85,50 +71,29 @@ class Diagonal(Solvable):
     def _matmul(self, columns: Array) -> Array:
         return self.diag[..., None] * columns
 
-    def _form(self, columns: Array) -> Array:
-        return jnp.sum(self.diag * jnp.sum(jnp.square(columns), axis=-1), axis=-1)
-
     def _inner(self, other: SymmetricMatrix) -> Array:
         return jnp.sum(self.diag * other.diagonal(), axis=-1)
-
-    def _solve(self, columns: Array) -> Array:
-        return columns / self.diag[..., None]
-
-    def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
-        form = jnp.sum(jnp.square(vector) / self.diag, axis=-1)
-        return QuadraticAndLogdet(form, self.logdet())
 
     def _top_eigenpairs(self, count: int, krylov_vectors: int | None) -> Eigenpairs:
         values, places = jax.lax.top_k(self.diag, count)
         vectors = jax.nn.one_hot(places, self.dim, dtype=self.dtype).T
         return Eigenpairs(values, vectors, jnp.zeros(count, self.dtype))
 
-    def _exact_function_product(
-        self, function: SpectralFunction, vector: Array, dense: str
-    ) -> Array:
+    def _exact_function_product(self, function: SpectralFunction, vector: Array, dense: str):
         return function(self.diag) * vector
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiagonalPlusLowRank(PlusLowRank):
-    """diag(a) + U U^T.
-
-    Attributes:
-      diag: a, (..., D).
-      factor: U, (..., D, r).
-    """
+    """diag(a) + U U^T, with `diag` a of shape (..., D) and `factor` U of shape (..., D, r)."""
 
     diag: Array
     factor: Array
 
     @property
     def base(self) -> Diagonal:
-        """diag(a).
-
-        Raises:
-          ValueError: if U does not belong to it.
-        """
+        """diag(a); ValueError if U does not belong to it."""
         base = Diagonal(self.diag)
         self._check_base(base)
         return base
@@ -147,14 +112,12 @@ class DiagonalPlusLowRank(PlusLowRank):
         # No eigenvalue of U U^T is larger. Woodbury's identity keeps its digits down to this floor.
         largest = jnp.max(jnp.sum(gram, axis=-1), axis=-1, initial=0.0)
         floor = jnp.maximum(smallest, 0.25 * jnp.finfo(self.dtype).eps * largest[..., None])
-        low = self.diag < floor
         correlated = jnp.sum(jnp.square(self.factor), axis=-1)
         room = jnp.maximum(self.diag + correlated - floor, 0.0)
-        shrinks = low & (correlated > 0)
+        shrinks = (self.diag < floor) & (correlated > 0)
         share = jnp.where(shrinks, room / jnp.where(shrinks, correlated, 1.0), 1.0)
-        repaired = DiagonalPlusLowRank(
-            jnp.maximum(self.diag, floor), self.factor * safe_sqrt(share)[..., None]
-        )
+        factor = self.factor * safe_sqrt(share)[..., None]
+        repaired = DiagonalPlusLowRank(jnp.maximum(self.diag, floor), factor)
         return repaired, Violations.of(self.diag, floor)
 
     def diagonal_plus_low_rank(self) -> tuple[Array, Array]:
@@ -166,9 +129,7 @@ class DiagonalPlusLowRank(PlusLowRank):
 class IsotropicPlusLowRank(DiagonalPlusLowRank):
     """c I + U U^T: the low-rank structure whose matrix functions are of the same structure.
 
-    Attributes:
-      diag: c in every place, (..., D); `from_multiple` makes it.
-      factor: U, (..., D, r).
+    `diag` has c in every place, see `from_multiple`.
     """
 
     @classmethod
@@ -185,7 +146,5 @@ class IsotropicPlusLowRank(DiagonalPlusLowRank):
     def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
         return IsotropicPlusLowRank(base.diagonal(), factor)
 
-    def _exact_function_product(
-        self, function: SpectralFunction, vector: Array, dense: str
-    ) -> Array:
+    def _exact_function_product(self, function: SpectralFunction, vector: Array, dense: str):
         return isotropic_product(self.multiple, self.factor, function, vector)

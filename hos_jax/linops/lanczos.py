@@ -4,8 +4,6 @@ References:
   Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -19,39 +17,30 @@ from hos_jax.types import Array, PRNGKey
 KRYLOV_VECTORS = 20
 
 
+def safe_sqrt(value: Array) -> Array:
+    """The square root, with derivative 0 in place of infinity at 0."""
+    zero = value == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, value)))
+
+
 def safe_norm(vector: Array) -> Array:
     """The norm of a vector, whose squares may under- or overflow; derivative 0 at 0."""
     size = jax.lax.stop_gradient(jnp.max(jnp.abs(vector)))
     size = jnp.where(size > 0, size, 1.0)
-    squares = jnp.sum(jnp.square(vector / size))
-    return size * jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-
-
-class KrylovSpace(NamedTuple):
-    """The Krylov space of a symmetric A and a start vector, by Lanczos.
-
-    Attributes:
-      basis: its orthonormal vectors as rows, (K, D); the first is along the start vector.
-      projected: T, A on that basis, tridiagonal (K, K).
-    """
-
-    basis: Array
-    projected: Array
+    return size * safe_sqrt(jnp.sum(jnp.square(vector / size)))
 
 
 def krylov_space(
     matvec: Callable[[Array], Array], start: Array, noise: Array, size: int
-) -> KrylovSpace:
-    """A Krylov space of any size up to D, fully reorthogonalised; for A = c I or a low rank too.
+) -> tuple[Array, Array]:
+    """A Krylov space of K <= D vectors, fully reorthogonalised; for A = c I or a low rank too.
 
     There Lanczos would meet an invariant subspace and divide by zero: a diagonal of a few ulps of A
-    is added, with which no Krylov space ends before D vectors.
+    is added, with which no Krylov space ends before D vectors. `noise`, numbers of order 1, (D,),
+    all different, is its shape.
 
-    Args:
-      matvec: v -> A v.
-      start: the start vector, (D,), not zero.
-      noise: numbers of order 1, (D,), all different.
-      size: K.
+    Returns:
+      Orthonormal vectors as rows, (K, D), the first along the start, and A on them, (K, K).
     """
     # In units of A's own size, so that no square under- or overflows.
     scale = safe_norm(matvec(start)) / safe_norm(start)
@@ -59,7 +48,7 @@ def krylov_space(
     shift = 64 * jnp.finfo(start.dtype).eps * noise
     tridiagonalise = decomp.tridiag_sym(size, reortho="full", custom_vjp=False)
     basis, projected, *_ = tridiagonalise(lambda v: matvec(v) / scale + shift * v, start)
-    return KrylovSpace(basis, scale * projected)
+    return basis, scale * projected
 
 
 class Eigenpairs(NamedTuple):
@@ -110,8 +99,7 @@ def top_eigenpairs(
       matvec: v -> A v, (D,) -> (D,), linear with symmetric A; for a score at y,
         `functools.partial(autodiff.hessian_vector_product_fn(score_fn, symmetrize=True), y)`.
       key: of the random start vector.
-      dim: D.
-      count: k, how many pairs.
+      dim, count: D and k.
       krylov_vectors: m, from k to D; min(D, 4 k + 30) unless given.
       which: "algebraic", descending by value, or "magnitude", descending by absolute value.
       dtype: floating type of the vectors that `matvec` is given.
@@ -126,33 +114,22 @@ def top_eigenpairs(
         )
     if which not in ("algebraic", "magnitude"):
         raise ValueError(f"expected which 'algebraic' or 'magnitude', got {which!r}")
-    start, noise = jax.random.normal(key, (2, dim), dtype)
-    with jax.default_matmul_precision("highest"):
-        return _lanczos_eigenpairs(matvec, start, noise, count, size, which)
-
-
-def _lanczos_eigenpairs(
-    matvec: Callable[[Array], Array],
-    start: Array,
-    noise: Array,
-    count: int,
-    size: int,
-    which: str,
-) -> Eigenpairs:
     rank = jnp.abs if which == "magnitude" else jnp.asarray
-    if size == start.shape[0]:
-        basis = jnp.eye(size, dtype=start.dtype)
-        products = jax.lax.map(matvec, basis)
-        projected = 0.5 * (products + products.T)
-    else:
-        basis, projected = krylov_space(matvec, start, noise, size)
-    ritz_values, small_vectors = jnp.linalg.eigh(projected)
-    _, chosen = jax.lax.top_k(rank(ritz_values), count)
-    vectors = jax.lax.stop_gradient(basis.T @ small_vectors[:, chosen])
-    # Rayleigh quotients and residuals belong to A itself, free of the shift.
-    products = jax.lax.map(matvec, vectors.T).T
-    values = jnp.sum(vectors * products, axis=0)
-    _, order = jax.lax.top_k(rank(values), count)
-    residuals = jax.lax.stop_gradient(products - vectors * values[None])
-    norms = jax.vmap(safe_norm, 1)(residuals)
-    return Eigenpairs(values[order], vectors[:, order], norms[order])
+    with jax.default_matmul_precision("highest"):
+        if size == dim:
+            basis = jnp.eye(dim, dtype=dtype)
+            products = jax.lax.map(matvec, basis)
+            projected = 0.5 * (products + products.T)
+        else:
+            start, noise = jax.random.normal(key, (2, dim), dtype)
+            basis, projected = krylov_space(matvec, start, noise, size)
+        ritz_values, small_vectors = jnp.linalg.eigh(projected)
+        _, chosen = jax.lax.top_k(rank(ritz_values), count)
+        vectors = jax.lax.stop_gradient(basis.T @ small_vectors[:, chosen])
+        # Rayleigh quotients and residuals belong to A itself, free of the shift.
+        products = jax.lax.map(matvec, vectors.T).T
+        values = jnp.sum(vectors * products, axis=0)
+        _, order = jax.lax.top_k(rank(values), count)
+        residuals = jax.lax.stop_gradient(products - vectors * values[None])
+        norms = jax.vmap(safe_norm, 1)(residuals)
+        return Eigenpairs(values[order], vectors[:, order], norms[order])

@@ -8,26 +8,25 @@ B = diag(a):
     \langle S, I \rangle = \sum_i a_i + \|U\|_F^2, \qquad
     \|S\|_F^2 = \sum_i a_i^2 + 2 \sum_i a_i \|U_i\|^2 + \|U^T U\|_F^2 .
 
-Solves and likelihoods need a positive definite base, and go through the r x r matrix of
-`hos_jax.linops.woodbury`.
+Solves and likelihoods need a positive definite base, and cost O(D r^2) by
+`hos_jax.linops.woodbury`; a draw costs O(D r) beyond one of the base.
 """
-
-from __future__ import annotations
 
 import abc
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import hos_jax.linops.woodbury as woodbury
 from hos_jax.linops.base import (
+    OTHER_BATCHES,
     QuadraticAndLogdet,
     Solvable,
     SymmetricMatrix,
-    is_negative,
     over_batch,
-    safe_sqrt,
 )
+from hos_jax.linops.lanczos import safe_sqrt
 from hos_jax.types import Array, PRNGKey
 
 
@@ -62,18 +61,13 @@ class PlusLowRank(SymmetricMatrix):
 
     def _check_base(self, base: Solvable) -> None:
         if tuple(self.factor.shape[:-1]) != base.shape[:-1]:
-            raise ValueError(
-                f"expected a factor of shape (..., D, r) for matrices of shape {base.shape}, "
-                f"got {tuple(self.factor.shape)}; use vmap for other batches"
-            )
+            expected = f"a factor of shape (..., D, r) for matrices of shape {base.shape}"
+            found = tuple(self.factor.shape)
+            raise ValueError(f"expected {expected}, got {found}; {OTHER_BATCHES}")
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.base.shape
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        return self.factor.dtype
 
     @property
     def rank(self) -> int:
@@ -81,7 +75,6 @@ class PlusLowRank(SymmetricMatrix):
         return self.factor.shape[-1]
 
     def diagonal(self) -> Array:
-        """The diagonal B_ii + n2(U_i), (..., D)."""
         return self.base.diagonal() + jnp.sum(jnp.square(self.factor), axis=-1)
 
     def to_dense(self) -> Array:
@@ -97,7 +90,7 @@ class PlusLowRank(SymmetricMatrix):
         Raises:
           ValueError: for a negative number; a traced one gives NaN.
         """
-        if is_negative(factor):
+        if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
             raise ValueError(f"{type(self).__name__} can be scaled by c >= 0 only, got {factor}")
         root = safe_sqrt(jnp.asarray(self._per_matrix(factor, 2), self.dtype))
         return self._rebuild(self.base.scale(factor), self.factor * root)
@@ -106,18 +99,15 @@ class PlusLowRank(SymmetricMatrix):
         return self._rebuild(self.base.add_identity(multiple), self.factor)
 
     def add_columns(self, factor: Array) -> SymmetricMatrix:
-        """A + V V^T for V of shape (..., D, k): the same structure with k more columns."""
         columns = jnp.concatenate([self.factor, self._columns(factor)], axis=-1)
         return self._rebuild(self.base, columns)
 
     def logdet(self) -> Array:
-        """log det B + log det(I + U^T B^-1 U), (...)."""
         return self.base.logdet() + self._of_parts(woodbury.logdet)
 
     def _of_parts(self, function, *arguments):
         """A function of B and U (and more) of a single matrix, for each one of the batch."""
-        mapped = over_batch(function, len(self.batch_shape))
-        return mapped(self.base, self.factor, *arguments)
+        return over_batch(function, len(self.batch_shape))(self.base, self.factor, *arguments)
 
     def __sub__(self, other: SymmetricMatrix) -> SymmetricMatrix:
         if isinstance(other, PlusLowRank):
@@ -138,14 +128,12 @@ class PlusLowRank(SymmetricMatrix):
         return self.base._inner(other) + other._form(self.factor)
 
     def _solve(self, columns: Array) -> Array:
-        """A^-1 V for a positive definite base, by Woodbury's identity in O(D r^2)."""
         return self._of_parts(woodbury.solve, columns)
 
     def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
         return QuadraticAndLogdet(*self._of_parts(woodbury.quadratic_form_and_logdet, vector))
 
     def _draw(self, key: PRNGKey, count: int) -> Array:
-        """Draws of the base plus U w: O(D r) for each."""
         _, low_rank_key = jax.random.split(key)
         weights = jax.random.normal(low_rank_key, (count, self.rank), self.dtype)
         return self.base._draw(key, count) + weights @ self.factor.T

@@ -18,8 +18,6 @@ References:
   approximation of bivariate matrix functions", 2019.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,10 +34,8 @@ SpectralFunction = Callable[[Array], Array]
 class MatrixFunctionProduct(NamedTuple):
     """f(A) v and how far it may be off.
 
-    Attributes:
-      value: f(A) v, (..., D).
-      relative_error: for Lanczos, the norm of what the last Krylov vector changed over the norm of
-        the value, (...): an estimate of the error, not a bound. 0 for the exact ways.
+    `relative_error`, (...), is for Lanczos the norm of what the last Krylov vector changed over the
+    norm of the value: an estimate of the error, not a bound. It is 0 for the exact ways.
     """
 
     value: Array
@@ -66,9 +62,8 @@ def _divided_difference(function: SpectralFunction, left: Array, right: Array) -
 
 def _table(function: SpectralFunction, rows: Array, columns: Array) -> Array:
     """The divided differences of all pairs, (m, n)."""
-    shape = (len(rows), len(columns))
-    left = jnp.broadcast_to(rows[:, None], shape)
-    return _divided_difference(function, left, jnp.broadcast_to(columns[None, :], shape))
+    left, right = jnp.meshgrid(rows, columns, indexing="ij")
+    return _divided_difference(function, left, right)
 
 
 def _closed(function: SpectralFunction, dtype) -> tuple[Callable, list[Any]]:
@@ -108,14 +103,7 @@ def _spectral_jvp(of, primals, tangents):
 def isotropic_product(
     multiple: Array, factor: Array, function: SpectralFunction, vector: Array
 ) -> Array:
-    """f(c I + U U^T) v, (D,), exactly, in O(D r^2).
-
-    Args:
-      multiple: c, a scalar.
-      factor: U, (D, r).
-      function: f, elementwise.
-      vector: v, (D,).
-    """
+    """f(c I + U U^T) v, (D,), exactly, in O(D r^2), for a scalar c and U of shape (D, r)."""
 
     def difference(value: Array) -> Array:
         # Rounding may leave an eigenvalue of U^T U below 0, where f need not be defined.
@@ -138,12 +126,8 @@ def lanczos_product(
     The derivative in reverse mode takes a second Krylov space, that of A and the cotangent; there
     is none in forward mode. No gradient flows through the estimate.
 
-    Args:
-      matvec: `matvec(matrix, columns)` is A V, (D, k); differentiable in `matrix`, any pytree.
-      matrix: what `matvec` takes.
-      function: f, elementwise.
-      vector: v, (D,).
-      size: K, at most D.
+    `matvec(matrix, columns)` is A V, (D, k), differentiable in `matrix`, any pytree; K = `size` is
+    at most D.
     """
     of, constants = _closed(function, vector.dtype)
     value, error = _lanczos(of, matvec, size, matrix, constants, vector)
@@ -151,14 +135,7 @@ def lanczos_product(
 
 
 class _Ritz(NamedTuple):
-    """v on a Krylov space: v = Z w, A is nearly Z diag(l) Z^T.
-
-    Attributes:
-      values: l, (K,).
-      vectors: Z, (D, K).
-      weights: w, (K,).
-      projected: T, (K, K).
-    """
+    """v on a Krylov space: v = Z w, A is nearly Z diag(l) Z^T; l, Z (D, K), w and T (K, K)."""
 
     values: Array
     vectors: Array
@@ -194,11 +171,8 @@ def _relative_change(of: Callable, constants: list, projected: Array, dim: int) 
 def _lanczos_forward(of, matvec, size, matrix, constants, vector):
     ritz = _ritz(matvec, matrix, vector, size)
     value = ritz.vectors @ (of(ritz.values, *constants) * ritz.weights)
-    return (value, _relative_change(of, constants, ritz.projected, len(vector))), (
-        matrix,
-        constants,
-        ritz,
-    )
+    error = _relative_change(of, constants, ritz.projected, len(vector))
+    return (value, error), (matrix, constants, ritz)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

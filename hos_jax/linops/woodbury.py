@@ -5,8 +5,6 @@ B is any `Solvable`: with W^T W = B^-1 the r x r matrix is M = I + (W U)^T (W U)
 .. math:: A^{-1} = W^T (I - W U M^{-1} U^T W^T) W, \qquad \log\det A = \log\det B + \log\det M .
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -26,7 +24,7 @@ class Factorization(NamedTuple):
     outer: Array
 
     def logdet(self) -> Array:
-        """log det M, a scalar."""
+        """log det M."""
         logs = jnp.log(jnp.diagonal(self.outer)) - jnp.log(jnp.diagonal(self.inverse))
         return 2.0 * jnp.sum(logs)
 
@@ -69,9 +67,7 @@ def solve(base: Solvable, factor: Array, columns: Array) -> Array:
     return base.whiten_transposed(rest)
 
 
-def _form_and_logdet(
-    base: Solvable, vector: Array, parts: Factorization
-) -> tuple[tuple[Array, Array], Array]:
+def _form_and_logdet(base: Solvable, vector: Array, parts: Factorization):
     """Both values, and A^-1 v.
 
     With w = M^-1 U^T B^-1 v the form is n2(W (v - U w)) + n2(w): a sum of squares, where

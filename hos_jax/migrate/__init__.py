@@ -1,16 +1,10 @@
 """Between runs and files of others: checkpoints of the published code, exported parameters."""
 
-from hos_jax.migrate.importing import Imported, import_checkpoint, published_config
-from hos_jax.migrate.parameters import Parameters, export_parameters, read_parameters
-from hos_jax.migrate.published import PublishedModel, recognise
-
-__all__ = [
-    "Imported",
-    "Parameters",
-    "PublishedModel",
-    "export_parameters",
-    "import_checkpoint",
-    "published_config",
-    "read_parameters",
-    "recognise",
-]
+from hos_jax.migrate.importing import Imported as Imported
+from hos_jax.migrate.importing import import_checkpoint as import_checkpoint
+from hos_jax.migrate.importing import published_config as published_config
+from hos_jax.migrate.parameters import Parameters as Parameters
+from hos_jax.migrate.parameters import export_parameters as export_parameters
+from hos_jax.migrate.parameters import read_parameters as read_parameters
+from hos_jax.migrate.published import PublishedModel as PublishedModel
+from hos_jax.migrate.published import recognise as recognise

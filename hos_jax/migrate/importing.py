@@ -1,7 +1,5 @@
 """Runs out of checkpoints of the published code, or out of exported parameters."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The parameters of a run in one file, with the config that made them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

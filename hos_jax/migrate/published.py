@@ -14,6 +14,7 @@ s1 alone, s2 and s1, and either with exponential averages of the parameters. Nam
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -49,8 +50,7 @@ class PublishedModel:
       params: parameter trees by network: score1, and diagonal and factor where there are such.
       ema_params: the same with averages in place of what the file has averages of, or None.
       averaged: which scores ("s1", "s2") have averages.
-      features: channels of the first stage.
-      channels: channels of an image.
+      features, channels: of the first stage, and of an image.
       rank: columns of the factor; 0 without one.
       step: the training step that the file names, or 0.
       order_is_assumed: whether two networks of one kind were told apart by their order alone.
@@ -104,13 +104,20 @@ def recognise(content: Any) -> PublishedModel:
     stored = list(_state_dictionaries(content))
     if not stored:
         raise UserError("no network of the published image code found: no name ends in begin_conv")
-    raw, averages = _separate_averages(stored)
+    raw: list[_Stored] = []
+    averages: list[tuple[_Stored, _Stored]] = []
+    for state in stored:
+        original = _original(state, raw)
+        if original is None:
+            raw.append(state)
+        else:
+            averages.append((state, original))
     score1, score2, assumed = _assign(raw)
     networks = _convert("s1", score1) | (_convert("s2", score2) if score2 is not None else {})
     ema, averaged = dict(networks), []
-    for label, of in (("s1", score1), ("s2", score2)):
+    for label, trained in (("s1", score1), ("s2", score2)):
         for average, original in averages:
-            if original is of:
+            if original is trained:
                 ema |= _convert(label, average)
                 averaged.append(label)
     features, channels, rank = _sizes(networks)
@@ -134,14 +141,11 @@ def _state_dictionaries(content: Any, label: str = "") -> Iterator[_Stored]:
         prefixed = {name.partition(".")[0] for name in names} & set(LABELS) - set(names)
         if prefixed:
             for prefix in LABELS:
-                part = {
-                    name.removeprefix(f"{prefix}."): content[name]
-                    for name in names
-                    if name.startswith(f"{prefix}.")
-                }
+                inside = [name for name in names if name.startswith(f"{prefix}.")]
+                part = {name.removeprefix(f"{prefix}."): content[name] for name in inside}
                 yield from _state_dictionaries(part, prefix)
         elif any(name.endswith(FIRST_LAYER) for name in names):
-            yield _Stored(label, {_plain_name(name): content[name] for name in names})
+            yield _Stored(label, {re.sub(r"\bmodule\.", "", name): content[name] for name in names})
         else:
             for name, value in content.items():
                 yield from _state_dictionaries(value, name if name in LABELS else label)
@@ -150,35 +154,19 @@ def _state_dictionaries(content: Any, label: str = "") -> Iterator[_Stored]:
             yield from _state_dictionaries(value, label)
 
 
-def _plain_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "module")
-
-
-def _separate_averages(
-    stored: list[_Stored],
-) -> tuple[list[_Stored], list[tuple[_Stored, _Stored]]]:
-    """The networks as trained, and pairs (average, what it is the average of)."""
-    raw: list[_Stored] = []
-    averages = []
-    for state in stored:
-        if state.label and not state.label.startswith("ema_"):
-            raw.append(state)
-            continue
-        if state.label:
-            originals = [other for other in raw if f"ema_{other.label}" == state.label]
-            if not originals:
-                raise UserError(
-                    f"{state.label} has no {state.label.removeprefix('ema_')} beside it"
-                )
-            averages.append((state, originals[0]))
-            continue
-        alike = [(_cosine(state.arrays, other.arrays), i) for i, other in enumerate(raw)]
-        cosine, nearest = max(alike, default=(0.0, 0))
-        if cosine > SAME_NETWORK:
-            averages.append((state, raw[nearest]))
-        else:
-            raw.append(state)
-    return raw, averages
+def _original(state: _Stored, raw: list[_Stored]) -> _Stored | None:
+    """Of which of the networks as trained this is the average; None if it is one of them."""
+    label = state.label.removeprefix("ema_")
+    if label != state.label:
+        found = [other for other in raw if other.label == label]
+        if not found:
+            raise UserError(f"{state.label} has no {label} beside it")
+        return found[0]
+    if label:
+        return None
+    alike = [(_cosine(state.arrays, other.arrays), i) for i, other in enumerate(raw)]
+    cosine, nearest = max(alike, default=(0.0, 0))
+    return raw[nearest] if cosine > SAME_NETWORK else None
 
 
 def _cosine(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
@@ -188,9 +176,7 @@ def _cosine(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> float:
         return 0.0
 
     def product(x, y):
-        return sum(
-            float(np.vdot(x[name].astype(np.float64), y[name].astype(np.float64))) for name in names
-        )
+        return sum(float(np.sum(np.multiply(x[name], y[name], dtype=float))) for name in names)
 
     return product(a, b) / np.sqrt(product(a, a) * product(b, b))
 

@@ -4,8 +4,6 @@ A pickle is a program. The published `torch.load(path)` runs it; here only PyTor
 reader, which knows arrays and plain containers and nothing else, ever sees one.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 import uuid
@@ -18,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, reason
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
@@ -51,7 +49,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
         save_file(contiguous, temporary, dict(metadata))
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written: {_first_line(error)}") from error
+        raise UserError(f"{path} cannot be written: {reason(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,11 +65,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as safetensors: {reason(error)}") from error
 
 
 def _read_torch(path: Path) -> Any:
-    torch = _torch()
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise UserError(
+            'reading a PyTorch checkpoint needs the package torch: pip install "hos_jax[import]"'
+        ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # Its unpickler raises whatever a damaged or hostile file drives it into.
@@ -82,18 +85,9 @@ def _read_torch(path: Path) -> Any:
                 f"{path} is refused: besides arrays it holds {refused[1]}, which could execute code"
             ) from error
         raise UserError(
-            f"{path} cannot be read as a PyTorch checkpoint: {_first_line(error)}"
+            f"{path} cannot be read as a PyTorch checkpoint: {reason(error)}"
         ) from error
     return _to_numpy(content, torch)
-
-
-def _torch() -> ModuleType:
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise UserError(
-            'reading a PyTorch checkpoint needs the package torch: pip install "hos_jax[import]"'
-        ) from error
 
 
 def _to_numpy(content: Any, torch: ModuleType) -> Any:
@@ -106,7 +100,3 @@ def _to_numpy(content: Any, torch: ModuleType) -> Any:
     if isinstance(content, list | tuple):
         return [_to_numpy(value, torch) for value in content]
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -5,8 +5,6 @@ turns it into C(y), the posterior covariance in units of sigma^2, or S(y) = C(y)
 Everything is dimensionless.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Literal
@@ -99,8 +97,7 @@ class SecondOrderHead:
 
     def _offset(self) -> float:
         """The softplus' argument at raw value 0: log(2) at scale 1, nearly 1 at a small scale."""
-        start = 1.0 - self.scale * (1.0 - math.log(2.0))
-        return math.log(math.expm1(start))
+        return math.log(math.expm1(1.0 - self.scale * (1.0 - math.log(2.0))))
 
     def _unconstrained(self, raw: Array) -> SymmetricMatrix:
         if self.structure == "dense":

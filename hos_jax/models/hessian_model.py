@@ -1,7 +1,5 @@
 r"""A second-order model beside a score that somebody else provides."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -21,9 +19,7 @@ class HessianModel(nn.Module):
     multiple of a learned s1 brings in more of its errors than it helps.)
 
     Attributes:
-      network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
-        (N, H, W, out_channels).
-      head: the second-order head.
+      network, head: as in `ScoreModel`.
       data_std: standard deviation of the data, data units.
     """
 
@@ -33,16 +29,7 @@ class HessianModel(nn.Module):
 
     @nn.compact
     def __call__(self, noisy: Array, sigma: Array | float, score1: Array) -> ModelOutputs:
-        """Evaluate at noisy points.
-
-        Args:
-          noisy: y, (N, H, W, C) images or (N, D) vectors, data units.
-          sigma: standard deviation of the noise, scalar or (N,), data units.
-          score1: s1 at these points, (N, D), 1 / data units.
-
-        Raises:
-          ValueError: for points of another rank or that are not floating-point numbers.
-        """
+        """Evaluate as `ScoreModel`, with s1 at these points, (N, D), 1 / data units."""
         images, sigma = as_images(noisy, sigma)
         _, height, width, channels = images.shape
         blocks = self.head.blocks(height * width * channels)

@@ -1,7 +1,5 @@
 """A multilayer perceptron for vectors and very small images."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax.numpy as jnp
 

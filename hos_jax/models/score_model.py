@@ -68,7 +68,7 @@ class ModelOutputs:
       sigma: noise level at each point, (N,), data units.
       raw_third_order: T_iii = sigma^3 s3_iii, (N, D), or None without a third-order model.
       head: the second-order head, or None.
-      output_units: "score" if the raw values are s1, s2 and s3 themselves.
+      output_units: "score" if what the head gives is s2 itself.
 
     Raises:
       ValueError: where an order is asked for that the model has not.
@@ -91,16 +91,11 @@ class ModelOutputs:
         """S = sigma^2 s2, dimensionless, a batch of structured matrices."""
         head, raw = self._second_order()
         hessian = jax.vmap(head.scaled_hessian)(raw)
-        if self.output_units == "score":
-            return hessian.scale(self.sigma**2)
-        return hessian
+        return hessian.scale(self.sigma**2) if self.output_units == "score" else hessian
 
     @property
     def score2(self) -> SymmetricMatrix:
-        """s2, in 1 / data units^2, a batch of structured matrices.
-
-        The scaling of a structured matrix is never negative, so its form is kept.
-        """
+        """s2, in 1 / data units^2, a batch of structured matrices."""
         return self.scaled_hessian.scale(1.0 / self.sigma**2)
 
     @property
@@ -116,8 +111,6 @@ class ModelOutputs:
         """T_iii = sigma^3 s3_iii, (N, D), dimensionless."""
         if self.raw_third_order is None:
             raise ValueError("this model has no third order")
-        if self.output_units == "score":
-            return self.raw_third_order * self.sigma[:, None] ** 3
         return self.raw_third_order
 
     @property
@@ -190,19 +183,15 @@ class ScoreModel(nn.Module):
         scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
         raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None], sigma)
 
-        flat = images.reshape(images.shape[0], -1)
+        flat, level = images.reshape(images.shape[0], -1), sigma[:, None]
         raw1 = raw1.reshape(flat.shape)
-        if raw3 is not None:
-            raw3 = raw3.reshape(flat.shape)
+        raw3 = None if raw3 is None else raw3.reshape(flat.shape)
         if self.output_units == "score":
-            prediction = -raw1 * sigma[:, None]
-        elif self.data_std is None:
-            prediction = raw1
-        else:
-            prediction = (sigma / variance)[:, None] * flat + (self.data_std * scale)[
-                :, None
-            ] * raw1
-        return ModelOutputs(prediction, raw2, sigma, raw3, self.head, self.output_units)
+            raw1, raw3 = -raw1 * level, None if raw3 is None else raw3 * level**3
+        elif self.data_std is not None:
+            skip = level / variance[:, None] * flat
+            raw1 = skip + (self.data_std * scale)[:, None] * raw1
+        return ModelOutputs(raw1, raw2, sigma, raw3, self.head, self.output_units)
 
     def _evaluate(self, images: Array, sigma: Array) -> tuple[Array, Array | None, Array | None]:
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
@@ -220,21 +209,20 @@ class ScoreModel(nn.Module):
             # output needs the digits of the images' dtype.
             return raw.astype(images.dtype)
 
-        def second_order() -> Array:
-            if self.networks != "per_output":
-                return evaluate("score2", blocks)
-            if blocks == 1:
-                return evaluate("diagonal", 1)
-            return jnp.concatenate(
-                [evaluate("diagonal", 1), evaluate("factor", blocks - 1)], axis=-1
-            )
-
+        raw2: Any = None
+        raw3: Any = None
         if self.networks == "shared" and (blocks or self.third_order):
             raw = evaluate("trunk", 1 + blocks + self.third_order)
-            ends = (channels, channels * (1 + blocks))
-            first, second, third = jnp.split(raw, ends, axis=-1)
-            raw2 = split_blocks(second, blocks) if blocks else None
-            return first, raw2, third if self.third_order else None
-        raw1 = evaluate("score1", 1)
-        raw2 = split_blocks(second_order(), blocks) if blocks else None
-        return raw1, raw2, evaluate("score3", 1) if self.third_order else None
+            raw1, raw2, raw3 = jnp.split(raw, (channels, channels * (1 + blocks)), axis=-1)
+        else:
+            raw1 = evaluate("score1", 1)
+            if blocks and self.networks == "per_output":
+                parts = {"diagonal": 1, "factor": blocks - 1}
+                found = [evaluate(name, size) for name, size in parts.items() if size]
+                raw2 = jnp.concatenate(found, axis=-1)
+            elif blocks:
+                raw2 = evaluate("score2", blocks)
+            if self.third_order:
+                raw3 = evaluate("score3", 1)
+        raw2 = split_blocks(raw2, blocks) if blocks else None
+        return raw1, raw2, raw3 if self.third_order else None

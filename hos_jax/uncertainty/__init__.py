@@ -1,25 +1,12 @@
 """The posterior of a clean point given a noisy one: as an operator, measured, and put to use."""
 
-from hos_jax.uncertainty import calibration, inverse, metrics
-from hos_jax.uncertainty.posterior import (
-    DEFAULT_FLOOR,
-    LARGEST_SKEWNESS,
-    Interval,
-    Posterior,
-    Violations,
-    posterior,
-    posterior_from_covariance,
-)
-
-__all__ = [
-    "DEFAULT_FLOOR",
-    "LARGEST_SKEWNESS",
-    "Interval",
-    "Posterior",
-    "Violations",
-    "calibration",
-    "inverse",
-    "metrics",
-    "posterior",
-    "posterior_from_covariance",
-]
+from hos_jax.uncertainty import calibration as calibration
+from hos_jax.uncertainty import inverse as inverse
+from hos_jax.uncertainty import metrics as metrics
+from hos_jax.uncertainty.posterior import DEFAULT_FLOOR as DEFAULT_FLOOR
+from hos_jax.uncertainty.posterior import LARGEST_SKEWNESS as LARGEST_SKEWNESS
+from hos_jax.uncertainty.posterior import Interval as Interval
+from hos_jax.uncertainty.posterior import Posterior as Posterior
+from hos_jax.uncertainty.posterior import Violations as Violations
+from hos_jax.uncertainty.posterior import posterior as posterior
+from hos_jax.uncertainty.posterior import posterior_from_covariance as posterior_from_covariance

@@ -4,9 +4,8 @@ r"""Is a predicted posterior right? Measured on errors that were really made.
 predicted and what happened. `captured_shares` says how much of an error lies in given directions:
 the leading ones of the posterior should beat those of the data as a whole, and random ones.
 Variances are in units of sigma^2 and errors in units of sigma, so that noise levels compare.
+ValueError is raised for shapes that do not fit.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
@@ -26,11 +25,8 @@ LEAST_COUNT = 500
 class BinSums(NamedTuple):
     """Sums over values, by bin of predicted variance; add those of batches up.
 
-    Attributes:
-      count: number of values, (bins,).
-      variance: predicted variances, (bins,), units of sigma^2.
-      squared_error: (bins,), units of sigma^2.
-      inside: how many errors lie in the central interval at each of `LEVELS`, (bins, levels).
+    Number of values, their predicted variances and squared errors, (bins,), units of sigma^2, and
+    how many errors lie inside the central interval at each of `LEVELS`, (bins, levels).
     """
 
     count: Array  # type: ignore[assignment]  # stands for the method `count` of tuples
@@ -40,11 +36,7 @@ class BinSums(NamedTuple):
 
 
 def inside_intervals(posterior: Posterior, clean: Array) -> Array:
-    """Whether each value lies in its central interval at each of `LEVELS`, bool (D, levels).
-
-    Raises:
-      ValueError: if the shapes differ.
-    """
+    """Whether each value lies in its central interval at each of `LEVELS`, bool (D, levels)."""
     check_vectors(mean=posterior.mean, clean=clean)
     intervals = [posterior.marginal_interval(level) for level in LEVELS]
     return jnp.stack([(i.lower <= clean) & (clean <= i.upper) for i in intervals], axis=-1)
@@ -68,24 +60,18 @@ def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
       variance: predicted variances, (D,), units of sigma^2.
       error: clean value minus posterior mean, (D,), units of sigma.
       inside: bool (D, levels), see `inside_intervals`.
-
-    Raises:
-      ValueError: if the shapes differ.
     """
     check_vectors(variance=variance, error=error)
     if inside.shape != (variance.shape[0], len(LEVELS)):
         raise ValueError(f"expected shape (D, {len(LEVELS)}), got {tuple(inside.shape)}")
-    bins = len(VARIANCE_EDGES) - 1
-    places = bin_of(variance)
-    zeros = jnp.zeros(bins, variance.dtype)
-    return BinSums(
-        count=zeros.at[places].add(1.0),
-        variance=zeros.at[places].add(variance),
-        squared_error=zeros.at[places].add(jnp.square(error)),
-        inside=jnp.zeros((bins, len(LEVELS)), variance.dtype)
-        .at[places]
-        .add(inside.astype(variance.dtype)),
-    )
+    places, bins = bin_of(variance), len(VARIANCE_EDGES) - 1
+
+    def total(values: Array) -> Array:
+        zeros = jnp.zeros((bins, *values.shape[1:]), variance.dtype)
+        return zeros.at[places].add(values.astype(variance.dtype))
+
+    values = jnp.ones_like(variance), variance, jnp.square(error), inside
+    return BinSums(*map(total, values))
 
 
 def reliability(sums: BinSums) -> list[dict[str, float]]:
@@ -127,7 +113,7 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
       (bins, levels), for `recalibrated_interval`.
 
     Raises:
-      ValueError: if the shapes differ or there are no values.
+      ValueError: if there are no values.
 
     References:
       Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
@@ -148,16 +134,10 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
 def recalibrated_interval(
     posterior: Posterior, sigma: Array | float, multipliers: Array, level: float
 ) -> Interval:
-    """Central intervals, mean +- m sd, (D,), with the m of `interval_multipliers`.
-
-    Args:
-      posterior: at one point.
-      sigma: scalar, data units.
-      multipliers: (bins, levels).
-      level: one of `LEVELS`.
+    """Central intervals, mean +- m sd, (D,), with the m of `interval_multipliers`, (bins, levels).
 
     Raises:
-      ValueError: for another level or shape.
+      ValueError: unless the level is one of `LEVELS`.
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {LEVELS}, got {level}")
@@ -169,14 +149,9 @@ def recalibrated_interval(
 
 
 def captured_shares(error: Array, directions: Array) -> Array:
-    """Share of n2(e) in the span of the first j directions, (k,), j = 1 ... k.
+    """Share of n2(e), (D,) and not zero, in the span of the first j directions, (k,), j = 1 ... k.
 
-    Args:
-      error: e, (D,), not zero.
-      directions: orthonormal columns, (D, k).
-
-    Raises:
-      ValueError: if the sizes differ.
+    The directions are orthonormal columns, (D, k).
     """
     if directions.ndim != 2 or directions.shape[0] != error.shape[0] or error.ndim != 1:
         raise ValueError(
@@ -195,9 +170,7 @@ def principal_directions(data: np.ndarray, count: int) -> np.ndarray:
         raise ValueError(f"expected 1 <= count <= min(N - 1, D) for {data.shape}, got {count}")
     centred = np.asarray(data, np.float64) - data.mean(axis=0)
     # The smaller of the two Gram matrices: N may be below D or far above it.
-    if len(data) <= data.shape[1]:
-        _, vectors = np.linalg.eigh(centred @ centred.T)
-        directions, _ = np.linalg.qr(centred.T @ vectors[:, ::-1][:, :count])
-        return directions
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return vectors[:, ::-1][:, :count]
+    few = len(data) <= data.shape[1]
+    _, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
+    leading = vectors[:, ::-1][:, :count]
+    return np.linalg.qr(centred.T @ leading)[0] if few else leading

@@ -27,17 +27,16 @@ References:
   (K = r^2 I).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
 
+from hos_jax.errors import reason
 from hos_jax.linops import Diagonal
 from hos_jax.types import Array, PRNGKey, check_vectors
 from hos_jax.uncertainty.posterior import Posterior
@@ -70,21 +69,12 @@ class Observation:
         return self.forward(vector) - self.forward(jnp.zeros_like(vector))
 
     def residual(self, point: Array) -> Array:
-        """b - A x - c, (M,).
-
-        Raises:
-          ValueError: if the point is not (D,), or A x has not the shape of b.
-        """
-        check_vectors(point=point)
+        """b - A x - c, (M,)."""
         predicted = self.forward(point)
-        check_vectors(values=self.values, predicted=predicted)
         return jnp.asarray(self.values, predicted.dtype) - predicted
 
     def check(self, like: Array) -> None:
-        """Raise ValueError for what cannot be a measurement; traced numbers are not looked at.
-
-        Args:
-          like: any point, (D,).
+        """See whether it is a measurement of points like this one, (D,); not if it is traced.
 
         Raises:
           ValueError: if a value is not finite, t is not positive, or the map is not affine, not
@@ -98,16 +88,16 @@ class Observation:
                 f"forward has to give real floating numbers, got {predicted.dtype}; "
                 "stack the real and the imaginary part of complex ones"
             )
-        values = _concrete(self.values)
-        if values is not None and not np.all(np.isfinite(values)):
-            places = np.flatnonzero(~np.isfinite(values))
+        known = np.zeros(1) if _is_traced(self.values) else np.asarray(self.values)
+        wrong = np.flatnonzero(~np.isfinite(known))
+        if len(wrong):
             raise ValueError(
-                f"{len(places)} of {len(values)} values are not finite, the first at {places[0]}; "
-                "leave them out of the values and of what forward gives"
+                f"{len(wrong)} of {len(known)} values are not finite, the first at "
+                f"{wrong[0]}; leave them out of the values and of what forward gives"
             )
-        noise_std = _concrete(self.noise_std)
-        if noise_std is not None and not np.all((noise_std > 0) & np.isfinite(noise_std)):
-            raise ValueError(f"noise_std has to be positive and finite, got {noise_std}")
+        std = 1.0 if _is_traced(self.noise_std) else np.asarray(self.noise_std)
+        if not np.all((std > 0) & np.isfinite(std)):
+            raise ValueError(f"noise_std has to be positive and finite, got {self.noise_std}")
         self._check_affine(like, predicted)
 
     def _check_affine(self, like: Array, predicted: jax.ShapeDtypeStruct) -> None:
@@ -116,24 +106,23 @@ class Observation:
             jax.eval_shape(lambda v: self.adjoint(v, like), predicted)
         # What JAX raises depends on the operation that cannot be transposed.
         except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(f"{problem}: {reason or 'it is not'}") from error
+            raise ValueError(f"{problem}: {reason(error)}") from error
         # Some operations (rounding to integers) have a transpose without being linear. A power of
         # two goes through whatever is, exactly and in any precision.
         with jax.ensure_compile_time_eval():
             point = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
-            once, twice = _concrete(self.linear(point)), _concrete(self.linear(2.0 * point))
-            offset = _concrete(self.forward(jnp.zeros_like(point)))
-        if once is None or twice is None or offset is None:
-            return
-        size = np.max(np.abs(twice), initial=0.0) + np.max(np.abs(offset), initial=0.0)
-        if np.any(np.abs(twice - 2.0 * once) > 100.0 * jnp.finfo(predicted.dtype).eps * size):
-            raise ValueError(f"{problem}: at twice the point it does not give twice as much")
+            once, twice = self.linear(point), self.linear(2.0 * point)
+            offset = self.forward(jnp.zeros_like(point))
+            if any(map(_is_traced, (once, twice, offset))):
+                return
+            size = jnp.max(jnp.abs(twice), initial=0.0) + jnp.max(jnp.abs(offset), initial=0.0)
+            rounding = 100.0 * jnp.finfo(predicted.dtype).eps * size
+            if jnp.any(jnp.abs(twice - 2.0 * once) > rounding):
+                raise ValueError(f"{problem}: at twice the point it does not give twice as much")
 
 
-def _concrete(value: Any) -> np.ndarray | None:
-    """The numbers, or None where they are traced."""
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
 
 
 def isotropic(mean: Array, sigma: Array | float, data_std: Array | float) -> Posterior:
@@ -141,12 +130,7 @@ def isotropic(mean: Array, sigma: Array | float, data_std: Array | float) -> Pos
 
     .. math:: r^2 = \frac{\sigma^2 s^2}{\sigma^2 + s^2}
 
-    which is right for independent Gaussian values of standard deviation s.
-
-    Args:
-      mean: m = E[x | y], (D,), data units.
-      sigma: noise level, scalar, data units.
-      data_std: s, scalar, data units.
+    which is right for independent Gaussian values of standard deviation s = `data_std`, data units.
     """
     variance = sigma**2 * data_std**2 / (sigma**2 + data_std**2)
     return Posterior(mean, Diagonal(jnp.full_like(mean, variance)))
@@ -169,6 +153,13 @@ class Conditioned(NamedTuple):
     converged: Array
 
 
+class _Solver(TypedDict, total=False):
+    """The options of `condition`."""
+
+    tolerance: float
+    max_iterations: int
+
+
 def condition(
     posterior: Posterior,
     observation: Observation,
@@ -178,11 +169,8 @@ def condition(
 ) -> Conditioned:
     """The posterior mean given the observation too, with what the solver says of itself.
 
-    Args:
-      posterior: of x given y.
-      observation: b, A and t.
-      tolerance: conjugate gradients stop at this residual, relative to n2(b - A m)^(1/2).
-      max_iterations: or after so many products with S.
+    Conjugate gradients stop at a residual of `tolerance`, relative to n2(b - A m)^(1/2), or after
+    `max_iterations` products with S.
 
     Raises:
       ValueError: if the observation is none for this posterior, see `Observation.check`.
@@ -207,16 +195,16 @@ def condition(
     return Conditioned(mean, guidance, left, left <= 10.0 * tolerance)
 
 
-class _Solver(TypedDict, total=False):
-    """The options of `condition`."""
-
-    tolerance: float
-    max_iterations: int
-
-
 def guidance(posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]) -> Array:
     """A^T S^-1 (b - A m), (D,), as in `condition`, with its arguments and errors."""
     return condition(posterior, observation, **solver).guidance
+
+
+def conditional_mean(
+    posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]
+) -> Array:
+    """E[x | y, b], (D,), data units, as in `condition`."""
+    return condition(posterior, observation, **solver).mean
 
 
 def conditional_score(
@@ -226,56 +214,26 @@ def conditional_score(
     sigma: Array | float,
     **solver: Unpack[_Solver],
 ) -> Array:
-    r"""The score of y given b, (D,), 1 / data units: for any sampler that takes a score.
+    r"""The score of y given b, (D,), 1 / data units, for any sampler that takes a score.
 
     .. math:: s_1(y) + \frac{1}{\sigma^2} K A^T S^{-1} (b - A m)
-
-    Args:
-      score1: s1(y), (D,).
-      posterior: of x given y.
-      observation: b, A and t.
-      sigma: scalar, data units.
-      solver: `tolerance` and `max_iterations` of `condition`.
     """
     return score1 + posterior.matvec(guidance(posterior, observation, **solver)) / sigma**2
 
 
-def conditional_mean(
-    posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]
-) -> Array:
-    """E[x | y, b] = m + K A^T S^-1 (b - A m), (D,), data units; see `condition`."""
-    return condition(posterior, observation, **solver).mean
-
-
-@overload
-def conditional_sample(
-    key: PRNGKey, posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]
-) -> Array: ...
-
-
-@overload
 def conditional_sample(
     key: PRNGKey,
     posterior: Posterior,
     observation: Observation,
     *,
-    return_converged: Literal[True],
+    return_converged: bool = False,
     **solver: Unpack[_Solver],
-) -> tuple[Array, Array]: ...
-
-
-def conditional_sample(key, posterior, observation, *, return_converged=False, **solver):
+) -> Any:
     """One draw of x given y and b, (D,), data units, exact for Gaussian posteriors.
 
     Matheron's rule: for x' ~ N(m, K) and b' = A x' + t n the point x' + K A^T S^-1 (b - b') has the
-    conditional mean and covariance. One solve, and no root of the conditional covariance.
-
-    Args:
-      key: JAX key.
-      posterior: of x given y.
-      observation: b, A and t.
-      return_converged: return also whether the solve converged, as `condition` tells it.
-      solver: `tolerance` and `max_iterations` of `condition`.
+    conditional mean and covariance. One solve, and no root of the conditional covariance. With
+    `return_converged` it is (draw, whether the solve converged, as `condition` tells it).
 
     References:
       Wilson et al., "Pathwise Conditioning of Gaussian Processes", 2021.
@@ -287,17 +245,18 @@ def conditional_sample(key, posterior, observation, *, return_converged=False, *
     values = jnp.asarray(observation.values, draw.dtype)
     noise = observation.noise_std * jax.random.normal(noise_key, values.shape, values.dtype)
     shaken = dataclasses.replace(observation, values=values - noise)
-    around = dataclasses.replace(posterior, mean=draw)
-    found = condition(around, shaken, **solver)
+    found = condition(dataclasses.replace(posterior, mean=draw), shaken, **solver)
     return (found.mean, found.converged) if return_converged else found.mean
 
 
 def descend(
     key: PRNGKey,
-    draw_fn: Callable[[PRNGKey, Array, Array], Array],
+    draw_fn: Callable[[PRNGKey, Array, Array], Any],
     start: Array,
     sigmas: Array,
-) -> Array:
+    *,
+    has_aux: bool = False,
+) -> Any:
     r"""One draw of x, (D,), data units, down a ladder of noise levels.
 
     At each level x is drawn given y, then y at the next level :math:`\sigma' < \sigma` given both,
@@ -309,27 +268,24 @@ def descend(
     exact law the result is exact too, however far apart the levels are, but for the start.
 
     Args:
-      key: JAX key.
+      key: of all draws.
       draw_fn: `(key, y, sigma) -> x`; sigma is traced.
       start: y at sigmas[0], (D,): sigmas[0] times standard normal noise around the data's centre.
       sigmas: the levels in falling order, (levels,), data units; the first is large against the
         data's standard deviation.
+      has_aux: `draw_fn` gives (x, more), and the result is x with `more` of every level.
 
     Raises:
       ValueError: if there is no level.
     """
-    return _descend(key, lambda *arguments: (draw_fn(*arguments), None), start, sigmas)[0]
-
-
-def _descend(key: PRNGKey, draw_fn: Callable, start: Array, sigmas: Array) -> tuple[Array, Any]:
-    """`descend` for a `draw_fn` that gives x and something more: x, and that at every level."""
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
+    draw = draw_fn if has_aux else lambda *arguments: (draw_fn(*arguments), None)
 
     def step(noisy: Array, level: tuple[Array, Array, Array]) -> tuple[Array, Any]:
         index, sigma, following = level
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
-        clean, more = draw_fn(draw_key, noisy, sigma)
+        clean, more = draw(draw_key, noisy, sigma)
         noise = jax.random.normal(noise_key, noisy.shape, noisy.dtype)
         kept = (following / sigma) ** 2
         noisy = clean + kept * (noisy - clean) + following * jnp.sqrt(1.0 - kept) * noise
@@ -338,22 +294,12 @@ def _descend(key: PRNGKey, draw_fn: Callable, start: Array, sigmas: Array) -> tu
     last = len(sigmas) - 1
     levels = jnp.arange(last, dtype=jnp.int32), sigmas[:-1], sigmas[1:]
     noisy, before = jax.lax.scan(step, start, levels)
-    clean, more = draw_fn(jax.random.fold_in(key, last), noisy, sigmas[-1])
+    clean, more = draw(jax.random.fold_in(key, last), noisy, sigmas[-1])
+    if not has_aux:
+        return clean
     return clean, jax.tree.map(lambda a, b: jnp.append(a, b[None], 0), before, more)
 
 
-@overload
-def sample_posterior(
-    key: PRNGKey,
-    posterior_fn: PosteriorFn,
-    observation: Observation,
-    start: Array,
-    sigmas: Array,
-    **solver: Unpack[_Solver],
-) -> Array: ...
-
-
-@overload
 def sample_posterior(
     key: PRNGKey,
     posterior_fn: PosteriorFn,
@@ -361,34 +307,20 @@ def sample_posterior(
     start: Array,
     sigmas: Array,
     *,
-    return_converged: Literal[True],
+    return_converged: bool = False,
     **solver: Unpack[_Solver],
-) -> tuple[Array, Array]: ...
-
-
-def sample_posterior(
-    key, posterior_fn, observation, start, sigmas, *, return_converged=False, **solver
-):
+) -> Any:
     """One draw of x given b, (D,), data units: `descend` with `conditional_sample` at each level.
 
     Exact in law on a Gaussian for any number of levels; elsewhere they have to be close enough that
-    N(m, K) is a fair law of x over one step.
-
-    Args:
-      key: JAX key.
-      posterior_fn: `(y, sigma) -> Posterior` at one point; sigma is traced.
-      observation: b, A and t.
-      start, sigmas: see `descend`.
-      return_converged: return also whether the solve of each level converged, bool (levels,).
-      solver: `tolerance` and `max_iterations` of `condition`.
-
-    Raises:
-      ValueError: if there is no level, or A x has not the shape of b.
+    N(m, K) is a fair law of x over one step. `posterior_fn` is `(y, sigma) -> Posterior` at one
+    point, and sigma is traced. With `return_converged` it is (draw, bool (levels,)).
     """
 
-    def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> tuple[Array, Array]:
-        posterior = posterior_fn(noisy, sigma)
-        return conditional_sample(draw_key, posterior, observation, return_converged=True, **solver)
+    def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> Any:
+        found = posterior_fn(noisy, sigma)
+        return conditional_sample(
+            draw_key, found, observation, return_converged=return_converged, **solver
+        )
 
-    clean, converged = _descend(key, draw_fn, start, sigmas)
-    return (clean, converged) if return_converged else clean
+    return descend(key, draw_fn, start, sigmas, has_aux=return_converged)

@@ -1,7 +1,5 @@
 """How good a posterior mean and covariance are, from the error that was really made."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from hos_jax.linops import Diagonal, SymmetricMatrix
@@ -10,12 +8,8 @@ from hos_jax.types import Array, check_vectors
 
 
 class CovarianceScores(NamedTuple):
-    """Scores of a predicted covariance at one example, scalars, per dimension.
-
-    Attributes:
-      nll_per_dim: (e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant.
-      calibration: e^T C^-1 e / D; 1 on average when the covariance is right.
-    """
+    """(e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant, and e^T C^-1 e / D,
+    which is 1 on average when the covariance is right."""
 
     nll_per_dim: Array
     calibration: Array
@@ -32,20 +26,13 @@ def third_order_score(scaled_third_diagonal: Array, error: Array, variance: Arra
       scaled_third_diagonal: T_iii = sigma^3 s3_iii, (D,).
       error: e = (x - posterior mean) / sigma, (D,), dimensionless.
       variance: the predicted C_ii, (D,), or zeros without a second-order model.
-
-    Raises:
-      ValueError: if the shapes differ.
     """
     loss = d3sm_diagonal(scaled_third_diagonal, -error, Diagonal(variance))
     return loss / error.shape[0]
 
 
 def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceScores:
-    """Scores of a predicted covariance against the error of the mean, at one example.
-
-    Args:
-      error: e = x - posterior mean, (D,), in any unit.
-      covariance: C, positive definite, structured, in that unit squared.
+    """Scores of a positive definite C, (D, D), against e = x - posterior mean, (D,), in any unit.
 
     Raises:
       ValueError: if the shapes differ.
@@ -53,7 +40,4 @@ def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceSc
     check_vectors(error=error, covariance_rows=covariance.shape[:-1])
     form, logdet = covariance.inverse_quadratic_form_and_logdet(error)
     dim = error.shape[0]
-    return CovarianceScores(
-        nll_per_dim=0.5 * (form + logdet) / dim,
-        calibration=form / dim,
-    )
+    return CovarianceScores(nll_per_dim=0.5 * (form + logdet) / dim, calibration=form / dim)

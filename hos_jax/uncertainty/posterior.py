@@ -1,17 +1,13 @@
 r"""The posterior of a clean point given a noisy one, as an operator that one can compute with.
 
 By Tweedie's formula x given y has mean y + sigma^2 s1(y) and covariance K = sigma^2 C, with
-C = I + sigma^2 s2(y). `Posterior` holds both at one point: products, variances, solves, the
-log-determinant, samples, the leading directions and marginal intervals, none of them with a D x D
-array unless the covariance itself is `Dense`. The functions that make one take one point, batch
-with `vmap`; the posteriors that come out work as a batch too, each of their arrays with its leading
-axes.
+C = I + sigma^2 s2(y). `Posterior` holds both; none of its methods makes a D x D array unless the
+covariance itself is `Dense`. The functions that make one take one point, batch with `vmap`; the
+posteriors that come out work as a batch too, each of their arrays with its leading axes.
 
 A covariance has to be positive definite, which an unconstrained second-order model or an autodiff
 Jacobian need not be. `posterior_from_covariance` repairs it and says what it repaired.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import operator
@@ -107,13 +103,8 @@ class Posterior:
         return self.mean[..., None, :] + self.covariance.sample(key, count)
 
     def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
-        """The directions in which x is least certain, by descending variance, data units^2.
-
-        See `SymmetricMatrix.top_eigenpairs`.
-
-        Raises:
-          ValueError: unless 1 <= count <= krylov_vectors <= D.
-        """
+        """The directions in which x is least certain, by descending variance, data units^2: see
+        `SymmetricMatrix.top_eigenpairs`."""
         return self.covariance.top_eigenpairs(count, krylov_vectors=krylov_vectors)
 
     def skewness(self) -> Array:
@@ -170,10 +161,8 @@ def posterior_from_covariance(
 ) -> Posterior:
     """The posterior from C in units of sigma^2, as second-order models give it.
 
-    C is repaired where it is not positive definite. `Dense`: eigenvalues are raised to the floor.
-    `Diagonal`: variances are. `DiagonalPlusLowRank`: where the diagonal part lies below the floor
-    it is raised to it, and that row of the factor shrinks so that the variance of the value stays
-    what was predicted, unless that lies below the floor itself.
+    C is repaired where it is not positive definite: eigenvalues of `Dense`, variances of `Diagonal`
+    are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`.
 
     Args:
       mean: E[x | y], (D,), data units.
@@ -209,18 +198,13 @@ def posterior(
     score3_diagonal: Array | None = None,
     floor: float = DEFAULT_FLOOR,
 ) -> Posterior:
-    """The posterior at one point from its scores; see `posterior_from_covariance`.
+    """The posterior at one point y from its scores, by `posterior_from_covariance`.
 
     Args:
-      noisy: y, (D,), data units.
+      noisy, sigma, floor: as there; y is (D,), data units.
       score1: s1(y), (D,), 1 / data units.
       score2: s2(y), structured (D, D), 1 / data units^2.
-      sigma: scalar, data units.
       score3_diagonal: s3(y)_iii, (D,), 1 / data units^3, of a third-order model.
-      floor: smallest eigenvalue of K in units of sigma^2, as above.
-
-    Raises:
-      ValueError: if the shapes differ, or for a floor that is not positive.
     """
     return posterior_from_covariance(
         tweedie.posterior_mean(noisy, score1, sigma),
