@@ -21,14 +21,17 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost as orbax_multihost
 
 from hos_jax.errors import UserError
+from hos_jax.models import winograd
 from hos_jax.types import Array
 
 AXIS = "devices"
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Seconds that a process waits for the others: compiling a large network takes many minutes.
 PATIENCE = 3600
-# Matrix products stay with YNN; gradients of convolutions take up to 5 times as long by it.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+# By YNN gradients of XLA's convolutions of many channels take up to 5 times as long. Where the
+# filtering of `models.winograd` takes their place, YNN is the faster way (benchmarks/README.md).
+WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+CPU_OPTIONS = {} if winograd.ENABLED else WITHOUT_YNN
 _barriers = itertools.count()
 
 

@@ -347,7 +347,7 @@ def test_training_leaves_the_process_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"xla_cpu_of_another_version": ""}, {name: "OTHER_VALUE" for name in parallel.CPU_OPTIONS}],
+    [{"xla_cpu_of_another_version": ""}, {name: "OTHER_VALUE" for name in parallel.WITHOUT_YNN}],
 )
 def test_a_compiler_that_lacks_an_option_compiles_without_it(monkeypatch, options):
     monkeypatch.setattr(parallel, "CPU_OPTIONS", options)
@@ -358,11 +358,11 @@ def test_a_compiler_that_lacks_an_option_compiles_without_it(monkeypatch, option
 
 def test_this_compiler_knows_the_options():
     function = jax.jit(lambda x: 2 * x).lower(1.0)
-    assert function.compile(compiler_options=parallel.CPU_OPTIONS)(3.0) == 6.0
+    assert function.compile(compiler_options=parallel.WITHOUT_YNN)(3.0) == 6.0
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the option is one for CPUs")
-def test_convolutions_are_left_to_xla_and_products_to_ynn():
+def test_ynn_is_left_out_where_the_options_say_so(monkeypatch):
     def function(images, kernel):
         dimensions = ("NHWC", "HWIO", "NHWC")
         found = jax.lax.conv_general_dilated(
@@ -372,5 +372,7 @@ def test_convolutions_are_left_to_xla_and_products_to_ynn():
 
     arrays = np.zeros((8, 16, 16, 32), np.float32), np.zeros((3, 3, 32, 32), np.float32)
     mapped = parallel.map_over_devices(function)
-    text = parallel.compile_for(mapped, *parallel.replicate(arrays)).as_text()
-    assert text.count('"kind":"__ynn_fusion"') == 1 and " convolution(" in text
+    for options in ({}, parallel.WITHOUT_YNN):
+        monkeypatch.setattr(parallel, "CPU_OPTIONS", options)
+        text = parallel.compile_for(mapped, *parallel.replicate(arrays)).as_text()
+        assert ("__ynn_fusion" in text) == (not options) and " convolution(" in text
