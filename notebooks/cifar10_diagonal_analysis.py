@@ -27,7 +27,6 @@
 
 # %%
 import logging
-import sys
 from pathlib import Path
 
 import jax
@@ -37,6 +36,7 @@ import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from hos_jax import autodiff, pointwise
+from hos_jax.config.experiments import demo
 from hos_jax.config.runners import apply_runner
 from hos_jax.data import load
 from hos_jax.errors import UserError
@@ -45,9 +45,6 @@ from hos_jax.evaluation.evaluate import panel
 from hos_jax.evaluation.held_out import held_out_examples, held_out_metrics
 from hos_jax.training.loop import train_and_evaluate
 from hos_jax.training.runs import load_run
-
-sys.path.append("..")  # where configs/ is
-from configs import demo
 
 RUN = Path("runs/cifar10_diagonal")
 STEPS = 300
