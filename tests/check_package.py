@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.resources
 import os
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import warnings
