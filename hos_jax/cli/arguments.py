@@ -38,7 +38,7 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "A config by name (with or without .py or .yml), of the folder configs or of the package, or "
+        "A config by name (with or without .py or .yml), of the folder configs or the package, or "
         "the path of one. Its keys are set with --config.group.key=value, for example "
         "--config.data.name=mnist5k --config.training.steps=1000.",
         sys_argv=argv,
