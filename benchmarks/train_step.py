@@ -23,8 +23,9 @@ marked "planned" are compiled but not run, unless --run-all or --settings is giv
 takes the settings of an accelerator, widest first. --profile writes a trace of three steps of each
 setting there and prints which operations their time goes to.
 
-The published implementation, measured elsewhere on 2 cores: low rank MNIST 8.4 s and 13.7 GiB,
-first order MNIST 4.6 s, diagonal CIFAR-10 at batch 40 more than 24 GiB.
+The published implementation, measured on another machine with 2 cores: first order MNIST 8.4 s and
+7.7 GiB where these steps took 6.8 s and 2.1 GiB; low rank MNIST, `dsm_vr` with `d2sm`, 17.6 to
+18.4 s and 14.1 GiB where they took 15.6 s and 4.95 GiB.
 """
 
 from __future__ import annotations
@@ -150,6 +151,7 @@ def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> 
         seconds_side_by_side,
     )
 
+    from hos_jax.cli.malloc import keep_freed_memory
     from hos_jax.data import batch_at
     from hos_jax.training import parallel
     from hos_jax.training.loop import make_train_step
@@ -178,6 +180,8 @@ def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> 
     }
     if not run:
         return row
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()  # as the command line does
     runs = parts(problem, parallel.unreplicate(state))
     state, seconds = _time_steps(compiled, state, images, repeats)
     row["seconds"] = float(np.median(seconds)) / steps

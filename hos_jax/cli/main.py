@@ -10,6 +10,7 @@ from absl import flags
 from hos_jax.cli import interruption
 from hos_jax.cli.arguments import make_config, parse
 from hos_jax.cli.logs import start_logging
+from hos_jax.cli.malloc import keep_freed_memory
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
 from hos_jax.errors import UserError
 
@@ -79,6 +80,7 @@ def run(values: flags.FlagValues) -> int:
             on_evaluation=_log_panel,
             make_room=None if values.resume_training else lambda: make_room(workdir),
             should_stop=stop,
+            on_compiled=keep_freed_memory,
         )
     step = int(state.step)
     if stop.signal is not None and step < config.training.steps:

@@ -22,9 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax.linops import lanczos, matrix_functions
-from hos_jax.linops.lanczos import KRYLOV_VECTORS, Eigenpairs
-from hos_jax.linops.matrix_functions import MatrixFunctionProduct, SpectralFunction
+from hos_jax.linops.lanczos import KRYLOV_VECTORS, Eigenpairs, top_eigenpairs
+from hos_jax.linops.matrix_functions import (
+    MatrixFunctionProduct,
+    SpectralFunction,
+    lanczos_product,
+)
 from hos_jax.types import Array, PRNGKey
 
 
@@ -268,9 +271,7 @@ class SymmetricMatrix(abc.ABC):
         def product(matrix: SymmetricMatrix, one: Array) -> MatrixFunctionProduct:
             value = matrix._exact_function_product(function, one, dense)
             if value is None:
-                return matrix_functions.lanczos_product(
-                    type(self).matvec, matrix, function, one, size
-                )
+                return lanczos_product(type(self).matvec, matrix, function, one, size)
             return MatrixFunctionProduct(value, jnp.zeros((), value.dtype))
 
         with jax.default_matmul_precision("highest"):
@@ -331,7 +332,7 @@ class SymmetricMatrix(abc.ABC):
     def _top_eigenpairs(self, count: int, krylov_vectors: int | None) -> Eigenpairs:
         """The leading eigenpairs of a single matrix."""
         # Which random start it is does not matter; a fixed one gives the same answer each time.
-        return lanczos.top_eigenpairs(
+        return top_eigenpairs(
             self.matvec,
             jax.random.key(0),
             self.dim,

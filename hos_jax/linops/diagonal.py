@@ -33,6 +33,8 @@ class Diagonal(Solvable):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if not self.diag.ndim:
+            raise ValueError("expected a diagonal of shape (..., D), got a scalar")
         return (*self.diag.shape, self.diag.shape[-1])
 
     @property

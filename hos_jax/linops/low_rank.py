@@ -19,7 +19,7 @@ import abc
 import jax
 import jax.numpy as jnp
 
-from hos_jax.linops import woodbury
+import hos_jax.linops.woodbury as woodbury
 from hos_jax.linops.base import (
     QuadraticAndLogdet,
     Solvable,

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hos_jax.models.heads import SecondOrderHead
-from hos_jax.models.score_model import ModelOutputs, split_blocks
+from hos_jax.models.score_model import ModelOutputs, as_images, split_blocks
 from hos_jax.types import Array
 
 
@@ -39,10 +39,12 @@ class HessianModel(nn.Module):
           noisy: y, (N, H, W, C) images or (N, D) vectors, data units.
           sigma: standard deviation of the noise, scalar or (N,), data units.
           score1: s1 at these points, (N, D), 1 / data units.
+
+        Raises:
+          ValueError: for points of another rank or that are not floating-point numbers.
         """
-        images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
-        count, height, width, channels = images.shape
-        sigma = jnp.broadcast_to(jnp.asarray(sigma, images.dtype), (count,))
+        images, sigma = as_images(noisy, sigma)
+        _, height, width, channels = images.shape
         blocks = self.head.blocks(height * width * channels)
         network = self.network(out_channels=channels * blocks, name="score2")
         level = sigma[:, None, None, None]

@@ -27,7 +27,7 @@ from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from hos_jax.models.convolution import convolve, winograd_pays
+from hos_jax.models.winograd import convolve, filters, pays
 
 EPSILON = 1e-5
 SMALLEST_SIZE = 8
@@ -175,7 +175,7 @@ class Convolution(nn.Module):
             y = x @ kernel[0, 0]
         elif not self.halve:
             y = convolve(x, kernel, self.dilation)
-        elif winograd_pays(x.shape, self.features, self.dtype):
+        elif filters(kernel, self.dtype) and pays(x.shape, self.features):
             y = mean_pool_2x2(convolve(x, kernel))
         else:
             y = convolve_and_halve(x, kernel)
@@ -270,7 +270,7 @@ class InstanceNormPlus(nn.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
 
         def parameter(name, init):
-            return self.param(name, init, (channels,)).astype(wide).reshape(1, 1, 1, channels)
+            return self.param(name, init, (channels,), jnp.float32).astype(wide)[None, None, None]
 
         gamma = parameter("gamma", normal_around_one)
         alpha = parameter("alpha", normal_around_one)

@@ -32,6 +32,32 @@ def split_blocks(images: Array, blocks: int) -> Array:
     return jnp.moveaxis(split, 3, 1).reshape(count, blocks, -1)
 
 
+def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
+    """Points as images (N, H, W, C), vectors (N, D) as (N, 1, 1, D), and a sigma for each, (N,).
+
+    Raises:
+      ValueError: for points of another rank or that are not floating-point numbers, and for a
+        sigma that is not one number, or one a point.
+    """
+    if noisy.ndim not in (2, 4):
+        raise ValueError(
+            "expected a batch of points, images (N, H, W, C) or vectors (N, D), got the shape "
+            f"{noisy.shape}; a single point x is the batch x[None]"
+        )
+    if not jnp.issubdtype(noisy.dtype, jnp.floating):
+        raise ValueError(
+            f"expected noisy points of floating-point numbers, got {noisy.dtype}: "
+            "hos_jax.data.to_float makes them of images in bytes"
+        )
+    if jnp.shape(sigma) not in ((), (1,), noisy.shape[:1]):
+        raise ValueError(
+            f"expected one sigma, or one for each of {len(noisy)} points, got the shape "
+            f"{jnp.shape(sigma)}"
+        )
+    images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
+    return images, jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
+
+
 @flax.struct.dataclass
 class ModelOutputs:
     """What a model says at a batch of N points; flattened in (H, W, C) order to D values.
@@ -155,9 +181,11 @@ class ScoreModel(nn.Module):
         Args:
           noisy: y, (N, H, W, C) images or (N, D) vectors, data units.
           sigma: standard deviation of the noise, scalar or (N,), data units.
+
+        Raises:
+          ValueError: for points of another rank or that are not floating-point numbers.
         """
-        images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
-        sigma = jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
+        images, sigma = as_images(noisy, sigma)
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)
         scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
         raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None], sigma)

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hos_jax.models.convolution import conv_general_dilated
+from hos_jax.models.winograd import conv_general_dilated
 from hos_jax.types import Array
 
 Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), conv_general_dilated=conv_general_dilated)
@@ -38,8 +38,8 @@ class GroupNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         features = x.shape[-1]
         groups = max(group for group in (32, 16, 8, 4, 2, 1) if features % (4 * group) == 0)
-        scale = self.param("scale", nn.initializers.ones, (features,))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
+        scale = self.param("scale", nn.initializers.ones, (features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
 
         def over_group(moment: Array) -> Array:
             mean = jnp.mean(moment.reshape(-1, groups, features // groups), axis=-1)
@@ -105,8 +105,11 @@ class AttentionBlock(nn.Module):
         query, key, value = jnp.split(
             nn.Dense(3 * features, dtype=self.dtype, name="qkv")(h), 3, -1
         )
-        logits = jnp.einsum("bqc,bkc->bqk", query, key) / jnp.sqrt(jnp.asarray(features, h.dtype))
-        h = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits, axis=-1), value)
+        # In float32 whatever the dtype: of weights in bfloat16 the sum is off by up to a percent.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=wide)
+        weights = jax.nn.softmax(logits / features**0.5, axis=-1).astype(h.dtype)
+        h = jnp.einsum("bqk,bkc->bqc", weights, value)
         h = nn.Dense(features, dtype=self.dtype, name="out")(h)
         return x + h.reshape(x.shape)
 

@@ -179,6 +179,7 @@ def train_and_evaluate(
     on_evaluation: Callable[[Problem, Any, int, RunLog], None] | None = None,
     make_room: Callable[[], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    on_compiled: Callable[[], None] = lambda: None,
 ) -> TrainState:
     """Train a run to `config.training.steps` and evaluate it along the way.
 
@@ -191,6 +192,7 @@ def train_and_evaluate(
       make_room: called once the config is known to work, before anything is written.
       should_stop: asked before every step; where it says so, the state is saved and returned as it
         is.
+      on_compiled: called whenever a training step has been compiled.
 
     Returns:
       The final state, on the host.
@@ -215,7 +217,8 @@ def train_and_evaluate(
 
             state = parallel.from_first_process(begin, problem.abstract_state)
             files = opened[0] if opened else None
-            return _loop(problem, state, workdir, files, on_evaluation, should_stop)
+            hooks = on_evaluation, should_stop, on_compiled
+            return _loop(problem, state, workdir, files, *hooks)
     except OSError as error:
         raise UserError(
             f"cannot write to {error.filename or workdir} ({error.strerror or error}): the "
@@ -290,7 +293,7 @@ def _batches(problem: Problem, step: int, count: int) -> Any:
     return parallel.shard(np.stack([batch(step + i) for i in range(count)]), axis=1)
 
 
-def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainState:
+def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled) -> TrainState:
     """Train from `state` on; `files` is None in all processes but the first."""
     training = problem.config.training
     step, total = int(state.step), training.steps
@@ -311,6 +314,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainSt
         if count not in compiled:
             train_step = make_train_step(problem, count)
             compiled[count] = parallel.compile_for(train_step, state, images)
+            on_compiled()
         state, metrics = compiled[count](state, images)
         step += count
         window.append(metrics)

@@ -198,7 +198,7 @@ def condition(
     tolerance = max(tolerance, 4.0 * float(jnp.finfo(residual.dtype).eps))
     solution, _ = cg(product, residual, tol=tolerance, maxiter=max_iterations)
     # The solver leaves its loop at once where a number is not finite, as if nothing were measured.
-    size = jnp.linalg.norm(residual)
+    size = jnp.linalg.norm(jax.lax.stop_gradient(residual))
     solution = jnp.where(jnp.isfinite(size), solution, jnp.nan)
     left = jnp.linalg.norm(jax.lax.stop_gradient(product(solution) - residual))
     left = left / jnp.where(size > 0, size, 1.0)

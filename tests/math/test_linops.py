@@ -195,8 +195,9 @@ def test_what_does_not_fit_the_batch_is_refused(structure):
             DiagonalPlusLowRank(batch.diag, one.factor).trace()
         with pytest.raises(ValueError, match="vmap"):
             DiagonalPlusLowRank(one.diag, batch.factor).matvec(jnp.zeros(DIM))
-    with pytest.raises(ValueError, match=r"\(..., D, D\)"):
-        _ = Dense(jnp.zeros((2, 3))).dim
+    for wrong in (Dense(jnp.zeros((2, 3))), Dense(jnp.zeros(3)), Diagonal(jnp.zeros(()))):
+        with pytest.raises(ValueError, match=r"shape \(..., D"):
+            _ = wrong.dim
 
 
 def test_samples_of_a_batch_are_those_of_each_key(structure):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from plain_convolution import arrays, plain
 
-from hos_jax.models import winograd
+from hos_jax.models.winograd import filtering as winograd
 
 
 def test_minimal_filter_is_a_correlation():

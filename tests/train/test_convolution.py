@@ -1,28 +1,32 @@
 """Convolutions on CPU are the plain ones, with all their derivatives, in every mode."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 from plain_convolution import arrays, plain
 
-from hos_jax.models import convolution
-from hos_jax.models.convolution import conv_general_dilated, convolve, kernel_gradient
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.refinenet import RefineNet
 from hos_jax.models.score_model import ScoreModel
+from hos_jax.models.winograd import conv_general_dilated, convolution, convolve
+from hos_jax.models.winograd.convolution import kernel_gradient, pays
 
 
 @pytest.fixture(params=["few channels", "few pixels", "many of both"])
 def channels(request, monkeypatch):
-    """XLA's convolution, one product, and Winograd's filtering, in several chunks here."""
+    """XLA's convolution, with and without the primitives, and Winograd's filtering, in chunks."""
     monkeypatch.setattr(convolution, "CHUNK", 100_000)
     least = 5000 if request.param == "few pixels" else 1
-    monkeypatch.setattr(convolution, "WINOGRAD_PIXELS", least)
-    return 32 if request.param == "many of both" else 2
+    monkeypatch.setattr(convolution, "PIXELS", least)
+    return 2 if request.param == "few channels" else 64
 
 
 def check(everything, rtol=1e-4):
@@ -109,24 +113,23 @@ def test_chunks_are_even_and_not_too_large():
 
 
 @pytest.mark.parametrize(
-    ("shape", "outputs", "pays"),
+    ("shape", "outputs", "paid"),
     [
-        ((2, 8, 8, 32), 32, True),
-        ((2, 8, 8, 31), 32, False),
-        ((2, 8, 8, 32), 31, False),
+        ((2, 8, 8, 64), 64, True),
+        ((2, 8, 8, 63), 64, False),
+        ((2, 8, 8, 64), 63, False),
         ((1, 14, 14, 128), 128, False),
         ((1, 28, 28, 128), 64, True),
         ((16, 7, 7, 256), 256, False),
         ((40, 7, 7, 256), 256, True),
     ],
 )
-def test_filtering_is_for_many_channels_and_more_pixels_than_the_kernel_needs(shape, outputs, pays):
-    assert convolution.winograd_pays(shape, outputs, jnp.float32) == pays
-    assert not convolution.winograd_pays(shape, outputs, jnp.float64)
+def test_filtering_is_for_many_channels_and_more_pixels_than_the_kernel_needs(shape, outputs, paid):
+    assert pays(shape, outputs) == paid
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, shape[-1], outputs), jnp.float32)
     text = jax.jit(convolve).lower(images, kernel).as_text()
-    assert ("convolution" not in text.replace("same_size_convolution", "")) == pays
+    assert ("convolution" not in text.replace("same_size_convolution", "")) == paid
 
 
 def test_sums_of_bfloat16_are_float32(channels):
@@ -135,9 +138,9 @@ def test_sums_of_bfloat16_are_float32(channels):
     )
     low = [array.astype(jnp.bfloat16) for array in (images, kernel, cotangent)]
     images, kernel, cotangent = (array.astype(jnp.float32) for array in low)
-    found = kernel_gradient(low[0], low[2])
+    found = kernel_gradient(low[0], low[2], 1)
     assert found.dtype == jnp.bfloat16
-    exact = kernel_gradient(images, cotangent).astype(jnp.bfloat16)
+    exact = kernel_gradient(images, cotangent, 1).astype(jnp.bfloat16)
     np.testing.assert_array_equal(found, exact)
     found = convolve(low[0], low[1])
     assert found.dtype == jnp.bfloat16
@@ -146,13 +149,88 @@ def test_sums_of_bfloat16_are_float32(channels):
     )
 
 
-@pytest.mark.parametrize(("size", "strides"), [(3, 1), (3, 2), (1, 1)])
-def test_flax_convolutions_stay_what_they_are(size, strides):
-    (images,) = arrays((2, 6, 6, 2))
-    make = functools.partial(nn.Conv, 3, (size, size), strides=strides)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"strides": 2}, {"kernel_dilation": 2}, {"feature_group_count": 2}, {"padding": "VALID"}],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(("features", "rounding"), [(2, 1e-6), (64, 1e-5)])
+def test_flax_convolutions_stay_what_they_are(size, features, rounding, options):
+    (images,) = arrays((2, 12, 12, features))
+    make = functools.partial(nn.Conv, features, (size, size), **options)
     params = make().init(jax.random.key(1), images)
     found = make(conv_general_dilated=conv_general_dilated).apply(params, images)
-    np.testing.assert_allclose(found, make().apply(params, images), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, make().apply(params, images), rtol=1e-5, atol=rounding)
+
+
+def filtered(function, *arguments):
+    return "same_size_convolution" in str(jax.make_jaxpr(function)(*arguments))
+
+
+def test_a_precision_that_is_asked_for_is_kept():
+    images, kernel = arrays((2, 8, 8, 64), (3, 3, 64, 64))
+    convolve_flax = functools.partial(
+        conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=convolution.IMAGES,
+    )
+    assert filtered(convolve_flax, images, kernel)
+    for options in ({"precision": "highest"}, {"preferred_element_type": jnp.float32}):
+        asked = functools.partial(convolve_flax, **options)
+        assert not filtered(asked, images, kernel)
+        assert (
+            str(options.popitem()[1]).split(".")[-1][:7].upper()
+            in str(jax.make_jaxpr(asked)(images, kernel)).upper()
+        )
+    assert filtered(convolve, images, kernel)
+    with jax.default_matmul_precision("highest"):
+        assert not filtered(convolve, images, kernel)
+        assert not filtered(convolve_flax, images, kernel)
+    assert not filtered(convolve, images.astype(jnp.float16), kernel.astype(jnp.float16))
+
+
+def test_one_switch_leaves_all_convolutions_to_xla():
+    script = """
+import jax, jax.numpy as jnp
+from hos_jax.models.winograd import convolve
+images, kernel = jnp.zeros((2, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
+print("same_size_convolution" in str(jax.make_jaxpr(convolve)(images, kernel)))
+"""
+    for value, found in (("0", "False"), ("1", "True")):
+        environment = os.environ | {"HOS_JAX_WINOGRAD": value, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == found, done.stderr
+
+
+def test_gradients_inside_shard_map_are_those_of_the_plain_form(channels):
+    images, kernel = arrays((8, 8, 8, channels), (3, 3, channels, channels))
+    mesh = jax.make_mesh((1,), ("devices",), axis_types=(AxisType.Auto,))
+    split, whole = PartitionSpec("devices"), PartitionSpec()
+
+    def everything(convolution):
+        def energy(images, kernel):
+            return jnp.sum(jnp.sin(convolution(images, kernel, 1)))
+
+        def penalty(images, kernel):
+            return jnp.sum(jax.grad(energy)(images, kernel) ** 2)
+
+        def gradients(images, kernel):
+            both = (0, 1)
+            return jax.grad(energy, both)(images, kernel), jax.grad(penalty, both)(images, kernel)
+
+        # Whether a gradient in the kernel is the sum over devices, is checked where it is traced.
+        return jax.shard_map(
+            gradients,
+            mesh=mesh,
+            in_specs=(split, whole),
+            out_specs=((split, whole), (split, whole)),
+        )(images, kernel)
+
+    check(everything, rtol=1e-3)
 
 
 @pytest.mark.parametrize("networks", ["shared", "per_output"])

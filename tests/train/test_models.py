@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from hos_jax import losses
+from hos_jax.data import to_float
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
 from hos_jax.models.heads import DIAGONAL_FLOOR, SecondOrderHead
+from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
 from hos_jax.models.refinenet import RefineNet
 from hos_jax.models.score_model import ScoreModel
-from hos_jax.models.unet import GroupNorm, UNet, depth_to_space, space_to_depth
+from hos_jax.models.unet import AttentionBlock, GroupNorm, UNet, depth_to_space, space_to_depth
 
 SIGMA = 0.4
 SHAPE = (8, 8, 3)
@@ -210,3 +212,73 @@ def test_a_small_scale_puts_outputs_of_order_one_at_small_scaled_hessians(
     np.testing.assert_allclose(at_zero, np.eye(dim), atol=scale + 2 * head.floor)
     with pytest.raises(ValueError, match="scale must be in"):
         SecondOrderHead(structure, 2, scale=0.0)
+
+
+small_patched_unet = functools.partial(small_unet, patch_size=2, remat=True)
+
+
+@pytest.mark.parametrize("noise_conditional", [False, True])
+@pytest.mark.parametrize("network", [small_unet, small_patched_unet, small_mlp, small_refinenet])
+def test_parameters_are_float32_whatever_x64(network, noise_conditional):
+    if noise_conditional and network not in (small_unet, small_patched_unet):
+        return
+    head = SecondOrderHead("low_rank", 2)
+    model = ScoreModel(network, head, noise_conditional=noise_conditional)
+    for dtype in (jnp.float32, jnp.float64):
+        with jax.enable_x64(True):
+            images = jnp.zeros((1, *SHAPE), dtype)
+            params = jax.eval_shape(model.init, jax.random.key(0), images, SIGMA)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def all_models():
+    """Every model, as a function of noisy points and sigma."""
+    key, head = jax.random.key(0), SecondOrderHead("diagonal")
+    score = ScoreModel(small_mlp)
+    hessian = HessianModel(small_mlp, head)
+    yield lambda noisy, sigma: score.init(key, noisy, sigma)
+    yield lambda noisy, sigma: hessian.init(key, noisy, sigma, jnp.zeros((1, DIM)))
+
+
+@pytest.mark.parametrize("model", list(all_models()))
+@pytest.mark.parametrize(
+    "shape", [(), (16,), (8, 8, 1), (2, 16, 3), (2, 4, 4, 4, 1)], ids=lambda shape: str(shape)
+)
+def test_points_of_another_rank_are_refused(model, shape):
+    with pytest.raises(ValueError, match=r"\(N, H, W, C\).*\(N, D\)"):
+        model(jnp.zeros(shape), SIGMA)
+
+
+@pytest.mark.parametrize("model", list(all_models()))
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, jnp.bool_, jnp.complex64])
+def test_points_that_are_no_floats_are_refused(model, dtype):
+    with pytest.raises(ValueError, match="floating-point numbers, got"):
+        model(jnp.zeros((1, *SHAPE), dtype), SIGMA)
+
+
+def test_images_in_bytes_are_used_as_the_message_says():
+    images = np.random.default_rng(0).integers(0, 256, (1, *SHAPE), np.uint8)
+    outputs = run_on(ScoreModel(small_mlp), to_float(images, (0.0, 1.0)))
+    assert np.isfinite(outputs.score1).all()
+
+
+@pytest.mark.parametrize("model", list(all_models()))
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (2, 1, 1, 1)])
+def test_a_sigma_of_another_shape_is_refused(model, shape):
+    with pytest.raises(ValueError, match="one sigma, or one for each of 2 points"):
+        model(jnp.zeros((2, *SHAPE)), jnp.ones(shape))
+
+
+def run_on(model, images, sigma=SIGMA):
+    return model.init_with_output(jax.random.key(1), images, sigma)[0]
+
+
+def test_attention_weighs_in_float32():
+    """In bfloat16 the many small weights of a flat softmax are lost beside their sum."""
+    block = AttentionBlock(jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 8), jnp.bfloat16)
+    params = block.init(jax.random.key(1), x)
+    equations = str(jax.make_jaxpr(block.apply)(params, x)).splitlines()
+    exponentials = [line for line in equations if " = exp " in line]
+    assert exponentials and all(":f32[" in line for line in exponentials)
+    assert block.apply(params, x).dtype == jnp.bfloat16

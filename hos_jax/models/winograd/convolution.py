@@ -1,0 +1,207 @@
+"""A convolution and its kernel gradient by Winograd's filtering, as two bilinear primitives.
+
+Each is the derivative of the other, so that they can be differentiated and batched in every mode
+and to any order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from hos_jax.models.winograd import filtering
+from hos_jax.types import Array
+
+IMAGES = ("NHWC", "HWIO", "NHWC")
+
+# With fewer channels the transforms of Winograd's filtering cost more than the products it saves,
+# and with fewer pixels in a batch, or than one in 64 values of a tap, the transform of the kernel.
+CHANNELS, PIXELS, VALUES_PER_PIXEL = 64, 128, 64
+# Values of the transformed images that are worked on at a time, so that they stay in the cache.
+CHUNK = 1_250_000
+
+
+def plain(images: Array, kernel: Array, dilation: int) -> Array:
+    """The same convolution as XLA computes it."""
+    # The barrier keeps what makes the images out of the transposed copy that the kernel's gradient
+    # takes of them on a CPU: in that order its reads are scattered over memory.
+    return lax.conv_general_dilated(
+        lax.optimization_barrier(images),
+        kernel,
+        window_strides=(1, 1),
+        padding="SAME",
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=IMAGES,
+    )
+
+
+def _plain_kernel_gradient(images: Array, cotangent: Array, dilation: int) -> Array:
+    shape = (3, 3, images.shape[-1], cotangent.shape[-1])
+    kernel = jax.ShapeDtypeStruct(shape, images.dtype)
+    return jax.linear_transpose(lambda k: plain(images, k, dilation), kernel)(cotangent)[0]
+
+
+def pays(shape: tuple[int, ...], outputs: int) -> bool:
+    """Whether filtering is the faster way for images (B, H, W, I) and a kernel (3, 3, I, O)."""
+    batch, height, width, inputs = shape
+    pixels = max(PIXELS, inputs * outputs // VALUES_PER_PIXEL)
+    return min(inputs, outputs) >= CHANNELS and batch * height * width >= pixels
+
+
+def _chunks(images: Array, limit: int) -> int:
+    """Into how many parts a batch is cut, so that each has at most `limit` transformed values."""
+    batch, *size = images.shape
+    values = filtering.TAPS**2 * size[0] * size[1] * size[2] // filtering.TILE**2
+    largest = max(1, limit // values)
+    parts = [count for count in range(1, batch + 1) if batch % count == 0]
+    return next(count for count in parts if batch // count <= largest)
+
+
+def _by_winograd(images: Array, kernel: Array, dilation: int) -> Array:
+    """Chunk by chunk, each in float32."""
+    parts = _chunks(images, CHUNK)
+    wide = kernel.astype(jnp.float32)
+
+    def convolve_part(part: Array) -> Array:
+        found = filtering.convolve(part.astype(jnp.float32), wide, dilation)
+        return found.astype(images.dtype)
+
+    if parts == 1:
+        # Else the kernels of a whole network are transformed at once, before the first convolution.
+        images, wide = lax.optimization_barrier((images, wide))
+        return convolve_part(images)
+    if kernel.shape[2] != kernel.shape[3]:
+        whole = images.reshape(parts, -1, *images.shape[1:])
+        return lax.map(convolve_part, whole).reshape(*images.shape[:3], -1)
+    size = images.shape[0] // parts
+
+    def replace(index: Array, array: Array) -> Array:
+        part = convolve_part(lax.dynamic_slice_in_dim(array, index * size, size))
+        return lax.dynamic_update_slice_in_dim(array, part, index * size, 0)
+
+    # In place: an array of zeros to fill would be made for every convolution of a network at once,
+    # before the first.
+    return lax.fori_loop(0, parts, replace, images)
+
+
+def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int) -> Array:
+    parts = _chunks(images, 2 * CHUNK)
+
+    def of_part(part: tuple[Array, Array]) -> Array:
+        values, gradient = (array.astype(jnp.float32) for array in part)
+        return filtering.kernel_gradient(values, gradient, dilation)
+
+    if parts == 1:
+        return of_part((images, cotangent)).astype(images.dtype)
+    first, second = (array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent))
+    shape = (3, 3, images.shape[-1], cotangent.shape[-1])
+    zeros, _ = _varying_alike(jnp.zeros(shape, jnp.float32), images)
+    total, _ = lax.scan(lambda total, part: (total + of_part(part), None), zeros, (first, second))
+    return total.astype(images.dtype)
+
+
+def _convolve(images: Array, kernel: Array, *, dilation: int) -> Array:
+    compute = _by_winograd if pays(images.shape, kernel.shape[3]) else plain
+    return compute(images, kernel, dilation)
+
+
+def _kernel_gradient(images: Array, cotangent: Array, *, dilation: int) -> Array:
+    by_winograd = pays(images.shape, cotangent.shape[3])
+    compute = _kernel_gradient_by_winograd if by_winograd else _plain_kernel_gradient
+    return compute(images, cotangent, dilation)
+
+
+def _primitive(name: str, compute: Callable[..., Array], shape: Callable[..., tuple]) -> Primitive:
+    """A primitive of two arrays that is computed by a JAX function and has the shape given."""
+    primitive = Primitive(name)
+    primitive.def_impl(jax.jit(compute, static_argnames="dilation"))
+    primitive.def_abstract_eval(lambda x, y, *, dilation: x.update(shape=shape(x.shape, y.shape)))
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+    return primitive
+
+
+_convolve_p = _primitive(
+    "same_size_convolution", _convolve, lambda images, kernel: (*images[:3], kernel[3])
+)
+_kernel_gradient_p = _primitive(
+    "same_size_convolution_kernel_gradient",
+    _kernel_gradient,
+    lambda images, cotangent: (3, 3, images[3], cotangent[3]),
+)
+
+
+def _adjoint(kernel: Array) -> Array:
+    """The kernel of the adjoint of a convolution."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _convolve_batched(arguments, axes, *, dilation):
+    images, kernel = arguments
+    if axes[1] is not None:
+        each = functools.partial(plain, dilation=dilation)
+        return jax.vmap(each, in_axes=tuple(axes))(images, kernel), 0
+    images = jnp.moveaxis(images, axes[0], 0)
+    found = _convolve_p.bind(images.reshape(-1, *images.shape[2:]), kernel, dilation=dilation)
+    return found.reshape(*images.shape[:2], *found.shape[1:]), 0
+
+
+def _kernel_gradient_batched(arguments, axes, *, dilation):
+    products = functools.partial(_plain_kernel_gradient, dilation=dilation)
+    return jax.vmap(products, in_axes=tuple(axes))(*arguments), 0
+
+
+def _varying_alike(x: Array, y: Array) -> tuple[Array, Array]:
+    """Arrays of four axes that vary over the same axes of a mesh, inside `jax.shard_map`.
+
+    An array that is the same on all devices is made one that may differ, as JAX's own operations
+    do; the transpose of that is the sum of its gradient over the devices.
+    """
+    if jax.typeof(x).update(shape=(1,) * 4) == jax.typeof(y).update(shape=(1,) * 4):
+        return x, y
+
+    def like(array, other):
+        never = (other[0, 0, 0, 0] != 0) & False
+        return lax.select(jnp.broadcast_to(never, array.shape), array, array)
+
+    return like(x, y), like(y, x)
+
+
+def _bind(primitive: Primitive) -> Callable[..., Array]:
+    return lambda x, y, dilation: primitive.bind(*_varying_alike(x, y), dilation=dilation)
+
+
+_apply, _apply_gradient = _bind(_convolve_p), _bind(_kernel_gradient_p)
+ad.defbilinear(
+    _convolve_p,
+    lambda cotangent, images, kernel, *, dilation: _apply(cotangent, _adjoint(kernel), dilation),
+    lambda cotangent, images, kernel, *, dilation: _apply_gradient(images, cotangent, dilation),
+)
+ad.defbilinear(
+    _kernel_gradient_p,
+    lambda kernel, images, outputs, *, dilation: _apply(outputs, _adjoint(kernel), dilation),
+    lambda kernel, images, outputs, *, dilation: _apply(images, kernel, dilation),
+)
+batching.primitive_batchers[_convolve_p] = _convolve_batched
+batching.primitive_batchers[_kernel_gradient_p] = _kernel_gradient_batched
+
+
+def convolve(images: Array, kernel: Array, dilation: int) -> Array:
+    """See `hos_jax.models.winograd.convolve`; for 3x3 kernels, float32 and bfloat16, on a CPU."""
+    return _apply(images, kernel, dilation)
+
+
+def kernel_gradient(images: Array, cotangent: Array, dilation: int) -> Array:
+    """The gradient of <cotangent, convolve(images, kernel, dilation)> in the kernel, (3, 3, I, O).
+
+    Args:
+      images: (B, H, W, I).
+      cotangent: (B, H, W, O).
+      dilation: distance between the taps.
+    """
+    return _apply_gradient(images, cotangent, dilation)
