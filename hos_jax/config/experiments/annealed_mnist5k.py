@@ -14,29 +14,14 @@ from hos_jax.config import default_config
 def get_config():
     config = default_config()
     config.data.name = "mnist5k"
-    config.noise = 0.5
-    config.model.ngf = 48
-    config.model.multipliers = (1, 3)
-    config.model.patch_size = 2
-    config.model.networks = "shared"
-    config.model.data_std = 0.3
-    config.model.smallest_noise = 0.05
-    config.model.largest_noise = 5.0
+    config.model.update(ngf=48, multipliers=(1, 3), patch_size=2, networks="shared")
+    config.model.update(data_std=0.3, smallest_noise=0.05, largest_noise=5.0)
     # The covariance is easy to learn beside s1, on which the samples depend.
     config.loss.first_order_weight = 10.0
-    config.optim.clip = 10.0
-    config.optim.lr = 2e-3
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 100
-    config.optim.ema = 0.998
-    config.training.steps = 6000
-    config.training.batch_size = 32
-    config.training.log_every = 50
-    config.training.evaluate_every = 2000
-    config.training.checkpoint_every = 2000
-    config.sampling.sampler = "annealed_ozaki"
-    config.sampling.step_fraction = 1.0
-    # Steps this short need no more, and each is a product with the Hessian.
-    config.sampling.krylov_vectors = 10
+    config.optim.update(lr=2e-3, schedule="cosine", warmup=100, clip=10.0, ema=0.998)
+    config.training.update(steps=6000, batch_size=32, log_every=50)
+    config.training.update(evaluate_every=2000, checkpoint_every=2000)
+    # Steps this short need no more Krylov vectors, and each is a product with the Hessian.
+    config.sampling.update(sampler="annealed_ozaki", step_fraction=1.0, krylov_vectors=10)
     config.sampling.chains = 100
     return config

@@ -9,13 +9,8 @@ from hos_jax.config import default_config
 def get_config():
     config = default_config()
     config.data.name = "mnist"
-    config.model.name = "refinenet"
-    config.model.ngf = 64
-    config.model.data_std = 0.0
-    config.model.networks = "per_output"
-    config.model.rank = 50
+    config.model.update(name="refinenet", ngf=64, networks="per_output", rank=50, data_std=0.0)
     config.loss.first_order = "dsm"
-    config.optim.lr = 2e-4
-    config.optim.clip = 0.0
+    config.optim.update(lr=2e-4, clip=0.0)
     config.training.batch_size = 100
     return config

@@ -9,8 +9,7 @@ from hos_jax.config.experiments import dsm_mnist
 
 def get_config():
     config = dsm_mnist.get_config()
-    config.data.name = "cifar10"
-    config.data.random_flip = True
+    config.data.update(name="cifar10", random_flip=True)
     config.model.ngf = 128
     config.optim.ema = 0.999
     config.training.batch_size = 40

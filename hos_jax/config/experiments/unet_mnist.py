@@ -2,11 +2,6 @@
 
     hos-jax --runner LowRankHybridRunner --config unet_mnist.yml \
         --doc low_rank_mnist_0.5 --noise 0.5 --ni
-
-The published objective in place of the project's own:
-
-    --config.loss.second_order=d2sm_vr --config.loss.stop_gradient_score1=False \
-        --config.model.positive_definite=False
 """
 
 from hos_jax.config.experiments import dsm_mnist
