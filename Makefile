@@ -56,13 +56,14 @@ notebooks: $(VENV)/test.stamp
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[notebooks]"
 	cd notebooks && ../$(VENV)/bin/jupytext --to ipynb --execute *.py
 
-# The wheel and the sdist, in dist; the wheel is tried in an environment of its own.
+# The wheel and the sdist, in dist; the wheel is tried in an environment and a folder of its own.
 package: $(VENV)/test.stamp
 	rm -rf build/package dist
 	$(RUN) -m build
 	$(RUN) -m venv build/package
-	build/package/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
-	cd build/package && bin/python ../../tests/check_package.py ../../README.md
+	build/package/bin/python -m pip install --quiet --disable-pip-version-check \
+		"$$(echo dist/*.whl)[packaged-data]"
+	build/package/bin/python tests/check_package.py
 
 # The documentation, in build/docs; a warning is an error.
 docs: $(VENV)/docs.stamp

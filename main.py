@@ -1,6 +1,6 @@
-"""Train and test high-order score models; see `python main.py --help`."""
+"""Train and test high-order score models, from a checkout; `hos-jax` is the same, installed."""
 
-from hos_jax import cli
+from hos_jax.cli import run
 
 if __name__ == "__main__":
-    cli.run()
+    run()

@@ -194,9 +194,7 @@ def compare(options):
     run = load_run(options.run)
     config, data = run.problem.config, run.problem.data
     if config.model.smallest_noise is None:
-        raise UserError(
-            f"{options.run} has one noise level: train with configs/annealed_mnist5k.py"
-        )
+        raise UserError(f"{options.run} has one noise level: train with --config annealed_mnist5k")
     if run.problem.model.head is None:
         raise UserError(f"{options.run} has no second-order model: choose another runner")
     shape = data.image_shape

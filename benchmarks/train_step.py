@@ -134,7 +134,6 @@ QUICK = ("demo, unet 16", "demo, unet 16, shared")
 
 def make_problem(arguments: list[str]):
     """The problem that arguments of main.py describe."""
-    sys.path.insert(0, str(ROOT))  # the configs import one another
     from hos_jax.cli.arguments import make_config, parse
     from hos_jax.training.problem import Problem
 

@@ -14,20 +14,22 @@
 # %% [markdown]
 # # What a diagonal second-order model knows about colour pictures
 #
-# A model of $s_1$ and of the diagonal of $s_2$ gives, in one forward pass, the denoised image and
-# the variance of every value, three of them per pixel. Here are its maps, how far they can be
-# trusted on held-out pictures, and beside them what the diagonal leaves out: the leading directions
-# and the rows of the posterior covariance, from products with the Jacobian of $s_1$.
+# This notebook shows how sure a model is of each value of a denoised colour picture, and how far it
+# can be trusted. A model of $s_1$ and of the diagonal of $s_2$ gives, in one forward pass, the
+# denoised image and the variance of every value, three of them for each pixel. You will see its
+# maps, how well they agree with the errors on held-out pictures, and what the diagonal leaves out:
+# the leading directions and the rows of the posterior covariance, from products with the Jacobian
+# of $s_1$.
 #
 # The run is read from `runs/cifar10_diagonal`. If it is not there, a small U-Net is trained first,
-# some minutes on two CPU cores: on CIFAR-10 where that was prepared
+# some minutes on two CPU cores. It is trained on CIFAR-10 where that was prepared
 # (`--config.data.name=cifar10` downloads it once), and otherwise on 32 x 32 crops of the
-# photographs that ship in packages. The line below says which. For the published setting train
-# `--config unet_cifar10.yml --runner DoubleDiagonalHybridRunner` and put its folder here.
+# photographs that come with packages; the line below says which. For the published setting train
+# with `--config unet_cifar10.yml --runner DoubleDiagonalHybridRunner`, and put the folder of that
+# run in the place of this one.
 
 # %%
 import logging
-import sys
 from pathlib import Path
 
 import jax
@@ -36,18 +38,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
-from hos_jax import autodiff, pointwise
-from hos_jax.config.runners import apply_runner
+from hos_jax import UserError, autodiff, load_run, pointwise, train_and_evaluate
+from hos_jax.config import apply_runner
+from hos_jax.config.experiments import demo
 from hos_jax.data import load
-from hos_jax.errors import UserError
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.evaluate import panel
 from hos_jax.evaluation.held_out import held_out_examples, held_out_metrics
-from hos_jax.training.loop import train_and_evaluate
-from hos_jax.training.runs import load_run
-
-sys.path.append("..")  # where configs/ is
-from configs import demo
 
 RUN = Path("runs/cifar10_diagonal")
 STEPS = 300
@@ -76,8 +73,10 @@ shape, value_range = problem.data.image_shape, problem.data.value_range
 print(f"{problem.config.data.name}, sigma {sigma:g}, {run.step} steps")
 
 # %% [markdown]
-# ## Clean, noisy, denoised, predicted and realised error
-# The posterior mean is $y + \sigma^2 s_1$, the variance of a pixel
+# ## What the model says of a noisy image
+# From left to right: the clean image, the noisy one, the denoised one, the standard deviation that
+# the model predicts for each value, and the error that it really made. The denoised image is the
+# posterior mean, $y + \sigma^2 s_1$; the variance of a value is
 # $\sigma^2 (1 + \sigma^2 s_{2,ii})$.
 
 # %%
@@ -90,8 +89,9 @@ figure = panel(problem, examples)
 
 # %% [markdown]
 # ## Can the map be trusted?
-# Pixels of all held-out images, grouped by the variance that was predicted for them: the mean of
-# the squared error against the prediction, and the share of errors inside their intervals.
+# Yes, as far as the points of the plot lie on the dashed line. The pixels of all held-out images
+# are grouped by the variance that was predicted for them, and the mean of their squared error is
+# drawn against the prediction. The numbers say which share of the errors is inside its interval.
 
 # %%
 measured = held_out_metrics(problem, params)
@@ -117,8 +117,9 @@ axis.grid(alpha=0.3)
 
 # %% [markdown]
 # ## What the diagonal leaves out: directions
-# The same network's $s_1$ has a Jacobian whose symmetric part is $s_2$. Thirty products with it
-# give the directions of largest posterior variance, without ever forming a matrix of
+# A diagonal says nothing about pixels that move together. The Jacobian of $s_1$ does: its symmetric
+# part is $s_2$. Thirty products with it give the directions of largest posterior variance, without
+# a matrix of
 # 3072 x 3072. Red and blue are pixels that move together and against one another.
 
 # %%
@@ -141,7 +142,7 @@ print("eigenvalues / sigma^2:", (deviations[0] / sigma) ** 2)
 
 # %% [markdown]
 # ## What the diagonal leaves out: rows
-# The posterior covariance of a marked pixel with all others: one product each.
+# The posterior covariance of a marked pixel with all others takes one product for each pixel.
 
 # %%
 deviation = np.asarray(examples.denoised.standard_deviation).reshape(-1, *shape)
@@ -163,8 +164,8 @@ rows = rows.reshape(len(noisy), PIXELS, *shape)
 figure = figures.covariance_rows(as_images[1], pixels, rows, value_range)
 
 # %% [markdown]
-# The diagonal that was learned directly, and the variance of the same pixel by autodiff of $s_1$
-# (which nothing keeps from being negative):
+# Last, the variance of the marked pixels in both ways: learned directly, and by autodiff of $s_1$,
+# which nothing keeps from being negative.
 
 # %%
 for index in range(len(noisy)):

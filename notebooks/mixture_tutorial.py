@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Score, Hessian and Ozaki sampling of a mixture in two dimensions
 #
-# Everything that `hos_jax` does for images, where one can look at it: learn the score $s_1$ of
-# noisy data, learn its Hessian $s_2$ directly, read off the posterior covariance of the clean
-# point, and use $s_2$ to sample with longer steps.
+# This notebook does in two dimensions, where one can look at it, everything that `hos_jax` does for
+# images. You will learn the score $s_1$ of noisy data, learn its Hessian $s_2$ directly, read off
+# the posterior covariance of the clean point, and use $s_2$ to sample with longer steps.
 
 # %%
 import functools
@@ -27,10 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from hos_jax import autodiff, distributions, fit, pointwise, uncertainty
-from hos_jax.models.heads import SecondOrderHead
-from hos_jax.models.hessian_model import HessianModel
-from hos_jax.models.mlp import MLP
-from hos_jax.models.score_model import ScoreModel
+from hos_jax.models import MLP, HessianModel, ScoreModel, SecondOrderHead
 from hos_jax.samplers import langevin, ozaki, run_chains
 from hos_jax.samplers.diagnostics import effective_sample_size
 
@@ -38,8 +35,9 @@ SIGMA, STEPS = 0.3, 2000
 
 # %% [markdown]
 # ## The data
-# Three Gaussians, one of them narrow. `smooth(sigma)` is the law of $y = x + \sigma z$, with exact
-# scores of every order: the truth that the learned ones are held against.
+# The data come from three Gaussians, one of them narrow. `smooth(sigma)` is the law of
+# $y = x + \sigma z$, with exact scores of every order: the truth that the learned ones are compared
+# with.
 
 # %%
 turn = np.array([[np.cos(0.6), -np.sin(0.6)], [np.sin(0.6), np.cos(0.6)]])
@@ -61,6 +59,7 @@ for axis, points, title in zip(axes, (clean, noisy), ("clean", "noisy"), strict=
 
 # %% [markdown]
 # ## First order: denoising score matching
+# A small network learns $s_1$ from pairs of clean and noisy points.
 
 # %%
 network = functools.partial(MLP, features=64)
@@ -72,8 +71,9 @@ score_fn = pointwise.score_fn(score_model, train(jax.random.key(2)), SIGMA)
 
 # %% [markdown]
 # ## Second order, learned directly
-# The network for $s_2$ sees the noisy point and $s_1$ there. The score stays as it is: any score of
-# yours will do.
+# The network for $s_2$ sees the noisy point, and $s_1$ at that point. The score itself is not
+# changed, so that any score of yours will do. Below, the errors of the learned Hessian and of the
+# derivative of the learned score.
 
 # %%
 hessian_model = HessianModel(network, SecondOrderHead("low_rank", rank=2, positive_definite=False))
@@ -98,8 +98,8 @@ print(f"autodiff of s1 {relative_error(autodiff_fn):.4f}")
 
 # %% [markdown]
 # ## What the noisy point says about the clean one
-# Mean $y + \sigma^2 s_1$ and covariance $\sigma^4 s_2 + \sigma^2 I$. The ellipses hold about 86% of
-# the posterior (two standard deviations).
+# The clean point has the mean $y + \sigma^2 s_1$ and the covariance $\sigma^4 s_2 + \sigma^2 I$.
+# The ellipses have two standard deviations, which hold about 86% of a Gaussian posterior.
 
 
 # %%
@@ -124,8 +124,8 @@ axis.set_aspect("equal")
 # %% [markdown]
 # ## Sampling
 # Langevin's step has to be short where the density is narrow. Ozaki's follows the curvature, so
-# that a step can be longer. No step is free: both samplers are biased by theirs, which the standard
-# deviations show. Effective samples are of 64 chains of 500 steps, the smaller of the two
+# that it can be longer. Both samplers are biased by their steps, which the standard deviations
+# show. The number of effective samples is that of 64 chains of 500 steps, for the worse of the two
 # coordinates.
 
 # %%

@@ -14,18 +14,19 @@
 # %% [markdown]
 # # What a diagonal second-order model knows about MNIST digits
 #
-# A model of $s_1$ and of the diagonal of $s_2$ gives, in one forward pass, the denoised image and
-# the variance of every pixel. Here are its maps, how far they can be trusted on held-out digits,
-# and beside them what the diagonal leaves out: the leading directions and the rows of the posterior
-# covariance, from products with the Jacobian of $s_1$.
+# This notebook shows how sure a model is of each pixel of a denoised digit, and how far it can be
+# trusted. A model of $s_1$ and of the diagonal of $s_2$ gives, in one forward pass, the denoised
+# image and the variance of every pixel. You will see its maps, how well they agree with the errors
+# on held-out digits, and what the diagonal leaves out: the leading directions and the rows of the
+# posterior covariance, from products with the Jacobian of $s_1$.
 #
-# The run is read from `runs/mnist_diagonal`, or trained first: 5,000 MNIST digits that ship in a
-# package, a small U-Net, a few minutes on two CPU cores. For the published setting train
-# `--config unet_mnist.yml --runner DoubleDiagonalHybridRunner` and put its folder here.
+# The run is read from `runs/mnist_diagonal`. If it is not there, a small U-Net is trained first on
+# 5,000 MNIST digits that come with a package, a few minutes on two CPU cores. For the published
+# setting train with `--config unet_mnist.yml --runner DoubleDiagonalHybridRunner`, and put the
+# folder of that run in the place of this one.
 
 # %%
 import logging
-import sys
 from pathlib import Path
 
 import jax
@@ -34,16 +35,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import NullFormatter
 
-from hos_jax import autodiff, pointwise
-from hos_jax.config.runners import apply_runner
+from hos_jax import autodiff, load_run, pointwise, train_and_evaluate
+from hos_jax.config import apply_runner
+from hos_jax.config.experiments import demo
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.evaluate import panel
 from hos_jax.evaluation.held_out import held_out_examples, held_out_metrics
-from hos_jax.training.loop import train_and_evaluate
-from hos_jax.training.runs import load_run
-
-sys.path.append("..")  # where configs/ is
-from configs import demo
 
 RUN = Path("runs/mnist_diagonal")
 STEPS = 600
@@ -65,8 +62,10 @@ shape, value_range = problem.data.image_shape, problem.data.value_range
 print(f"{problem.config.data.name}, sigma {sigma:g}, {run.step} steps")
 
 # %% [markdown]
-# ## Clean, noisy, denoised, predicted and realised error
-# The posterior mean is $y + \sigma^2 s_1$, the variance of a pixel
+# ## What the model says of a noisy image
+# From left to right: the clean image, the noisy one, the denoised one, the standard deviation that
+# the model predicts for each value, and the error that it really made. The denoised image is the
+# posterior mean, $y + \sigma^2 s_1$; the variance of a value is
 # $\sigma^2 (1 + \sigma^2 s_{2,ii})$.
 
 # %%
@@ -75,8 +74,9 @@ figure = panel(problem, examples)
 
 # %% [markdown]
 # ## Can the map be trusted?
-# Pixels of all held-out images, grouped by the variance that was predicted for them: the mean of
-# the squared error against the prediction, and the share of errors inside their intervals.
+# Yes, as far as the points of the plot lie on the dashed line. The pixels of all held-out images
+# are grouped by the variance that was predicted for them, and the mean of their squared error is
+# drawn against the prediction. The numbers say which share of the errors is inside its interval.
 
 # %%
 measured = held_out_metrics(problem, params)
@@ -102,8 +102,9 @@ axis.grid(alpha=0.3)
 
 # %% [markdown]
 # ## What the diagonal leaves out: directions
-# The same network's $s_1$ has a Jacobian whose symmetric part is $s_2$. Thirty products with it
-# give the directions of largest posterior variance, without ever forming a matrix of
+# A diagonal says nothing about pixels that move together. The Jacobian of $s_1$ does: its symmetric
+# part is $s_2$. Thirty products with it give the directions of largest posterior variance, without
+# a matrix of
 # 784 x 784. Red and blue are pixels that move together and against one another.
 
 # %%
@@ -126,7 +127,7 @@ print("eigenvalues / sigma^2:", (deviations[0] / sigma) ** 2)
 
 # %% [markdown]
 # ## What the diagonal leaves out: rows
-# The posterior covariance of a marked pixel with all others: one product each.
+# The posterior covariance of a marked pixel with all others takes one product for each pixel.
 
 # %%
 deviation = np.asarray(examples.denoised.standard_deviation).reshape(-1, *shape)
@@ -148,8 +149,8 @@ rows = rows.reshape(len(noisy), PIXELS, *shape)
 figure = figures.covariance_rows(as_images[1], pixels, rows, value_range)
 
 # %% [markdown]
-# The diagonal that was learned directly, and the variance of the same pixel by autodiff of $s_1$
-# (which nothing keeps from being negative):
+# Last, the variance of the marked pixels in both ways: learned directly, and by autodiff of $s_1$,
+# which nothing keeps from being negative.
 
 # %%
 for index in range(len(noisy)):

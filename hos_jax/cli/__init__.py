@@ -6,7 +6,7 @@ from hos_jax.cli.interruption import leave_on_ctrl_c
 
 
 def run() -> None:
-    """What `python main.py` does: the command of the process's arguments, and its exit."""
+    """What `hos-jax` does: the command of the process's arguments, and its exit."""
     leave_on_ctrl_c()  # before the long imports
     from hos_jax.cli.logs import ignore_late_reads
     from hos_jax.cli.main import main

@@ -15,19 +15,20 @@ from hos_jax.errors import UserError
 EXAMPLES = """\
 Train scores of order one and two by denoising, and test what was trained.
 
-  python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --noise 0.5 --ni
-  python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --resume_training
-  python main.py --runner LowRankHybridRunner --config unet_mnist --doc my_run --test
-  python main.py --doc my_run --test    # with the settings that the run was made with
+  hos-jax --runner LowRankHybridRunner --config unet_mnist --doc my_run --noise 0.5 --ni
+  hos-jax --runner LowRankHybridRunner --config unet_mnist --doc my_run --resume_training
+  hos-jax --runner LowRankHybridRunner --config unet_mnist --doc my_run --test
+  hos-jax --doc my_run --test    # with the settings that the run was made with
 
 Open what the published code saved, and give parameters to others (--help of each says more).
 
-  python main.py import_checkpoint checkpoint.pth --doc my_run --noise 0.5
-  python main.py export_parameters --doc my_run --output my_run.safetensors
+  hos-jax import_checkpoint checkpoint.pth --doc my_run --noise 0.5
+  hos-jax export_parameters --doc my_run --output my_run.safetensors
 
 runners:"""
 
-CONFIG_FOLDER = "configs"
+# Where a config is looked for by name: the user's own come first.
+CONFIG_FOLDERS = Path("configs"), Path(__file__).parents[1] / "config" / "experiments"
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -37,9 +38,9 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "A config in configs/ by name (with or without .py or .yml), or the path of one. Its keys "
-        "are set with --config.group.key=value, for example --config.data.name=mnist5k "
-        "--config.training.steps=1000.",
+        "A config by name (with or without .py or .yml), of the folder configs or the package, or "
+        "the path of one. Its keys are set with --config.group.key=value, for example "
+        "--config.data.name=mnist5k --config.training.steps=1000.",
         sys_argv=argv,
         **define,
     )
@@ -128,13 +129,12 @@ def find_config(name: str) -> Path:
     given = Path(name)
     if given.suffix == ".py" and given.is_file():
         return given
-    folders = [Path(CONFIG_FOLDER), Path(__file__).parents[2] / CONFIG_FOLDER]
     stem = given.stem if given.suffix in (".py", ".yml", ".yaml") else given.name
-    for folder in folders:
+    for folder in CONFIG_FOLDERS:
         path = folder / f"{stem}.py"
         if path.is_file():
             return path
-    known = sorted({path.stem for folder in folders for path in folder.glob("[!_]*.py")})
+    known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("[!_]*.py")})
     near = difflib.get_close_matches(stem, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"no config {name!r}: {hint}known are {', '.join(known)}")

@@ -88,7 +88,7 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
                 f"warning: s1 removes no noise of sigma {sigma} from {imported.config.data.name}: "
                 "check --noise, --config.data.name and whether the network was trained"
             )
-    print(f"{workdir}: test it with python main.py --run {values.run} --doc {values.doc} --test")
+    print(f"{workdir}: test it with hos-jax --run {values.run} --doc {values.doc} --test")
 
 
 def _export(values: flags.FlagValues, rest: list[str]) -> None:
@@ -129,7 +129,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
     check_override_names(argv)
     command.define(values, argv)
     if {"-h", "--help"} & set(argv):
-        print("\n".join(textwrap.wrap(f"python main.py {command.usage}", 96)))
+        print("\n".join(textwrap.wrap(f"hos-jax {command.usage}", 96)))
         print(describe_flags(values))
         return None
     try:

@@ -1,7 +1,4 @@
-"""A config file like those of `configs/`, whose settings are those of a run on disk.
-
-python main.py --config hos_jax/config/saved_config.py:runs/my_run ...
-"""
+"""A config file like those of `experiments`, whose settings are those of a run on disk."""
 
 from pathlib import Path
 

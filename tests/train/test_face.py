@@ -1,15 +1,19 @@
 """The package as a stranger meets it: `import hos_jax`, its names, and the names of version 0.1."""
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
+import tomllib
 import types
+from pathlib import Path
 
 import pytest
 
 import hos_jax
 from hos_jax import _names
+from hos_jax.cli.arguments import find_config
 
 MEMBERS = {name for name in _names.MOVED if name.rpartition(".")[0] in _names.MOVED}
 OLD_MODULES = sorted(set(_names.MOVED) - MEMBERS)
@@ -36,6 +40,35 @@ def test_the_import_loads_nothing_and_every_name_is_there_when_used():
         "-W",
         "error",
     )
+
+
+def test_the_command_is_the_module_and_main(tmp_path):
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    module, _, name = tomllib.loads(project.read_text())["project"]["scripts"]["hos-jax"].partition(
+        ":"
+    )
+    assert getattr(importlib.import_module(module), name) is hos_jax.cli.run
+    for command in (["-m", "hos_jax"], [str(project.with_name("main.py"))]):
+        done = subprocess.run(
+            [sys.executable, *command, "--help"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(project.parent)},
+        )
+        assert done.returncode == 0 and "hos-jax --runner" in done.stdout
+
+
+def test_named_configs_are_found_everywhere_and_a_users_own_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "demo.yml", "demo.py", "configs/demo.py"):
+        assert find_config(name) == Path(hos_jax.__file__).parent / "config/experiments/demo.py"
+    own = Path("configs/demo.py")
+    own.parent.mkdir()
+    own.touch()
+    assert find_config("demo") == find_config("demo.yml") == own
+    with pytest.raises(hos_jax.UserError, match="did you mean demo"):
+        find_config("demos")
 
 
 def test_dir_lists_what_is_public():

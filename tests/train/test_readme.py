@@ -2,34 +2,18 @@
 
 import re
 import shlex
+import shutil
+import tomllib
 import traceback
-from pathlib import Path
 
+import pages
 import pytest
+from pages import DEMO_RUN, FENCE, PAGES, PYTHON_PAGES, ROOT, blocks, name_of
 
+import hos_jax
 from hos_jax import config as run_config
 from hos_jax.cli import arguments
 from hos_jax.cli import commands as commands_of_main
-
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "benchmarks" / "README.md",
-    *sorted(path for path in ROOT.glob("docs/**/*.md") if "notebooks" not in path.parts),
-]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def name_of(path):
-    return path.relative_to(ROOT).as_posix()
-
-
-def blocks(path, *languages):
-    """The fenced blocks of a page, each with the number of lines above its code."""
-    text = path.read_text()
-    for match in FENCE.finditer(text):
-        if match[1] in languages:
-            yield match[2], text.count("\n", 0, match.start(2))
 
 
 def command_lines():
@@ -39,8 +23,8 @@ def command_lines():
         lines = [code.replace("\\\n", " ") for code, _ in blocks(path, "bash", "sh", "shell")]
         lines = [line for code in lines for line in code.splitlines()]
         prose = FENCE.sub("", text)
-        lines += [" ".join(code.split()) for code in re.findall(r"`(python [^`]+)`", prose)]
-        lines += [" ".join(code.split()) for code in re.findall(r"`(make [^`]+)`", prose)]
+        found = re.findall(r"`((?:python|hos-jax|make|pip) [^`]+)`", prose)
+        lines += [" ".join(code.split()) for code in found]
         for line in lines:
             if line.strip() and not line.lstrip().startswith("#"):
                 yield name_of(path), line.strip()
@@ -49,8 +33,8 @@ def command_lines():
 COMMANDS = sorted(set(command_lines()))
 
 
-def commands(word):
-    found = [(page, line) for page, line in COMMANDS if word in line]
+def commands(*words):
+    found = [(page, line) for page, line in COMMANDS if any(word in line for word in words)]
     assert found
     return found
 
@@ -61,23 +45,27 @@ def without_environment(line):
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
     # Slurm's launcher, with its options.
-    return words[words.index("python") :] if words[0] == "srun" else words
+    return words[2:] if words[0] == "srun" else words
 
 
-PYTHON_PAGES = [path for path in PAGES if any(blocks(path, "python"))]
+@pytest.fixture(scope="module")
+def demo_run(small_config, tmp_path_factory):
+    """A run in the place of the quick start's."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    hos_jax.train_and_evaluate(small_config(), folder)
+    return folder
 
 
 @pytest.mark.parametrize("path", PYTHON_PAGES, ids=name_of)
-def test_python_of_a_page_runs(path, tmp_path, monkeypatch):
-    """In order, in one namespace, in an empty folder."""
+def test_python_of_a_page_runs(path, demo_run, tmp_path, monkeypatch):
+    """In order, in one namespace, in a folder with nothing but the run of the quick start."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    namespace = {"__name__": "__main__"}
-    for code, above in blocks(path, "python"):
-        try:
-            exec(compile("\n" * above + code, name_of(path), "exec"), namespace)
-        except Exception:
-            pytest.fail(f"{name_of(path)}:\n{traceback.format_exc()}")
+    shutil.copytree(demo_run, DEMO_RUN)
+    try:
+        pages.run_python(path)
+    except Exception:
+        pytest.fail(f"{name_of(path)}:\n{traceback.format_exc()}")
 
 
 def test_the_pages_with_python_are_found():
@@ -87,23 +75,24 @@ def test_the_pages_with_python_are_found():
 
 # ml_collections loads config files in the way that Python has deprecated.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-@pytest.mark.parametrize(("page", "line"), commands("main.py"))
+@pytest.mark.parametrize(("page", "line"), commands("main.py", "hos-jax "))
 def test_command_line_parses(page, line, monkeypatch):
     """Flags, config, keys and values are known; nothing is trained."""
     monkeypatch.chdir(ROOT)
     words = without_environment(line)
-    assert words[:2] == ["python", "main.py"], line
+    if words[:2] == ["python", "main.py"]:
+        words.pop(0)
+    assert words[0] in ("hos-jax", "main.py"), line
     if "--help" in words:
-        words.remove("--help")  # it prints and exits; tests/cli runs it
-        assert words == ["python", "main.py"]
+        assert words[1:] == ["--help"]  # it prints and exits; tests/cli runs it
         return
-    if words[2] in commands_of_main.COMMANDS:
-        commands_of_main.parse(words[2:])
+    if words[1] in commands_of_main.COMMANDS:
+        commands_of_main.parse(words[1:])
         return
     if "--runner" not in words and ("--test" in words or "--resume_training" in words):
         # The run decides; tests/cli runs such a line with one.
         words += ["--runner", "LowRankHybridRunner", "--config", "demo"]
-    run_config.validate(arguments.make_config(arguments.parse(words[1:])))
+    run_config.validate(arguments.make_config(arguments.parse(words)))
 
 
 @pytest.mark.parametrize(("page", "line"), commands("benchmarks/"))
@@ -121,11 +110,35 @@ def test_make_target_exists(page, line):
     assert set(without_environment(line)[1:]) <= set(targets), page
 
 
-def test_every_public_module_is_in_the_reference():
+@pytest.mark.parametrize(("page", "line"), commands("pip install"))
+def test_what_pip_installs_has_these_extras(page, line):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(r"(?:hos_jax|\.|\.whl)\[([\w,-]+)\]", line):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"]), page
+
+
+def handed_on(package):
+    """The names that a package gives."""
+    return set(getattr(package, "__all__", None) or dir(package))
+
+
+def in_the_reference():
     text = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
-    listed = re.findall(r"automodule:: (hos_jax\.[\w.]+)", text)
-    files = (ROOT / "hos_jax").rglob("*.py")
-    parts = [path.relative_to(ROOT).with_suffix("").parts for path in files]
-    modules = {".".join(part for part in each if part != "__init__") for each in parts}
-    public = {name for name in modules if "._" not in name} - {"hos_jax"}
-    assert sorted(listed) == sorted(public)
+    return re.findall(r"automodule:: hos_jax\.([\w.]+)", text)
+
+
+def test_the_reference_lists_what_the_face_gives():
+    """All of it, once; but for the command line, which has a page, and what it is made of."""
+    listed = in_the_reference()
+    assert len(listed) == len(set(listed))
+    units = {name.partition(".")[0] for name in listed}
+    public = {path.stem for path in (ROOT / "hos_jax").glob("[!_]*") if path.suffix != ".typed"}
+    assert units == public - {"cli", "files"}
+
+
+@pytest.mark.parametrize("name", in_the_reference())
+def test_the_reference_lists_nothing_inside(name):
+    """A file of a folder only if the folder hands it on."""
+    package, _, file = name.partition(".")
+    assert package in dir(hos_jax)
+    assert not file or file in handed_on(getattr(hos_jax, package))

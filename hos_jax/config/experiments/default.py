@@ -1,6 +1,6 @@
 """Every key with its default: U-Nets of 16 channels on MNIST, s1 and low-rank s2.
 
-python main.py --runner LowRankHybridRunner --config default --doc my_run --noise 0.5 --ni
+hos-jax --runner LowRankHybridRunner --config default --doc my_run --noise 0.5 --ni
 """
 
 from hos_jax.config import default_config

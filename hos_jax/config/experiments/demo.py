@@ -13,15 +13,8 @@ def get_config():
     config = default_config()
     config.data.name = "mnist5k"
     config.model.multipliers = (1, 2, 2)
-    config.optim.lr = 4e-3
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 50
     # The covariance has to follow the residual, which shrinks as the learning rate does.
-    config.optim.final_lr = 4e-4
-    config.optim.ema = 0.98
-    config.training.steps = 600
-    config.training.batch_size = 16
-    config.training.log_every = 20
-    config.training.evaluate_every = 300
-    config.training.checkpoint_every = 300
+    config.optim.update(lr=4e-3, schedule="cosine", warmup=50, final_lr=4e-4, ema=0.98)
+    config.training.update(steps=600, batch_size=16, log_every=20)
+    config.training.update(evaluate_every=300, checkpoint_every=300)
     return config

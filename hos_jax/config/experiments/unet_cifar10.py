@@ -1,16 +1,15 @@
 """Scores of order one and two on CIFAR-10, published setting: RefineNets of 128 channels, batch 40.
 
-    python main.py --runner DoubleDiagonalHybridRunner --config unet_cifar10.yml \
+    hos-jax --runner DoubleDiagonalHybridRunner --config unet_cifar10.yml \
         --doc diagonal_cifar10_0.5 --noise 0.5 --ni
 """
 
-from configs import dsm_mnist
+from hos_jax.config.experiments import dsm_mnist
 
 
 def get_config():
     config = dsm_mnist.get_config()
-    config.data.name = "cifar10"
-    config.data.random_flip = True
+    config.data.update(name="cifar10", random_flip=True)
     config.model.ngf = 128
     config.optim.ema = 0.999
     config.training.batch_size = 40
