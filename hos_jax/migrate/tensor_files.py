@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, first_line
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
@@ -51,7 +51,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
         save_file(contiguous, temporary, dict(metadata))
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written: {_first_line(error)}") from error
+        raise UserError(f"{path} cannot be written: {first_line(error)}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,7 +67,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -82,7 +82,7 @@ def _read_torch(path: Path) -> Any:
                 f"{path} is refused: besides arrays it holds {refused[1]}, which could execute code"
             ) from error
         raise UserError(
-            f"{path} cannot be read as a PyTorch checkpoint: {_first_line(error)}"
+            f"{path} cannot be read as a PyTorch checkpoint: {first_line(error)}"
         ) from error
     return _to_numpy(content, torch)
 
@@ -106,7 +106,3 @@ def _to_numpy(content: Any, torch: ModuleType) -> Any:
     if isinstance(content, list | tuple):
         return [_to_numpy(value, torch) for value in content]
     return content
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]

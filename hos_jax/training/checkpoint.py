@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hos_jax.errors import UserError
+from hos_jax.errors import StorageError, UserError, first_line
 from hos_jax.files import free_name
 from hos_jax.training.parallel import process_index
 
@@ -46,7 +46,7 @@ def _reason(error: Exception) -> str:
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(code) in str(error):
             return os.strerror(code)
-    line = (str(error).strip() or repr(error)).splitlines()[0]
+    line = first_line(error)
     return line if len(line) <= 200 else f"{line[:200]} ..."
 
 
@@ -143,7 +143,7 @@ class Checkpoints:
             self._failed = True
             reason = _reason(error)
             kept = self.kept()
-            raise UserError(f"cannot save in {self.directory} ({reason}): {kept}") from error
+            raise StorageError(f"cannot save in {self.directory} ({reason}): {kept}") from error
 
     def kept(self) -> str:
         """What there is to go on from, in words for a message."""

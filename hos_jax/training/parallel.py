@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost as orbax_multihost
 
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, first_line
 from hos_jax.types import Array
 
 AXIS = "devices"
@@ -79,8 +79,9 @@ def connect(
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"the processes of this run did not find one another: {reason}") from error
+        raise UserError(
+            f"the processes of this run did not find one another: {first_line(error)}"
+        ) from error
 
 
 def _check_process(address: str | None, count: int | None, index: int | None) -> None:
@@ -201,10 +202,13 @@ def compile_for(mapped: Any, *arguments: Any) -> Any:
     """A mapped function compiled for arguments of these shapes, to be called with such alone.
 
     On a CPU what the compiler has freed is given back to the system, and what a call frees is kept
-    for the next call (on Linux with glibc). With several processes the first call compiles.
+    for the next call (on Linux with glibc). With several processes, and where `jax_debug_nans` or
+    `jax_debug_infs` is set, the first call compiles.
     """
-    if process_count() > 1:
-        # A compiled `pmap` compares the shapes of all processes with those of one, and refuses.
+    # A compiled `pmap` compares the shapes of all processes with those of one, and refuses; and JAX
+    # looks for no NaN in it.
+    debugged = any(getattr(jax.config, f"jax_debug_{kind}") for kind in ("nans", "infs"))
+    if process_count() > 1 or debugged:
         return mapped
     compiled = mapped.lower(*arguments).compile()
     if on_cpu():
