@@ -18,10 +18,17 @@ def all_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
             yield from all_keys(config[key], f"{prefix}{key}.")
 
 
-def check_key(key: str, known: list[str], prefix: str = "") -> None:
-    """Refuse a key that is not known, and say which was probably meant.
+def nearest(key: str, known: list[str]) -> str | None:
+    """The path of the key that was probably meant, where its group too may be mistaken."""
+    near = difflib.get_close_matches(key, known, n=1)
+    if not near:
+        last = {path.rpartition(".")[2]: path for path in known}
+        near = [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
+    return near[0] if near else None
 
-    Its group too may be mistaken. `prefix` is what stands before a key where it is given.
+
+def check_key(key: str, known: list[str], prefix: str = "") -> None:
+    """Refuse a key that is not known, and say which was probably meant, after `prefix`.
 
     Raises:
       UserError: one line.
@@ -30,11 +37,8 @@ def check_key(key: str, known: list[str], prefix: str = "") -> None:
         return
     if key == "sampling.step_size":
         raise UserError(f"{key} is now {prefix}sampling.step_fraction, in units of sigma^2")
-    near = difflib.get_close_matches(key, known, n=1)
-    if not near:
-        last = {path.rpartition(".")[2]: path for path in known}
-        near = [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
-    hint = f": did you mean {prefix}{near[0]}?" if near else ""
+    near = nearest(key, known)
+    hint = f": did you mean {prefix}{near}?" if near else ""
     raise UserError(f"unknown config key {key!r}{hint}")
 
 

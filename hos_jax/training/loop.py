@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import time
+import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -65,13 +67,8 @@ def _draw(
     return noise, _noise_levels(config, count, key, first)
 
 
-def make_train_step(problem: Problem, steps: int = 1) -> Callable:
-    """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
-
-    `images` are those of `Problem.data`, (devices, B / devices, H, W, C); metrics are averages over
-    all devices. With `steps` > 1 it takes that many steps in one call, by `lax.scan` over images
-    (devices, steps, B / devices, H, W, C); then every metric of a device is (steps,).
-    """
+def _one_step(problem: Problem) -> Callable:
+    """`train_step(state, images) -> (state, metrics)` of one device."""
     config = problem.config
 
     def train_step(state: TrainState, images: jax.Array):
@@ -93,6 +90,17 @@ def make_train_step(problem: Problem, steps: int = 1) -> Callable:
         )
         return state, {**losses, **norms}
 
+    return train_step
+
+
+def make_train_step(problem: Problem, steps: int = 1) -> Callable:
+    """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
+
+    `images` are those of `Problem.data`, (devices, B / devices, H, W, C); metrics are averages over
+    all devices. With `steps` > 1 it takes that many steps in one call, by `lax.scan` over images
+    (devices, steps, B / devices, H, W, C); then every metric of a device is (steps,).
+    """
+    train_step = _one_step(problem)
     if steps == 1:
         return parallel.map_over_devices(train_step, donate_argnums=(0,))
     return parallel.map_over_devices(
@@ -150,10 +158,34 @@ class RunFiles(NamedTuple):
     seconds: float
 
 
-def _check_finite(state: TrainState, workdir: Path, files: RunFiles | None) -> None:
+def _check_finite(problem, state: TrainState, workdir: Path, files: RunFiles | None) -> None:
     step = int(parallel.unreplicate(state.first_nonfinite_step))
     if step >= 0:
-        _stop_nonfinite("the loss or its gradient", step + 1, workdir, files)
+        operation = _first_nonfinite_operation(problem, parallel.unreplicate(state), step)
+        _stop_nonfinite(f"the loss or its gradient{operation}", step + 1, workdir, files)
+
+
+def _first_nonfinite_operation(problem: Problem, state: TrainState, step: int) -> str:
+    """In words, where JAX is asked to look for NaN; the parameters are still those of that step.
+
+    The step is taken once more, operation by operation: JAX does not look into what is compiled
+    ahead of time, and calls a mapped function as a whole one operation.
+    """
+    looks = jax.config.jax_debug_nans or jax.config.jax_debug_infs  # type: ignore[attr-defined]
+    if not looks or parallel.process_count() > 1:
+        return ""
+    state = dataclasses.replace(state, step=jnp.int32(step), first_nonfinite_step=jnp.int32(-1))
+    state = jax.tree.map(lambda leaf: np.stack([leaf] * parallel.device_count()), state)
+    train_step = jax.vmap(_one_step(problem), axis_name=parallel.AXIS)
+    for check in (jax.debug_nans, jax.debug_infs):
+        try:
+            with jax.disable_jit(), check(True):
+                train_step(state, _batches(problem, step, 1))
+        except FloatingPointError as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if "hos_jax" in frame.filename][-1]
+            return f" ({error} in {Path(ours.filename).name}, line {ours.lineno})"
+    return ""
 
 
 def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None) -> None:
@@ -339,7 +371,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainSt
         averages.add(metrics)
         if step % training.log_every == 0 or step == total:
             values = averages.values()
-            _check_finite(state, workdir, files)
+            _check_finite(problem, state, workdir, files)
             if files is not None:
                 files.checkpoints.check()
             elapsed = time.monotonic() - window_begun
@@ -354,7 +386,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainSt
         evaluated = step % training.evaluate_every == 0 or step == total
         saved = step % training.checkpoint_every == 0 or step == total
         if evaluated or saved:
-            _check_finite(state, workdir, files)
+            _check_finite(problem, state, workdir, files)
             held_out = evaluate(state.best_params)
             if not np.isfinite(held_out["loss"]):
                 _stop_nonfinite("the held-out loss", step, workdir, files)
@@ -369,7 +401,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainSt
             window_begun = time.monotonic()
     bar.close()
     if first < step < total and not saved:
-        _check_finite(state, workdir, files)
+        _check_finite(problem, state, workdir, files)
         if files is not None:
             # Without the held-out loss: who asks to stop may not wait for it.
             _save(files, step, state, None, begun)

@@ -202,13 +202,10 @@ def compile_for(mapped: Any, *arguments: Any) -> Any:
     """A mapped function compiled for arguments of these shapes, to be called with such alone.
 
     On a CPU what the compiler has freed is given back to the system, and what a call frees is kept
-    for the next call (on Linux with glibc). With several processes, and where `jax_debug_nans` or
-    `jax_debug_infs` is set, the first call compiles.
+    for the next call (on Linux with glibc). With several processes the first call compiles.
     """
-    # A compiled `pmap` compares the shapes of all processes with those of one, and refuses; and JAX
-    # looks for no NaN in it.
-    debugged = any(getattr(jax.config, f"jax_debug_{kind}") for kind in ("nans", "infs"))
-    if process_count() > 1 or debugged:
+    if process_count() > 1:
+        # A compiled `pmap` compares the shapes of all processes with those of one, and refuses.
         return mapped
     compiled = mapped.lower(*arguments).compile()
     if on_cpu():

@@ -49,13 +49,13 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, ema: float)
 
 
 def ema_decay(ema: float, step: Array) -> Array:
-    """What the average keeps of itself after `step` steps: min(ema, (1 + step) / (10 + step)).
+    """What the average keeps of itself after `step` steps: min(ema, (10 + step) / (20 + step)).
 
-    So a run much shorter than 1 / (1 - ema) steps is averaged over its last tenth or so, and not
-    over the network that it started from.
+    It reaches back over 2 + step / 10 steps at most, so that in a run shorter than 1 / (1 - ema)
+    it is of the last tenth, and not of the network that training started from.
     """
     step = step.astype(jnp.float32)
-    return jnp.minimum(ema, (1.0 + step) / (10.0 + step))
+    return jnp.minimum(ema, (10.0 + step) / (20.0 + step))
 
 
 def apply_gradients(
