@@ -9,6 +9,10 @@ from hos_jax.cli.interruption import leave_on_ctrl_c
 def run() -> None:
     """What `python main.py` does: the command of the process's arguments, and its exit."""
     leave_on_ctrl_c()  # before the long imports
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8" not in os.environ:
+        # Orbax names files in UTF-8 whatever the locale, so the rest of the program has to.
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
     # Figures are files, and matplotlib refuses to load where it does not know what this names.
     os.environ.pop("MPLBACKEND", None)
     from hos_jax.cli.logs import ignore_late_reads, mend_streams

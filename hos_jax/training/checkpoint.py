@@ -88,6 +88,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2, *, discard_unfinished: bool = False):
         self.directory = Path(directory).absolute()
+        if not str(self.directory).isprintable():
+            raise UserError(f"{self.directory} cannot hold checkpoints: its name is not UTF-8")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self.directory, keep),
