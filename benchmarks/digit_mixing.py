@@ -44,7 +44,7 @@ class Digits:
         self.options = options
         run = load_run(options.run)
         self.problem, self.params, self.sigma = run.problem, run.params, run.sigma
-        self.denoise = make_denoiser(self.problem, self.params)
+        self.denoise = make_denoiser(self.problem)
         self.classifier = train_classifier(self.problem.data)
         data = self.problem.data
         clean = to_float(data.held_out, data.value_range).reshape(len(data.held_out), -1)
@@ -63,7 +63,7 @@ class Digits:
         )
 
     def classify(self, positions):
-        return self.classifier.judge(self.denoise(jnp.asarray(positions), self.sigma))
+        return self.classifier.judge(self.denoise(self.params, jnp.asarray(positions), self.sigma))
 
     def measure(self, name: str, fraction: float) -> dict:
         """Changes of class, quality and seconds of one sampler at one step size."""
@@ -71,7 +71,8 @@ class Digits:
         with problem.config.unlocked():
             problem.config.sampling.sampler = name
             problem.config.sampling.krylov_vectors = options.krylov_vectors
-        sampler = sampler_at(problem, self.params, self.sigma, fraction * self.sigma**2)
+            problem.config.sampling.step_fraction = fraction
+        sampler = sampler_at(problem, self.params, self.sigma)
         states = jax.jit(jax.vmap(sampler.init))(self.start)
 
         loop = make_loop(sampler, states, options.every)

@@ -4,19 +4,19 @@ import contextlib
 import datetime
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hos_jax.errors import UserError
+from hos_jax.errors import InUseError
 
 LOCK_FILE = "lock"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a kill leaves the old content or the new, never a part."""
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text file, or its parts, so that a kill leaves the old content or the new alone."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines([text] if isinstance(text, str) else text)
         file.flush()
         # Or the new name could reach the disk before the content, and a power cut come in between.
         os.fsync(file.fileno())
@@ -39,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing folder; it ends with the process, however that ends.
 
     Raises:
-      UserError: if another process holds it.
+      InUseError: if another process holds it.
       OSError: if the lock file cannot be written.
     """
     path = folder / LOCK_FILE
@@ -61,7 +61,5 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _busy(folder: Path, holder: str) -> UserError:
-    return UserError(
-        f"{folder} is in use by another process (id {holder}): wait for it or choose another --doc"
-    )
+def _busy(folder: Path, holder: str) -> InUseError:
+    return InUseError(f"{folder} is in use by another process (id {holder})")

@@ -85,7 +85,7 @@ examples = held_out_examples(problem, params, 50, DIRECTIONS)
 contrast = examples.clean.reshape(len(examples.clean), -1).std(axis=1)
 chosen = np.argsort(-contrast)[:SHOWN]
 examples = jax.tree.map(lambda leaf: leaf[chosen], examples)
-figure = panel(problem, examples)
+panel(problem, examples)
 
 # %% [markdown]
 # ## Can the map be trusted?
@@ -137,8 +137,8 @@ found = [leading(each, jax.random.key(i)) for i, each in enumerate(noisy)]
 deviations = np.stack([np.asarray(pair[0]) for pair in found])
 directions = np.stack([np.asarray(pair[1]).reshape(DIRECTIONS, *shape) for pair in found])
 as_images = [np.asarray(a).reshape(-1, *shape) for a in (noisy, examples.denoised.mean)]
-figure = figures.posterior_directions(*as_images, directions, deviations, value_range)
 print("eigenvalues / sigma^2:", (deviations[0] / sigma) ** 2)
+figures.posterior_directions(*as_images, directions, deviations, value_range)
 
 # %% [markdown]
 # ## What the diagonal leaves out: rows
@@ -161,7 +161,7 @@ rows = np.stack(
     [[covariance_row(y, p) for p in some] for y, some in zip(noisy, pixels, strict=True)]
 )
 rows = rows.reshape(len(noisy), PIXELS, *shape)
-figure = figures.covariance_rows(as_images[1], pixels, rows, value_range)
+figures.covariance_rows(as_images[1], pixels, rows, value_range)
 
 # %% [markdown]
 # Last, the variance of the marked pixels in both ways: learned directly, and by autodiff of $s_1$,

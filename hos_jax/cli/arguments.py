@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, did_you_mean
 
 EXAMPLES = """\
 Train scores of order one and two by denoising, and test what was trained.
@@ -135,8 +134,7 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("[!_]*.py")})
-    near = difflib.get_close_matches(stem, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(stem, known)
     raise UserError(f"no config {name!r}: {hint}known are {', '.join(known)}")
 
 
@@ -189,17 +187,13 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
 def check_override_names(argv: list[str]) -> None:
     """Refuse `--config.a.b` for a key that no config has, and say which was probably meant."""
     from hos_jax.config import default_config
-    from hos_jax.config.keys import all_keys, nearest
+    from hos_jax.config.keys import all_keys, check_key
 
     known = list(all_keys(default_config()))
     for argument in argv:
         path = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and path.startswith("config."):
-            key = path.removeprefix("config.")
-            if key not in known:
-                near = nearest(key, known)
-                hint = f": did you mean --config.{near}?" if near else ""
-                raise UserError(f"unknown config key {key!r}{hint}")
+            check_key(path.removeprefix("config."), known, "--config.")
 
 
 def _without_traceback(message: str) -> str:
@@ -211,8 +205,8 @@ def _without_traceback(message: str) -> str:
 
 def parse(
     argv: list[str], is_command: Callable[[str], bool] = lambda word: False
-) -> flags.FlagValues:
-    """Flags from arguments.
+) -> flags.FlagValues | None:
+    """Flags from arguments; None if only help was wanted.
 
     Args:
       argv: the arguments, the name of the program first.
@@ -225,7 +219,7 @@ def parse(
     if {"-h", "--help", "-help", "--helpfull"} & set(argv):
         define_flags(values, argv)
         print(usage(values))
-        raise SystemExit(0)
+        return None
     original = _with_config_path(argv)
     arguments = _with_saved_config(original)
     check_override_names(arguments)

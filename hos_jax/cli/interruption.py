@@ -33,6 +33,12 @@ class Interruption:
         return 128 + self.signal
 
 
+def _say(line: bytes) -> None:
+    """Not by print: the signal may have come in the middle of one. Nobody need be there to read."""
+    with contextlib.suppress(OSError):
+        os.write(2, line)
+
+
 def leave_on_ctrl_c() -> None:
     """Let Ctrl-C end the process at once, with status 130 and one line.
 
@@ -41,7 +47,7 @@ def leave_on_ctrl_c() -> None:
     """
 
     def leave(number: int, frame: object) -> None:
-        os.write(2, b"interrupted\n")
+        _say(b"interrupted\n")
         os._exit(128 + number)
 
     # What was told to ignore it (by nohup, say) goes on ignoring it.
@@ -65,8 +71,7 @@ def requested() -> Iterator[Interruption]:
     def take_note(number: int, frame: object) -> None:
         interruption.signal = signal.Signals(number)
         restore()
-        # Not by print: the signal may have come in the middle of one.
-        os.write(2, b"stopping after this step; once more to stop at once\n")
+        _say(b"stopping after this step; once more to stop at once\n")
 
     for number, handler in previous.items():
         # What was told to ignore a signal (by nohup, say) goes on ignoring it.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from typing import Any
 
 
 def start_logging(verbose: str) -> None:
@@ -17,6 +19,17 @@ def start_logging(verbose: str) -> None:
     level = logging.WARNING if verbose == "debug" else logging.CRITICAL
     for name in ("orbax", "absl"):
         logging.getLogger(name).setLevel(level)
+
+
+def mend_streams() -> None:
+    """Let any text be said in any encoding, and standard streams that are closed be there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # or the next file would take the place of a stream
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream: Any = getattr(sys, name) or open(os.devnull, mode)  # noqa: SIM115
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
 
 
 def ignore_late_reads(unraisable) -> None:

@@ -12,7 +12,23 @@ from hos_jax.cli.arguments import make_config, parse
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.malloc import keep_freed_memory
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
-from hos_jax.errors import UserError
+from hos_jax.errors import (
+    InUseError,
+    NonFiniteError,
+    NoRunError,
+    OtherRunError,
+    StorageError,
+    UserError,
+)
+
+REMEDIES = {
+    NoRunError: "; check --run and --doc",
+    OtherRunError: ": give the settings and the images of the run (--config.data.root says where "
+    "they are), or start a new run with another --doc",
+    InUseError: ": wait for it, or choose another --doc",
+    StorageError: "; --resume_training goes on from the last checkpoint",
+    NonFiniteError: "; try a lower optim.lr, or optim.clip=1",
+}
 
 
 def _log_panel(*arguments) -> None:
@@ -107,7 +123,7 @@ def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status.
 
     0; 2 for a user's mistake or what the system refuses (a full disk, too little memory); 130 for
-    Ctrl-C and 143 for SIGTERM.
+    Ctrl-C and 143 for SIGTERM. A `BrokenPipeError` passes.
     """
     try:
         if argv[1:2] and is_command(argv[1]):
@@ -115,10 +131,14 @@ def main(argv: list[str]) -> int:
 
             return run_command(argv[1:])
         values = parse(argv, is_command)
+        if values is None:
+            return 0
         start_logging(values.verbose)
         return run(values)
     except UserError as error:
-        message = str(error)
+        message = f"{error}{REMEDIES.get(type(error), '')}"
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -49,7 +49,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         value = _get(config, path)
         _require(value in allowed, f"{path} is {value!r}; choose one of {', '.join(allowed)}")
 
-    positive = ["noise", "optim.lr", "optim.eps", "sampling.step_size"]
+    positive = ["noise", "optim.lr", "optim.eps"]
     positive += ["model.ngf", "model.rank", "model.blocks", "model.depth", "model.patch_size"]
     positive += [
         "training.steps",

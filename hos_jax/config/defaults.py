@@ -87,12 +87,12 @@ def default_config() -> ml_collections.ConfigDict:
     config.sampling.images = 8
     config.sampling.chains = 36
     config.sampling.steps = 500
-    config.sampling.step_size = 0.05
+    # Steps in units of sigma^2; Langevin is stable below 2.
+    config.sampling.step_fraction = 0.2
     config.sampling.sampler = "langevin"
     # That of `hos_jax.linops`, which is not asked as --help does without JAX; a test compares them.
     config.sampling.krylov_vectors = 20
-    # Annealing: noise levels, and at each of them steps of a fraction of sigma^2.
+    # Annealing: noise levels, and steps at each of them.
     config.sampling.levels = 30
     config.sampling.steps_per_level = 5
-    config.sampling.step_fraction = 0.2
     return config

@@ -22,10 +22,24 @@ def nearest(key: str, known: list[str]) -> str | None:
     """The path of the key that was probably meant, where its group too may be mistaken."""
     near = difflib.get_close_matches(key, known, n=1)
     if not near:
-        name = key.rpartition(".")[2]
         last = {path.rpartition(".")[2]: path for path in known}
-        near = [last[match] for match in difflib.get_close_matches(name, last, n=1)]
+        near = [last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], last, n=1)]
     return near[0] if near else None
+
+
+def check_key(key: str, known: list[str], prefix: str = "") -> None:
+    """Refuse a key that is not known, and say which was probably meant, after `prefix`.
+
+    Raises:
+      UserError: one line.
+    """
+    if key in known:
+        return
+    if key == "sampling.step_size":
+        raise UserError(f"{key} is now {prefix}sampling.step_fraction, in units of sigma^2")
+    near = nearest(key, known)
+    hint = f": did you mean {prefix}{near}?" if near else ""
+    raise UserError(f"unknown config key {key!r}{hint}")
 
 
 def check_keys_and_types(config: ConfigDict, defaults: ConfigDict) -> None:
@@ -40,10 +54,7 @@ def check_keys_and_types(config: ConfigDict, defaults: ConfigDict) -> None:
         raise UserError(f"a config must be a ConfigDict, got {type(config).__name__}")
     known = list(all_keys(defaults))
     for key in all_keys(config):
-        if key not in known:
-            near = nearest(key, known)
-            hint = f": did you mean {near}?" if near else ""
-            raise UserError(f"unknown config key {key!r}{hint}")
+        check_key(key, known)
     _check_types(config, defaults, "")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from hos_jax.config.defaults import default_config
-from hos_jax.errors import UserError
+from hos_jax.errors import NoRunError, OtherRunError, UserError
 from hos_jax.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 # What a resumed or tested run must have in common with the run on disk.
@@ -67,9 +70,9 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
     """
     path = workdir / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"no run in {workdir}: {CONFIG_FILE} is missing; check --run and --doc")
+        raise NoRunError(f"no run in {workdir}: {CONFIG_FILE} is missing")
     try:
-        return from_plain(json.loads(path.read_text()))
+        return from_plain(json.loads(path.read_bytes()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it or start anew") from error
 
@@ -84,6 +87,10 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
     if not isinstance(content.get("images"), dict | None):
         raise TypeError("images must be a group of keys")
     multipliers = tuple(saved["model"]["multipliers"])
+    step_size = saved["sampling"].pop("step_size", None)
+    # Of runs before 0.2; the fraction of annealing was another key. 0.05 is what nobody had chosen.
+    if step_size not in (None, 0.05) and "annealed" not in saved["sampling"].get("sampler", ""):
+        saved["sampling"]["step_fraction"] = step_size / saved["noise"] ** 2
     config = default_config()
     config.update({**saved, "model": {**saved["model"], "multipliers": multipliers}})
     return config
@@ -92,20 +99,25 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
 def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.ConfigDict) -> None:
     """Refuse to go on with a run under another model, noise, seed, data or loss.
 
+    What else differs is logged, a line for each setting.
+
     Raises:
-      UserError: with the differences.
+      OtherRunError: with the differences.
     """
-    old, new = to_plain(saved), to_plain(asked)
-    changed = differences({key: old[key] for key in IDENTITY}, {key: new[key] for key in IDENTITY})
-    # Where the images lie may change between machines; what they are may not.
-    changed = [line for line in changed if not line.startswith("data.root:")]
-    if bool(saved.optim.ema) != bool(asked.optim.ema):
-        changed.append(f"optim.ema: {saved.optim.ema} -> {asked.optim.ema}")
-    if changed:
-        raise UserError(
-            f"this run was made with other settings ({'; '.join(changed)}): give those of the run "
-            "or another --doc"
-        )
+    changed = differences(to_plain(saved), to_plain(asked))
+
+    def refused(line: str) -> bool:
+        key = line.partition(":")[0]
+        # Where the images lie may change between machines; what they are may not.
+        if key == "optim.ema":
+            return bool(saved.optim.ema) != bool(asked.optim.ema)
+        return key != "data.root" and key.partition(".")[0] in IDENTITY
+
+    if any(map(refused, changed)):
+        reason = "; ".join(filter(refused, changed))
+        raise OtherRunError(f"this run was made with other settings ({reason})")
+    for line in changed:
+        logger.warning("another setting than the run's: %s", line)
 
 
 def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
@@ -119,9 +131,9 @@ def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
       images: those that there are now, see `ImageData.identity`.
 
     Raises:
-      UserError: with the numbers of images.
+      OtherRunError: with the numbers of images.
     """
-    saved = json.loads((workdir / CONFIG_FILE).read_text()).get("images")
+    saved = json.loads((workdir / CONFIG_FILE).read_bytes()).get("images")
     if saved is None or saved == images:
         return
     then, now = (
@@ -129,7 +141,4 @@ def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
         for counts in (saved, images)
     )
     what = f"{then} then, {now} now" if then != now else f"{then} as then, with other content"
-    raise UserError(
-        f"the images are not those that this run was trained on ({what}): restore them, set "
-        "--config.data.root to where they are, or start a new run with another --doc"
-    )
+    raise OtherRunError(f"the images are not those that this run was trained on ({what})")

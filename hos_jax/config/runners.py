@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import NamedTuple
 
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, did_you_mean
 
 
 class Runner(NamedTuple):
@@ -30,9 +29,8 @@ def apply_runner(config, name: str) -> None:
       UserError: for a name that is no runner.
     """
     if name not in RUNNERS:
-        near = difflib.get_close_matches(name, RUNNERS, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"unknown runner {name!r}: choose one of {', '.join(RUNNERS)}{hint}")
+        hint = did_you_mean(name, RUNNERS, cutoff=0.3)
+        raise UserError(f"unknown runner {name!r}: {hint}choose one of {', '.join(RUNNERS)}")
     runner = RUNNERS[name]
     config.runner = name
     config.model.head = runner.head

@@ -1,12 +1,11 @@
 """The names of the data sets, and the one function that loads them."""
 
-import difflib
 import os
 from typing import Any
 
 from hos_jax.data import arrays, folder, packaged, photos, prepared
 from hos_jax.data.image_data import ImageData
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, did_you_mean
 
 _PACKAGED = {"digits": packaged.load_digits, "mnist5k": packaged.load_mnist5k}
 
@@ -56,8 +55,7 @@ def load(
             package, a download that cannot happen, files that cannot be read.
     """
     if name not in NAMES:
-        near = difflib.get_close_matches(str(name), NAMES, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = did_you_mean(str(name), NAMES)
         raise UserError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
     options = {"crop": crop, "skip_unreadable": skip_unreadable or None, "image_size": image_size}
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}

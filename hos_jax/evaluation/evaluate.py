@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import ml_collections
 import numpy as np
 
 from hos_jax import config as run_config
+from hos_jax.errors import UserError
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.generate import course_curves, draw_samples
 from hos_jax.evaluation.held_out import (
@@ -22,12 +24,14 @@ from hos_jax.evaluation.held_out import (
     held_out_examples,
     held_out_metrics,
 )
-from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, write_report
+from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, measured, write_report
 from hos_jax.files import write_atomically
-from hos_jax.training.logs import RunLog, read_history
+from hos_jax.training.logs import RunLog, read_history, shows_progress
 from hos_jax.training.problem import Problem
 from hos_jax.training.runs import LoadedRun, load_run_as
 from hos_jax.uncertainty import Posterior
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 SHOWN_DIRECTIONS = 5
@@ -92,24 +96,30 @@ def evaluate_run(
     run = load_run_as(config, workdir)
     folder = workdir / image_folder
     folder.mkdir(parents=True, exist_ok=True)
+    drawn: list[Path] = []
+
+    def draw(figure: Any, name: str) -> None:
+        drawn.append(folder / name)
+        figures.save(figure, drawn[-1])
+
     result = held_out_metrics(run.problem, run.params)
     examples = held_out_examples(
         run.problem, run.params, max(config.sampling.images, REPORTED_IMAGES), DIRECTIONS
     )
     shown = examples.first(config.sampling.images)
-    figures.save(panel(run.problem, shown), folder / "denoising.png")
+    draw(panel(run.problem, shown), "denoising.png")
     if config.model.head != "none":
         result["directions"] = direction_scores(run.problem, run.params)
         recalibrated = result.get("recalibrated", {}).get("reliability")
-        drawn = figures.calibration(result["reliability"], recalibrated, result["directions"])
-        figures.save(drawn, folder / "calibration.png")
+        reliability, scores = result["reliability"], result["directions"]
+        draw(figures.calibration(reliability, recalibrated, scores), "calibration.png")
         directions, rows = posterior_figures(run.problem, shown)
-        figures.save(directions, folder / "directions.png")
-        figures.save(rows, folder / "covariance_rows.png")
-    history = read_history(workdir)
+        draw(directions, "directions.png")
+        draw(rows, "covariance_rows.png")
+    history = read_history(workdir, at_most=4000)
     if history:
-        figures.save(figures.loss_curves(history), folder / "loss_curves.png")
-    result["sampling"] = _sample(run, folder)
+        draw(figures.loss_curves(history), "loss_curves.png")
+    result["sampling"] = _sample(run, draw)
     result |= {
         "step": run.step,
         "noise": config.noise,
@@ -119,36 +129,34 @@ def evaluate_run(
         "versions": run_config.versions(),
     }
     write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
-    write_report(run.problem, examples, result, folder, workdir / REPORT_FILE)
+    write_report(run.problem, examples, result, drawn, workdir / REPORT_FILE)
     return result
 
 
-def _sample(run: LoadedRun, folder: Path) -> dict[str, Any]:
+def _sample(run: LoadedRun, draw: Callable[[Any, str], None]) -> dict[str, Any]:
     """Draw samples, show them and how their chains went; the numbers of the latter."""
     problem, sampling = run.problem, run.problem.config.sampling
-    samples = draw_samples(problem, run.params, progress=sys.stderr.isatty())
+    result = {"sampler": sampling.sampler, "chains": sampling.chains, "finite": 0}
+    try:
+        samples = draw_samples(problem, run.params, progress=shows_progress())
+    except UserError as error:  # the other numbers are worth keeping
+        logger.warning("no samples: %s", error)
+        return result
     value_range = problem.data.value_range
-    figures.save(figures.sample_grid(samples.images, value_range), folder / "samples.png")
+    draw(figures.sample_grid(samples.images, value_range), "samples.png")
     annealed = sampling.sampler.startswith("annealed")
     titles = [
         f"sigma {sigma:.2g}" if annealed else f"step {step}"
         for step, sigma in zip(samples.steps, samples.sigmas, strict=True)
     ]
-    shown = figures.trajectories(samples.course[:, : sampling.images], titles, value_range)
-    figures.save(shown, folder / "trajectories.png")
+    shown = samples.course[:, : sampling.images]
+    draw(figures.trajectories(shown, titles, value_range), "trajectories.png")
     curves = course_curves(problem, run.params, samples)
-    figures.save(figures.mixing_curves(curves), folder / "mixing.png")
-    finite = samples.images.shape[0]
-    return {"sampler": sampling.sampler, "chains": sampling.chains, "finite": finite, **curves}
+    draw(figures.mixing_curves(curves), "mixing.png")
+    return result | {"finite": len(samples.images), **curves}
 
 
 def table(result: dict[str, Any]) -> str:
     """The held-out numbers of `evaluate_run` as a table for the terminal."""
-    lines = [f"{'held out':<14}{'value':>10}{'std. error':>12}"]
-    for name, error in result["standard_error"].items():
-        shown = "unknown" if error is None else f"{error:.4f}"
-        lines.append(f"{name:<14}{result[name]:>10.4f}{shown:>12}")
-    for name, value in result.get("recalibrated", {}).items():
-        if name.startswith("coverage_"):
-            lines.append(f"{name:<14}{value:>10.4f}  recalibrated")
-    return "\n".join(lines)
+    rows = [("held out", "value", "std. error"), *measured(result)]
+    return "\n".join(f"{name:<16}{value:>10}{error:>12}".rstrip() for name, value, error in rows)

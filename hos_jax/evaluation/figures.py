@@ -1,26 +1,39 @@
-"""Pictures of a run: denoising panels, loss curves, sample grids."""
+"""Pictures of a run: denoising panels, loss curves, sample grids.
+
+Figures are matplotlib's objects without pyplot: files, whatever its backend, and nothing of the
+process changes. A notebook shows one that ends a cell.
+"""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from hos_jax.data import to_uint8
 
-# Figures are files: no window is opened, wherever the program runs. Notebooks ask for their own.
-if not os.environ.get("MPLBACKEND"):
-    matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+def _axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure of that many inches with axes (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _shown(image: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+def _image_axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """`_axes` for images: without ticks and frames."""
+    figure, axes = _axes(rows, columns, width, height)
+    return figure, axes
+
+
+def _show(axis: Any, image: np.ndarray, value_range: tuple[float, float]) -> None:
     picture = np.asarray(to_uint8(image, value_range))
-    return np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
+    picture = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
+    axis.imshow(picture, interpolation="nearest")
 
 
 def _map(image: np.ndarray) -> np.ndarray:
@@ -50,26 +63,19 @@ def denoising_panel(
     if standard_deviation is None:
         columns.remove("predicted std")
     rows = len(clean)
-    figure, axes = plt.subplots(
-        rows,
-        len(columns),
-        figsize=(1.5 * len(columns) + 0.8, 1.5 * rows + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
+    width = 1.5 * len(columns) + 0.8
+    figure, axes = _image_axes(rows, len(columns), width, 1.5 * rows + 0.3)
     maps = [_map(error)]
     if standard_deviation is not None:
         maps.insert(0, _map(standard_deviation))
     top = float(np.percentile(np.stack(maps), 99.5))
     for row in range(rows):
         for axis, image in zip(axes[row], (clean, noisy, denoised), strict=False):
-            axis.imshow(_shown(image[row], value_range), interpolation="nearest")
+            _show(axis, image[row], value_range)
         for axis, values in zip(axes[row, 3:], maps, strict=True):
             shade = axis.imshow(values[row], cmap="magma", vmin=0, vmax=top)
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=10)
-    for axis in axes.flat:
-        axis.set_axis_off()
     bar = figure.colorbar(shade, ax=axes[:, -1], fraction=0.08, aspect=12 * rows)
     bar.ax.tick_params(labelsize=8)
     return figure
@@ -95,7 +101,7 @@ def calibration(
     """
     rows, better = _columns(reliability), _columns(recalibrated or [])
     predicted = np.sqrt(rows["predicted"])
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.6, 3.6), layout="constrained")
+    figure, ((left, middle, right),) = _axes(1, 3, 12.6, 3.6)
     sizes = 15 + 300 * rows["share"]
     left.plot(predicted, predicted, color="gray", linewidth=0.8, label="perfect")
     left.scatter(
@@ -167,16 +173,10 @@ def posterior_directions(
       value_range: black and white of the data.
     """
     rows, count = directions.shape[:2]
-    figure, axes = plt.subplots(
-        rows,
-        2 + count,
-        figsize=(1.4 * (2 + count), 1.55 * rows),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = _image_axes(rows, 2 + count, 1.4 * (2 + count), 1.55 * rows)
     for row in range(rows):
         for axis, image in zip(axes[row], (noisy[row], mean[row]), strict=False):
-            axis.imshow(_shown(image, value_range), interpolation="nearest")
+            _show(axis, image, value_range)
         for axis, image, deviation in zip(
             axes[row, 2:], directions[row], deviations[row], strict=True
         ):
@@ -184,8 +184,6 @@ def posterior_directions(
             axis.set_title(f"deviation {deviation:.2g}", fontsize=8)
     axes[0, 0].set_title("noisy", fontsize=8)
     axes[0, 1].set_title("denoised", fontsize=8)
-    for axis in axes.flat:
-        axis.set_axis_off()
     return figure
 
 
@@ -224,15 +222,9 @@ def covariance_rows(
       value_range: black and white of the data.
     """
     count, chosen = pixels.shape
-    figure, axes = plt.subplots(
-        count,
-        1 + chosen,
-        figsize=(1.5 * (1 + chosen), 1.5 * count + 0.2),
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, axes = _image_axes(count, 1 + chosen, 1.5 * (1 + chosen), 1.5 * count + 0.2)
     for index in range(count):
-        axes[index, 0].imshow(_shown(mean[index], value_range), interpolation="nearest")
+        _show(axes[index, 0], mean[index], value_range)
         for number, (pixel, image) in enumerate(zip(pixels[index], rows[index], strict=True)):
             axis = axes[index, 1 + number]
             row, column, _ = np.unravel_index(pixel, mean.shape[1:])
@@ -242,8 +234,6 @@ def covariance_rows(
     axes[0, 0].set_title("denoised", fontsize=9)
     for number in range(chosen):
         axes[0, 1 + number].set_title(f"covariance with x {number + 1}", fontsize=9)
-    for axis in axes.flat:
-        axis.set_axis_off()
     return figure
 
 
@@ -251,13 +241,9 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
     """A figure with the images, (N, H, W, C), in a near-square grid."""
     columns = int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(0.9 * columns, 0.9 * rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = _image_axes(rows, columns, 0.9 * columns, 0.9 * rows)
     for axis, image in zip(axes.flat, images, strict=False):
-        axis.imshow(_shown(image, value_range), interpolation="nearest")
-    for axis in axes.flat:
-        axis.set_axis_off()
+        _show(axis, image, value_range)
     return figure
 
 
@@ -270,24 +256,18 @@ def trajectories(course: np.ndarray, titles: list[str], value_range: tuple[float
       value_range: black and white of the data.
     """
     kept, chains = course.shape[:2]
-    figure, axes = plt.subplots(
-        chains, kept, figsize=(0.9 * kept, 0.9 * chains + 0.3), squeeze=False, layout="constrained"
-    )
+    figure, axes = _image_axes(chains, kept, 0.9 * kept, 0.9 * chains + 0.3)
     for row in range(chains):
         for column in range(kept):
-            axes[row, column].imshow(
-                _shown(course[column, row], value_range), interpolation="nearest"
-            )
+            _show(axes[row, column], course[column, row], value_range)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=8)
-    for axis in axes.flat:
-        axis.set_axis_off()
     return figure
 
 
 def mixing_curves(curves: dict[str, list[float]]) -> Any:
     """A figure of `generate.course_curves`: correlation with the start, distance from the data."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    figure, ((left, right),) = _axes(1, 2, 8.4, 3.2)
     left.plot(curves["step"], curves["correlation"], "o-", markersize=4)
     left.axhline(0.0, color="gray", linewidth=0.8)
     left.set_title("correlation with the first kept step", fontsize=10)
@@ -318,9 +298,7 @@ def loss_curves(history: list[dict]) -> Any:
     names = [name for name in _TITLES if any(name in row for row in history)]
     if "score2" not in names and "loss" in names:
         names.remove("loss")
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False, layout="constrained"
-    )
+    figure, axes = _axes(1, len(names), 4.2 * len(names), 3.2)
     for axis, name in zip(axes[0], names, strict=True):
         for group, style in (("train", "-"), ("held_out", "o-")):
             rows = [row for row in history if row["group"] == group and name in row]
@@ -341,15 +319,12 @@ def loss_curves(history: list[dict]) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, making its folder if need be, and forget it."""
+    """Write a figure as PNG, making its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def as_array(figure: Any) -> np.ndarray:
-    """A figure as pixels, uint8 (H, W, 3), and forget it."""
+    """A figure as pixels, uint8 (H, W, 3)."""
     figure.canvas.draw()
-    pixels = np.array(figure.canvas.buffer_rgba())[..., :3]
-    plt.close(figure)
-    return pixels
+    return np.array(figure.canvas.buffer_rgba())[..., :3]

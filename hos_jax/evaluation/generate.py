@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,12 +33,10 @@ KEPT = 10
 MEAN_IMAGES = 2000
 
 
-def sampler_at(
-    problem: Problem, params: Any, sigma: jax.Array | float, step_size: jax.Array | float
-) -> SamplingAlgorithm:
+def sampler_at(problem: Problem, params: Any, sigma: jax.Array | float) -> SamplingAlgorithm:
     """Langevin or Ozaki, as `sampling.sampler` says, for one flat image at one noise level."""
     shape, sampling = problem.data.image_shape, problem.config.sampling
-
+    step_size = sampling.step_fraction * sigma**2
     model = problem.model, params, sigma, shape
     if "ozaki" not in sampling.sampler:
         return langevin.as_top_level_api(pointwise.score_fn(*model), step_size)
@@ -46,14 +45,13 @@ def sampler_at(
     )
 
 
-def make_denoiser(
-    problem: Problem, params: Any
-) -> Callable[[jax.Array, jax.Array | float], jax.Array]:
-    """One Tweedie step: flat noisy images (N, D) and sigma -> (N, H, W, C), data units."""
+@functools.lru_cache(maxsize=1)
+def make_denoiser(problem: Problem) -> Callable[[Any, jax.Array, jax.Array | float], jax.Array]:
+    """One Tweedie step: parameters, flat noisy images (N, D), sigma -> (N, H, W, C), data units."""
     shape = (-1, *problem.data.image_shape)
 
     @jax.jit
-    def denoise(noisy, sigma):
+    def denoise(params, noisy, sigma):
         score1 = outputs_of(problem.model, params, noisy.reshape(shape), sigma).score1
         return jax.vmap(tweedie.posterior_mean, (0, 0, None))(noisy, score1, sigma).reshape(shape)
 
@@ -93,19 +91,19 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
     annealed = config.sampling.sampler.startswith("annealed")
     run = _annealed if annealed else _single_level
     label = config.sampling.sampler.replace("_", " ") if progress else None
+    if "langevin" in config.sampling.sampler and config.sampling.step_fraction > 2:
+        logger.warning(
+            "sampling.step_fraction=%g: Langevin is stable below 2", config.sampling.step_fraction
+        )
     trajectory, finite, steps, sigmas = run(problem, params, key, label)
     if not finite.all():
         logger.warning("%d of %d chains diverged and are left out", np.sum(~finite), len(finite))
     if not finite.any():
-        hint = "sampling.step_fraction"
-        if not annealed:
-            limit = 2 * config.noise**2
-            hint = f"sampling.step_size (Langevin is stable below 2 sigma^2 = {limit:g})"
-        raise UserError(f"every chain diverged: choose a smaller {hint}")
-    denoise = make_denoiser(problem, params)
+        raise UserError("every chain diverged: choose a smaller sampling.step_fraction")
+    denoise = make_denoiser(problem)
     course = np.stack(
         [
-            jax.device_get(denoise(positions, sigma))
+            jax.device_get(denoise(params, positions, sigma))
             for positions, sigma in zip(trajectory[:, finite], sigmas, strict=True)
         ]
     )
@@ -117,9 +115,9 @@ def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | No
     start_key, noise_key, chain_key = jax.random.split(key, 3)
     size = (sampling.chains, int(np.prod(problem.data.image_shape)))
     low, high = problem.data.value_range
-    start = jax.random.uniform(start_key, size, minval=low, maxval=high)
-    start += config.noise * jax.random.normal(noise_key, size)
-    sampler = sampler_at(problem, params, config.noise, sampling.step_size)
+    start = jax.random.uniform(start_key, size, jnp.float32, low, high)
+    start += config.noise * jax.random.normal(noise_key, size, jnp.float32)
+    sampler = sampler_at(problem, params, config.noise)
     states = jax.jit(jax.vmap(sampler.init))(start)
     kept = max(k for k in range(1, KEPT + 1) if sampling.steps % k == 0)
     chains = run_chains(
@@ -141,14 +139,15 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
     noise_key, chain_key = jax.random.split(key)
     size = (sampling.chains, int(np.prod(problem.data.image_shape)))
     sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, sampling.levels)
+    sigmas = sigmas.astype(jnp.float32)
     images = problem.data.to_float(problem.data.train[:MEAN_IMAGES])
     mean = jnp.mean(images, axis=0).ravel()
-    start = mean + model.largest_noise * jax.random.normal(noise_key, size)
+    start = mean + model.largest_noise * jax.random.normal(noise_key, size, jnp.float32)
     chains = anneal_chains(
         chain_key,
-        lambda sigma: sampler_at(problem, params, sigma, sampling.step_fraction * sigma**2),
+        lambda sigma: sampler_at(problem, params, sigma),
         start,
-        jnp.asarray(sigmas),
+        sigmas,
         sampling.steps_per_level,
         keep_trajectory=True,
         progress=label,
@@ -172,17 +171,15 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
     data = problem.data
     count = min(samples.course.shape[1], len(data.train) // 2)
     key = jax.random.key(problem.config.seed)
-    denoise = make_denoiser(problem, params)
-    clean = data.to_float(data.train[: 2 * count]).reshape(
-        2 * count, int(np.prod(data.image_shape))
-    )
-    noise = jax.random.normal(key, clean.shape)
+    denoise = make_denoiser(problem)
+    clean = data.to_float(data.train[: 2 * count]).reshape(2, count, int(np.prod(data.image_shape)))
+    noise = jax.random.normal(key, clean.shape, clean.dtype)
+    distance_fn = jax.jit(functools.partial(diagnostics.sliced_wasserstein, projections=200))
     first = samples.course[0] - samples.course[0].mean(axis=0)
     correlation, distance, floor = [], [], []
 
     def apart(a, b):
-        a, b = (jnp.asarray(images).reshape(count, -1) for images in (a, b))
-        return float(diagnostics.sliced_wasserstein(key, a, b, projections=200))
+        return float(distance_fn(key, *(images.reshape(count, -1) for images in (a, b))))
 
     for images, sigma in zip(samples.course, samples.sigmas, strict=True):
         centred = images - images.mean(axis=0)
@@ -190,9 +187,10 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
         correlation.append(float(np.sum(first * centred) / size) if size > 0 else 1.0)
         if not count:  # one training image has no distance from another
             continue
-        reference = denoise(clean + sigma * noise, sigma)
-        distance.append(apart(images[:count], reference[:count]))
-        floor.append(apart(reference[count:], reference[:count]))
+        # In two parts, which are of the size that the chains mostly have: compiled once.
+        half, other = (denoise(params, noisy, sigma) for noisy in clean + sigma * noise)
+        distance.append(apart(images[:count], half))
+        floor.append(apart(other, half))
     return {
         "step": samples.steps.tolist(),
         "correlation": correlation,

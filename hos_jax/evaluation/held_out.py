@@ -66,7 +66,7 @@ def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Ar
 
     @jax.jit
     def denoise(params, clean, keys):
-        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype))(keys)
         noisy = clean + sigma * noise
         outputs = outputs_of(problem.model, params, noisy, sigma)
         flat = noisy.reshape(len(noisy), -1)
@@ -248,6 +248,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
         shares = {
             "model": jax.vmap(calibration.captured_shares)(error, pairs.eigenvectors),
             "predicted": jnp.cumsum(pairs.eigenvalues, axis=1) / total[:, None],
+            "converged": pairs.converged,
         }
         if principal is not None:
             shares["pca"] = jax.vmap(calibration.captured_shares, (0, None))(error, principal)
@@ -258,10 +259,20 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
         found = jax.device_get(scores(clean, denoise(params, clean, keys)))
         parts.append({name: value[fresh] for name, value in found.items()})
     joined = _join(parts)
+    _warn_of_unconverged(joined.pop("converged"))
     result = {name: values.mean(axis=0).tolist() for name, values in joined.items()}
     errors = _standard_error(joined["model"])
     result |= {"standard_error": errors, "images": len(joined["model"])}
     return result | {"random": ((1 + np.arange(count)) / dim).tolist()}
+
+
+def _warn_of_unconverged(converged: Any) -> None:
+    if not np.all(converged):
+        logger.warning(
+            "%d of %d leading directions of posteriors did not converge: near ones are mixed",
+            np.sum(~np.asarray(converged)),
+            np.size(converged),
+        )
 
 
 def first_held_out(problem: Problem, params: Any, count: int) -> tuple[np.ndarray, Denoised]:

@@ -6,6 +6,7 @@ import base64
 import functools
 import importlib.resources
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,24 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
     ]
 
 
+def measured(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and standard error of each held-out number of `evaluate_run`, as text."""
+    rows = []
+    for name, error in result["standard_error"].items():
+        shown = "unknown" if error is None else f"{error:.4f}"
+        rows.append((name, f"{result[name]:.4f}", shown))
+    for name, value in result.get("recalibrated", {}).items():
+        if name.startswith("coverage_"):
+            rows.append((name.replace("coverage", "recalibrated"), f"{value:.4f}", ""))
+    return rows
+
+
 def write_report(
-    problem: Problem, examples: Examples, result: dict[str, Any], figures: Path, path: Path
+    problem: Problem,
+    examples: Examples,
+    result: dict[str, Any],
+    figures: Iterable[Path],
+    path: Path,
 ) -> None:
     """Write the page.
 
@@ -100,31 +117,20 @@ def write_report(
       problem: of the run.
       examples: the images of the page, with `DIRECTIONS` directions each.
       result: what `evaluate_run` found.
-      figures: the folder with the run's figures; those that are there go into the page.
+      figures: files of `CAPTIONS`.
       path: the page, replaced if it is there.
     """
     config = problem.config
     drawn = []
-    for name, caption in CAPTIONS.items():
-        if (figures / name).is_file():
-            encoded = base64.b64encode((figures / name).read_bytes()).decode()
-            drawn.append({"source": f"data:image/png;base64,{encoded}", "caption": caption})
-    errors = result["standard_error"]
-    measures = [
-        [
-            name,
-            f"{result[name]:.4f}",
-            "unknown" if errors[name] is None else f"{errors[name]:.4f}",
-            meaning,
-        ]
-        for name, meaning in MEANINGS.items()
-        if name in errors
-    ]
+    for figure in sorted(figures, key=lambda figure: list(CAPTIONS).index(figure.name)):
+        source = f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
+        drawn.append({"source": source, "caption": CAPTIONS[figure.name]})
+    meanings = dict(MEANINGS)
+    for level in calibration.LEVELS:
+        percent = round(100 * level)
+        meanings[f"recalibrated_{percent}"] = RECALIBRATED.format(percent)
+    measures = [[*row, meanings[row[0]]] for row in measured(result) if row[0] in meanings]
     recalibrated = result.get("recalibrated", {})
-    for level in (50, 80, 90, 95):
-        if recalibrated:
-            value = f"{recalibrated[f'coverage_{level}']:.4f}"
-            measures.append([f"recalibrated_{level}", value, "", RECALIBRATED.format(level)])
     runner = f"{config.runner}, " if config.runner else ""
     count = result["held_out_images"]
     content = {

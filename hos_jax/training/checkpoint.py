@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hos_jax.errors import UserError
+from hos_jax.errors import StorageError, UserError, reason
 from hos_jax.files import free_name
 from hos_jax.training.parallel import process_index
 
@@ -46,7 +46,7 @@ def _reason(error: Exception) -> str:
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(code) in str(error):
             return os.strerror(code)
-    line = (str(error).strip() or repr(error)).splitlines()[0]
+    line = reason(error)
     return line if len(line) <= 200 else f"{line[:200]} ..."
 
 
@@ -88,6 +88,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2, *, discard_unfinished: bool = False):
         self.directory = Path(directory).absolute()
+        if not str(self.directory).isprintable():
+            raise UserError(f"{self.directory} cannot hold checkpoints: its name is not UTF-8")
         self.directory.mkdir(parents=True, exist_ok=True)
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self.directory, keep),
@@ -143,7 +145,7 @@ class Checkpoints:
             self._failed = True
             reason = _reason(error)
             kept = self.kept()
-            raise UserError(f"cannot save in {self.directory} ({reason}): {kept}") from error
+            raise StorageError(f"cannot save in {self.directory} ({reason}): {kept}") from error
 
     def kept(self) -> str:
         """What there is to go on from, in words for a message."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +67,8 @@ class RunLog:
 
     def __init__(self, workdir: Path, first_step: int):
         self.path = workdir / HISTORY_FILE
-        kept = [row for row in read_history(workdir) if row["step"] <= first_step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        kept = (row for row in _rows(workdir) if row["step"] <= first_step)
+        write_atomically(self.path, (json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a")
         self._events = EventLog(workdir / "tensorboard", first_step + 1)
 
@@ -90,18 +92,37 @@ class RunLog:
         self._events.close()
 
 
-def read_history(workdir: Path) -> list[dict]:
-    """The rows of `history.jsonl`, without lines that are damaged or cut short by a kill."""
-    path = workdir / HISTORY_FILE
-    rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-            readable = isinstance(row["step"], int) and isinstance(row["group"], str)
-        except (ValueError, TypeError, KeyError):
-            readable = False
-        if readable:
-            rows.append(row)
-        else:
-            logger.warning("%s: skipped an unreadable line", path)
+def read_history(workdir: Path, at_most: int | None = None) -> list[dict]:
+    """The rows of `history.jsonl`, without lines that are damaged or cut short by a kill.
+
+    With `at_most` no more than that many: of a longer history the last steps, and of those before
+    them the fewer the earlier they are.
+    """
+    rows: list[dict] = []
+    for row in _rows(workdir):
+        rows.append(row)
+        if at_most is not None and len(rows) > at_most:
+            del rows[: at_most // 2 : 2]
     return rows
+
+
+def _rows(workdir: Path) -> Iterator[dict]:
+    path = workdir / HISTORY_FILE
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+                readable = isinstance(row["step"], int) and isinstance(row["group"], str)
+            except (ValueError, TypeError, KeyError):
+                readable = False
+            if readable:
+                yield row
+            else:
+                logger.warning("%s: skipped an unreadable line", path)
+
+
+def shows_progress() -> bool:
+    """Whether someone watches: standard error is there, and a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()

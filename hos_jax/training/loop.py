@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
-import sys
 import time
+import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,35 +21,31 @@ from tqdm import tqdm
 
 from hos_jax import config as run_config
 from hos_jax.data import batch_at
-from hos_jax.errors import UserError
+from hos_jax.errors import InUseError, NonFiniteError, StorageError
 from hos_jax.files import locked
 from hos_jax.noise import example_keys, step_key
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
-from hos_jax.training.logs import RunLog
-from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.logs import RunLog, shows_progress
+from hos_jax.training.problem import EVALUATION_STEP, Problem, check_batch
 from hos_jax.training.state import TrainState, apply_gradients
 
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteError(UserError):
-    """The loss or its gradient stopped being a number."""
-
-
 def _noise_levels(
     config: ml_collections.ConfigDict, count: int, key: jax.Array, first_index: int | jax.Array
 ) -> jax.Array:
-    """sigma of `count` examples of a global batch, from its example `first_index` on, (count,).
+    """sigma of `count` examples of a global batch from `first_index` on, float32 (count,).
 
     With a range of levels they are log-uniform, and spread evenly over each batch: example i of B
     takes the quantile u + i / B modulo 1, with one random u per batch.
     """
     smallest, largest = config.model.smallest_noise, config.model.largest_noise
     if smallest is None:
-        return jnp.full((count,), config.noise)
-    index = first_index + jnp.arange(count)
-    offset = jax.random.uniform(jax.random.fold_in(key, 2**31 - 1))
+        return jnp.full((count,), config.noise, jnp.float32)
+    index = (first_index + jnp.arange(count)).astype(jnp.float32)
+    offset = jax.random.uniform(jax.random.fold_in(key, 2**31 - 1), dtype=jnp.float32)
     quantile = (offset + index / config.training.batch_size) % 1.0
     return smallest * (largest / smallest) ** quantile
 
@@ -66,17 +63,12 @@ def _draw(
     count = len(clean)
     first = first_index + parallel.device_index() * count
     keys = example_keys(key, first, count)
-    noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:]))(keys)
+    noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:], clean.dtype))(keys)
     return noise, _noise_levels(config, count, key, first)
 
 
-def make_train_step(problem: Problem, steps: int = 1) -> Callable:
-    """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
-
-    `images` are those of `Problem.data`, (devices, B / devices, H, W, C); metrics are averages over
-    all devices. With `steps` > 1 it takes that many steps in one call, by `lax.scan` over images
-    (devices, steps, B / devices, H, W, C); then every metric of a device is (steps,).
-    """
+def _one_step(problem: Problem) -> Callable:
+    """`train_step(state, images) -> (state, metrics)` of one device."""
     config = problem.config
 
     def train_step(state: TrainState, images: jax.Array):
@@ -98,6 +90,17 @@ def make_train_step(problem: Problem, steps: int = 1) -> Callable:
         )
         return state, {**losses, **norms}
 
+    return train_step
+
+
+def make_train_step(problem: Problem, steps: int = 1) -> Callable:
+    """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
+
+    `images` are those of `Problem.data`, (devices, B / devices, H, W, C); metrics are averages over
+    all devices. With `steps` > 1 it takes that many steps in one call, by `lax.scan` over images
+    (devices, steps, B / devices, H, W, C); then every metric of a device is (steps,).
+    """
+    train_step = _one_step(problem)
     if steps == 1:
         return parallel.map_over_devices(train_step, donate_argnums=(0,))
     return parallel.map_over_devices(
@@ -155,10 +158,34 @@ class RunFiles(NamedTuple):
     seconds: float
 
 
-def _check_finite(state: TrainState, workdir: Path, files: RunFiles | None) -> None:
+def _check_finite(problem, state: TrainState, workdir: Path, files: RunFiles | None) -> None:
     step = int(parallel.unreplicate(state.first_nonfinite_step))
     if step >= 0:
-        _stop_nonfinite("the loss or its gradient", step + 1, workdir, files)
+        operation = _first_nonfinite_operation(problem, parallel.unreplicate(state), step)
+        _stop_nonfinite(f"the loss or its gradient{operation}", step + 1, workdir, files)
+
+
+def _first_nonfinite_operation(problem: Problem, state: TrainState, step: int) -> str:
+    """In words, where JAX is asked to look for NaN; the parameters are still those of that step.
+
+    The step is taken once more, operation by operation: JAX does not look into what is compiled
+    ahead of time, and calls a mapped function as a whole one operation.
+    """
+    looks = jax.config.jax_debug_nans or jax.config.jax_debug_infs  # type: ignore[attr-defined]
+    if not looks or parallel.process_count() > 1:
+        return ""
+    state = dataclasses.replace(state, step=jnp.int32(step), first_nonfinite_step=jnp.int32(-1))
+    state = jax.tree.map(lambda leaf: np.stack([leaf] * parallel.device_count()), state)
+    train_step = jax.vmap(_one_step(problem), axis_name=parallel.AXIS)
+    for check in (jax.debug_nans, jax.debug_infs):
+        try:
+            with jax.disable_jit(), check(True):
+                train_step(state, _batches(problem, step, 1))
+        except FloatingPointError as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if "hos_jax" in frame.filename][-1]
+            return f" ({error} in {Path(ours.filename).name}, line {ours.lineno})"
+    return ""
 
 
 def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None) -> None:
@@ -166,9 +193,36 @@ def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None)
     if files is not None:
         files.checkpoints.wait()
         kept = f"{files.checkpoints.kept()} in {workdir}"
-    raise NonFiniteError(
-        f"{what} is not finite at step {step}: {kept}; try a lower optim.lr, or optim.clip=1"
-    )
+    raise NonFiniteError(f"{what} is not finite at step {step}: {kept}")
+
+
+class _Averages:
+    """Metrics averaged over steps, in little memory however many they are.
+
+    Those of the last calls stay on the devices, so that the host need not wait for them.
+    """
+
+    def __init__(self) -> None:
+        self._recent: list[dict] = []
+        self._sums: dict[str, float] = {}
+        self.steps = 0
+
+    def add(self, metrics: dict) -> None:
+        """Those of one call of the train step, of one step or several."""
+        self._recent.append(metrics)
+        if len(self._recent) > 16:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        for name, values in parallel.unreplicate(self._recent.pop(0)).items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(np.sum(values, dtype=float))
+        self.steps += np.size(values)
+
+    def values(self) -> dict[str, float]:
+        """The averages."""
+        while self._recent:
+            self._fetch()
+        return {name: value / self.steps for name, value in self._sums.items()}
 
 
 def train_and_evaluate(
@@ -203,6 +257,7 @@ def train_and_evaluate(
     """
     workdir = Path(workdir)
     problem = Problem.from_config(config)
+    check_batch(problem)
     parallel.check_agreement("the config", _checksum(config))
     images = problem.data.identity()
     parallel.check_agreement("the images", zlib.crc32(json.dumps(images).encode()) >> 1)
@@ -220,9 +275,9 @@ def train_and_evaluate(
             hooks = on_evaluation, should_stop, on_compiled
             return _loop(problem, state, workdir, files, *hooks)
     except OSError as error:
-        raise UserError(
+        raise StorageError(
             f"cannot write to {error.filename or workdir} ({error.strerror or error}): the "
-            "checkpoints that were saved are kept, and --resume_training goes on from the last"
+            "checkpoints that were saved are kept"
         ) from error
 
 
@@ -251,7 +306,7 @@ def _begin(
     workdir.mkdir(parents=True, exist_ok=True)
     open_files.enter_context(locked(workdir))
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
-        raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
+        raise InUseError(f"{workdir} already holds a run")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
     run_config.save(config, workdir, problem.data.identity())
     checkpoints = Checkpoints(
@@ -303,8 +358,8 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
     state = parallel.replicate(state)
     compiled: dict[int, Callable] = {}
     evaluate = make_evaluation(problem)
-    begun, window_begun, window = time.monotonic(), time.monotonic(), []
-    shown = files is not None and sys.stderr.isatty()
+    begun, window_begun, averages = time.monotonic(), time.monotonic(), _Averages()
+    shown = files is not None and shows_progress()
     bar = tqdm(total=total, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
     first = step
     while step < total and not parallel.any_process(should_stop()):
@@ -317,25 +372,25 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
             on_compiled()
         state, metrics = compiled[count](state, images)
         step += count
-        window.append(metrics)
+        averages.add(metrics)
         if step % training.log_every == 0 or step == total:
-            values, steps = _average(window)
-            _check_finite(state, workdir, files)
+            values = averages.values()
+            _check_finite(problem, state, workdir, files)
             if files is not None:
                 files.checkpoints.check()
             elapsed = time.monotonic() - window_begun
-            values["images_per_second"] = steps * training.batch_size / elapsed
+            values["images_per_second"] = averages.steps * training.batch_size / elapsed
             if files is not None:
                 files.log.scalars(step, values, "train")
             bar.set_postfix(
                 loss=f"{values['loss']:.4g}", images_s=f"{values['images_per_second']:.0f}"
             )
-            window, window_begun = [], time.monotonic()
+            averages, window_begun = _Averages(), time.monotonic()
         bar.update(count)
         evaluated = step % training.evaluate_every == 0 or step == total
         saved = step % training.checkpoint_every == 0 or step == total
         if evaluated or saved:
-            _check_finite(state, workdir, files)
+            _check_finite(problem, state, workdir, files)
             held_out = evaluate(state.best_params)
             if not np.isfinite(held_out["loss"]):
                 _stop_nonfinite("the held-out loss", step, workdir, files)
@@ -350,7 +405,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
             window_begun = time.monotonic()
     bar.close()
     if first < step < total and not saved:
-        _check_finite(state, workdir, files)
+        _check_finite(problem, state, workdir, files)
         if files is not None:
             # Without the held-out loss: who asks to stop may not wait for it.
             _save(files, step, state, None, begun)
@@ -364,11 +419,3 @@ def _save(files: RunFiles, step, state, held_out_loss: float | None, begun: floa
         held_out_loss=held_out_loss,
         details={"seconds": files.seconds + time.monotonic() - begun},
     )
-
-
-def _average(window: list[dict]) -> tuple[dict[str, float], int]:
-    """The metrics of several calls of the train step averaged, and how many steps they cover."""
-    host = [parallel.unreplicate(metrics) for metrics in window]
-    joined = {name: np.concatenate([np.atleast_1d(m[name]) for m in host]) for name in host[0]}
-    averages = {name: float(np.mean(values)) for name, values in joined.items()}
-    return averages, len(joined["loss"])

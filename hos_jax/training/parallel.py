@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost as orbax_multihost
 
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, reason
 from hos_jax.models import winograd
 from hos_jax.types import Array
 
@@ -82,8 +82,9 @@ def connect(
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(f"the processes of this run did not find one another: {reason}") from error
+        raise UserError(
+            f"the processes of this run did not find one another: {reason(error)}"
+        ) from error
 
 
 def _check_process(address: str | None, count: int | None, index: int | None) -> None:

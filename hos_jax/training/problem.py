@@ -65,7 +65,6 @@ class Problem:
             and config.model.rank > dim
         ):
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
-        _check_batch(config.training.batch_size, len(data.train))
         _check_scale(config.model.data_std, data)
         balance = config.model.data_std if config.model.smallest_noise is not None else None
         chosen = config.loss.to_dict()
@@ -130,7 +129,7 @@ class Problem:
 
     def _init_params(self, key: jax.Array) -> Any:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
-        image = jnp.zeros((1, *self.data.image_shape))
+        image = jnp.zeros((1, *self.data.image_shape), jnp.float32)
         return self.model.init(key, image, self.config.noise)
 
 
@@ -152,12 +151,18 @@ def _check_scale(data_std: float, data: ImageData) -> None:
         )
 
 
-def _check_batch(batch_size: int, available: int) -> None:
-    devices = parallel.device_count()
+def check_batch(problem: Problem) -> None:
+    """Refuse a batch that these devices or images cannot make; for training alone.
+
+    Raises:
+      UserError: with the numbers.
+    """
+    batch_size, devices = problem.config.training.batch_size, parallel.device_count()
     if batch_size % devices:
         raise UserError(
             f"training.batch_size={batch_size} does not divide over {devices} devices: "
             "choose a multiple"
         )
+    available = len(problem.data.train)
     if batch_size > available:
         raise UserError(f"training.batch_size={batch_size} exceeds the {available} training images")

@@ -20,7 +20,7 @@ class TrainState:
     Attributes:
       step: number of steps taken, int32.
       params: parameters of the model.
-      ema_params: exponential moving average of `params`, or None without one.
+      ema_params: exponential moving average of `params`, or None without one; see `ema_decay`.
       opt_state: state of the optimizer, which sees all parameters as one vector.
       first_nonfinite_step: the first step whose loss or gradient was not finite, or -1.
     """
@@ -46,6 +46,16 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, ema: float)
         opt_state=optimizer.init(ravel_pytree(params)[0]),
         first_nonfinite_step=jnp.full((), -1, jnp.int32),
     )
+
+
+def ema_decay(ema: float, step: Array) -> Array:
+    """What the average keeps of itself after `step` steps: min(ema, (10 + step) / (20 + step)).
+
+    It reaches back over 2 + step / 10 steps at most, so that in a run shorter than 1 / (1 - ema)
+    it is of the last tenth, and not of the network that training started from.
+    """
+    step = step.astype(jnp.float32)
+    return jnp.minimum(ema, (10.0 + step) / (20.0 + step))
 
 
 def apply_gradients(
@@ -79,7 +89,8 @@ def apply_gradients(
     ema_params = None
     if state.ema_params is not None:
         flat_ema, _ = ravel_pytree(state.ema_params)
-        new_ema = optax.incremental_update(new_params, flat_ema, 1.0 - ema)
+        change = (1.0 - ema_decay(ema, state.step)).astype(flat_ema.dtype)
+        new_ema = optax.incremental_update(new_params, flat_ema, change)
         ema_params = unravel(jnp.where(finite, new_ema, flat_ema))
     new_state = TrainState(
         step=state.step + 1,
