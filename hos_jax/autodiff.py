@@ -1,11 +1,8 @@
 r"""Derivatives of any score function by automatic differentiation: what direct models compete with.
 
-Second order: the Jacobian of s1 as a dense matrix (`dense_hessian_fn`), in chunks of bounded memory
-(`chunked_hessian_fn`, `chunked_hessian_diagonal_fn`), one product at a time
-(`hessian_vector_product_fn`), and by random probes (`hutchinson_trace`, `hutchinson_diagonal`); its
-leading eigenpairs follow from products alone by `hos_jax.linops.lanczos.top_eigenpairs`, and so do
-those of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`,
-`third_derivative_diagonal`, `third_derivative_contraction`.
+Second order: the Jacobian of s1 as a dense matrix, in chunks of bounded memory, one product at a
+time, and by random probes; its leading eigenpairs follow from products alone by
+`hos_jax.linops.lanczos.top_eigenpairs`. Third order: dense, its diagonal, its contractions.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
 then returns is said where it matters. Everything is in 1 / data units^2 for the second order,
@@ -19,7 +16,7 @@ so many evaluations; it need not divide D. ValueError is raised for points and v
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +24,8 @@ import jax.numpy as jnp
 from hos_jax.linops import Dense, HessianFn, lanczos
 from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
 
-
-class HessianVectorProductFn(Protocol):
-    """s2(y) v at one point: (D,), (D,) -> (D,)."""
-
-    def __call__(self, noisy: Array, vector: Array, /) -> Array: ...
+# s2(y) v at one point: (D,), (D,) -> (D,).
+HessianVectorProductFn = Callable[[Array, Array], Array]
 
 
 class Estimate(NamedTuple):

@@ -1,4 +1,4 @@
-"""The one exception that is shown to a user as a single line, and the one line of the others."""
+"""The one exception that is shown to a user as a single line, and what it says of others."""
 
 
 class UserError(ValueError):
@@ -7,6 +7,11 @@ class UserError(ValueError):
     The command line prints it on one line and exits with status 2; a library caller catches it
     like any other `ValueError`.
     """
+
+
+def missing_package(what: str, package: str, extra: str) -> UserError:
+    """The error that names a missing package and the command that installs it."""
+    return UserError(f'{what} needs the package {package!r}: pip install "hos_jax[{extra}]"')
 
 
 def reason(error: Exception) -> str:

@@ -39,17 +39,13 @@ class ImageData:
     checksum: str = ""
 
     def __post_init__(self) -> None:
-        for images in (self.train, self.held_out):
+        pairs = ((self.train, self.train_labels), (self.held_out, self.held_out_labels))
+        for images, labels in pairs:
             if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not images.size:
                 raise ValueError(
                     f"{self.name}: images must be uint8 or float32 (N, H, W, C) with N > 0, "
                     f"got {images.dtype} {images.shape}"
                 )
-        forms = [f"{images.dtype} {images.shape[1:]}" for images in (self.train, self.held_out)]
-        if forms[0] != forms[1]:
-            raise ValueError(f"{self.name}: train images are {forms[0]}, held-out ones {forms[1]}")
-        pairs = ((self.train, self.train_labels), (self.held_out, self.held_out_labels))
-        for images, labels in pairs:
             if labels is not None and (
                 labels.dtype != np.int32 or labels.shape != images.shape[:1]
             ):
@@ -57,6 +53,9 @@ class ImageData:
                     f"{self.name}: labels must be int32 ({len(images)},), "
                     f"got {labels.dtype} {labels.shape}"
                 )
+        train, held_out = (f"{images.dtype} {images.shape[1:]}" for images, _ in pairs)
+        if train != held_out:
+            raise ValueError(f"{self.name}: train images are {train}, held-out ones {held_out}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -4,7 +4,7 @@ import difflib
 import os
 from typing import Any
 
-from hos_jax.data import arrays, folder, packaged, photos, prepared
+from hos_jax.data import arrays, folder, packaged, prepared
 from hos_jax.data.image_data import ImageData
 from hos_jax.errors import UserError
 
@@ -67,7 +67,7 @@ def load(
         if option != "image_size":
             raise UserError(f"{option} is an option of image_folder, not of {name}: leave it unset")
     if name == "photos":
-        return photos.load_photos(**given)
+        return packaged.load_photos(**given)
     if name == "arrays":
         data = arrays.load_arrays(root)
     else:

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hos_jax.distributions.base import Law, as_sigma, law, require, require_shape, set_arrays
+from hos_jax.distributions import base
+from hos_jax.distributions.base import Law, law
 from hos_jax.linops import Dense
 from hos_jax.types import Array, PRNGKey
 
@@ -23,11 +24,11 @@ class _Points(Law):
     points: Array
     chunk: int
 
-    def _check_points(self) -> None:
-        set_arrays(self, points=self.points)
+    def __post_init__(self):
+        base.set_arrays(self, points=self.points)
         if self.points.ndim != 2 or 0 in self.points.shape:
             raise ValueError(f"points must have shape (N, D), got {tuple(self.points.shape)}")
-        require("points", self.points, lambda _: True, "finite")
+        base.require("points", self.points, lambda _: True, "finite")
         if not isinstance(self.chunk, int) or self.chunk < 1:
             raise ValueError(f"chunk must be an integer >= 1, got {self.chunk!r}")
 
@@ -64,9 +65,6 @@ class Empirical(_Points):
     points: Array
     chunk: int = dataclasses.field(default=CHUNK, metadata={"static": True})
 
-    def __post_init__(self):
-        self._check_points()
-
     def sample(self, key: PRNGKey, count: int) -> Array:
         return self.points[jax.random.randint(key, (count,), 0, self.points.shape[0])]
 
@@ -101,8 +99,8 @@ class SmoothedEmpirical(_Points):
     chunk: int = dataclasses.field(default=CHUNK, metadata={"static": True})
 
     def __post_init__(self):
-        self._check_points()
-        object.__setattr__(self, "sigma", as_sigma(self.sigma, self.points.dtype))
+        super().__post_init__()
+        object.__setattr__(self, "sigma", base.as_sigma(self.sigma, self.points.dtype))
 
     def sample(self, key: PRNGKey, count: int) -> Array:
         point_key, noise_key = jax.random.split(key)
@@ -110,7 +108,7 @@ class SmoothedEmpirical(_Points):
         return clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
 
     def smooth(self, sigma: Array | float) -> SmoothedEmpirical:
-        total = jnp.hypot(self.sigma, as_sigma(sigma, self.points.dtype))
+        total = jnp.hypot(self.sigma, base.as_sigma(sigma, self.points.dtype))
         return SmoothedEmpirical(self.points, total, self.chunk)
 
     def log_density(self, point: Array) -> Array:
@@ -139,7 +137,7 @@ class SmoothedEmpirical(_Points):
 
     def posterior_covariance_matvec(self, point: Array, vector: Array) -> Array:
         """K v, the posterior covariance times a vector v, (D,), matrix-free."""
-        require_shape("vector", vector, (self.dim,))
+        base.require_shape("vector", vector, (self.dim,))
         kernels, mean = self._posterior(point)
 
         def step(total, block):
