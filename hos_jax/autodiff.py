@@ -217,9 +217,8 @@ def hutchinson_trace(
     References:
       Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
     """
-    return _monte_carlo_mean(
-        lambda probe_key: jnp.sum(_probe(score_fn, noisy, probe_key)), key, probes, chunk_size
-    )
+    probe = functools.partial(_probe, score_fn, noisy)
+    return _monte_carlo_mean(lambda one: jnp.sum(probe(one)), key, probes, chunk_size)
 
 
 def hutchinson_diagonal(
@@ -233,9 +232,8 @@ def hutchinson_diagonal(
     References:
       Bekas, Kokiopoulou, Saad, "An Estimator for the Diagonal of a Matrix", 2007.
     """
-    return _monte_carlo_mean(
-        lambda probe_key: _probe(score_fn, noisy, probe_key), key, probes, chunk_size
-    )
+    probe = functools.partial(_probe, score_fn, noisy)
+    return _monte_carlo_mean(probe, key, probes, chunk_size)
 
 
 def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True) -> Array:

@@ -60,15 +60,11 @@ def load_folder(
     transparent pixels are shown on white.
 
     Args:
-        root: the folder.
         crop: height of the central part that is kept, whose sides have the ratio of those of the
             result; 0 for the largest part that fits.
         image_size: side of the result, or (height, width).
         skip_unreadable: leave out what is no readable 8-bit image, as if it were not there, and
             name it in a warning.
-
-    Returns:
-        ImageData with images (N, height, width, 3 or 1) and no labels.
 
     Raises:
         UserError: `root` is not given, does not exist or holds fewer than two images; a file is

@@ -20,8 +20,7 @@ class ImageData:
         name: the name it is loaded by.
         train: training images, uint8 or float32 (N, H, W, C).
         held_out: images that training never sees, (M, H, W, C), of the same dtype.
-        train_labels: int32 (N,), or None where the data has no classes.
-        held_out_labels: int32 (M,), or None.
+        train_labels, held_out_labels: int32 (N,) and (M,), or None where there are no classes.
         value_range: (low, high), the interval that `to_float` maps 0..255 to; of float32 images,
             what is shown in black and in white.
         checksum: of what the images were made from; made from the images where it is empty.

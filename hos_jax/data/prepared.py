@@ -37,7 +37,6 @@ def load_prepared(name: str, *, root: str | os.PathLike | None = None) -> ImageD
     Training images are TFDS's train split, held-out images its test split, in TFDS's order.
 
     Args:
-        name: one of `NAMES`.
         root: TFDS's data_dir: the data lies in `root/name/version`, downloads in
             `root/downloads`; original files put into `root/downloads/manual` are used instead of
             a download. None: TFDS's own choice, $TFDS_DATA_DIR or ~/tensorflow_datasets.

@@ -43,7 +43,6 @@ def load(
         ((1617, 8, 8, 1), (0.0, 1.0))
 
     Args:
-        name: one of `NAMES`.
         root: for the TFDS names, the folder of prepared data (None: TFDS's own); for
             `image_folder`, the folder of images; for `arrays`, the file. The others ship inside
             packages and ignore it.

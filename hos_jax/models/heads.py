@@ -63,9 +63,7 @@ class SecondOrderHead:
 
     def __post_init__(self):
         if self.structure not in ("diagonal", "low_rank", "dense"):
-            raise ValueError(
-                f"unknown structure {self.structure!r}; choose diagonal, low_rank or dense"
-            )
+            raise ValueError(f"unknown structure {self.structure!r}: diagonal, low_rank or dense")
         if self.structure == "low_rank" and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
         if not 0 < self.scale <= 1:

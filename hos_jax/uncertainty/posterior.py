@@ -200,11 +200,8 @@ def posterior(
 ) -> Posterior:
     """The posterior at one point y from its scores, by `posterior_from_covariance`.
 
-    Args:
-      noisy, sigma, floor: as there; y is (D,), data units.
-      score1: s1(y), (D,), 1 / data units.
-      score2: s2(y), structured (D, D), 1 / data units^2.
-      score3_diagonal: s3(y)_iii, (D,), 1 / data units^3, of a third-order model.
+    y and s1(y) are (D,), s2(y) is structured (D, D), and s3(y)_iii, (D,), comes of a third-order
+    model; scores of order n are in 1 / data units^n.
     """
     return posterior_from_covariance(
         tweedie.posterior_mean(noisy, score1, sigma),
