@@ -39,11 +39,6 @@ def _precision(cholesky: Array) -> Array:
     return jsl.cho_solve((cholesky, True), jnp.eye(cholesky.shape[0], dtype=cholesky.dtype))
 
 
-def _add_noise(covariances: Array, sigma: Array) -> Array:
-    """Sigma + sigma^2 I for matrices (..., D, D)."""
-    return Dense(covariances).add_identity(sigma**2).matrix
-
-
 @law
 class Gaussian(Law):
     r"""The normal law N(m, Sigma): s1 = -Sigma^-1 (y - m), s2 = -Sigma^-1, s_n = 0 for n >= 3.
@@ -76,7 +71,7 @@ class Gaussian(Law):
 
     def smooth(self, sigma: Array | float) -> Gaussian:
         sigma = base.as_sigma(sigma, self.mean.dtype)
-        return Gaussian(self.mean, _add_noise(self.covariance, sigma))
+        return Gaussian(self.mean, Dense(self.covariance).add_identity(sigma**2).matrix)
 
     def log_density(self, point: Array) -> Array:
         self._check_point(point)
@@ -180,7 +175,8 @@ class GaussianMixture(Law):
         if self.stds is not None:
             return GaussianMixture(self.weights, self.means, stds=jnp.hypot(self.stds, sigma))
         assert self.covariances is not None
-        return GaussianMixture(self.weights, self.means, _add_noise(self.covariances, sigma))
+        covariances = Dense(self.covariances).add_identity(sigma**2).matrix
+        return GaussianMixture(self.weights, self.means, covariances)
 
     def log_density(self, point: Array) -> Array:
         self._check_point(point)

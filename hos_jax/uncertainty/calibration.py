@@ -118,7 +118,7 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     References:
       Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
     """
-    check_vectors(variance=variance, error=error)
+    check_vectors(variance=variance.shape, error=error.shape)
     if not len(error):
         raise ValueError("there are no values")
     ratio = np.abs(error) / np.sqrt(variance)
