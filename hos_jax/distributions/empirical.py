@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hos_jax.distributions import base
-from hos_jax.distributions.base import Law, law
+from hos_jax.distributions.base import Law, as_sigma, law, require, require_shape, set_arrays
 from hos_jax.linops import Dense
 from hos_jax.types import Array, PRNGKey
 
@@ -25,10 +24,10 @@ class _Points(Law):
     chunk: int
 
     def __post_init__(self):
-        base.set_arrays(self, points=self.points)
+        set_arrays(self, points=self.points)
         if self.points.ndim != 2 or 0 in self.points.shape:
             raise ValueError(f"points must have shape (N, D), got {tuple(self.points.shape)}")
-        base.require("points", self.points, lambda _: True, "finite")
+        require("points", self.points, lambda _: True, "finite")
         if not isinstance(self.chunk, int) or self.chunk < 1:
             raise ValueError(f"chunk must be an integer >= 1, got {self.chunk!r}")
 
@@ -100,7 +99,7 @@ class SmoothedEmpirical(_Points):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "sigma", base.as_sigma(self.sigma, self.points.dtype))
+        object.__setattr__(self, "sigma", as_sigma(self.sigma, self.points.dtype))
 
     def sample(self, key: PRNGKey, count: int) -> Array:
         point_key, noise_key = jax.random.split(key)
@@ -108,7 +107,7 @@ class SmoothedEmpirical(_Points):
         return clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
 
     def smooth(self, sigma: Array | float) -> SmoothedEmpirical:
-        total = jnp.hypot(self.sigma, base.as_sigma(sigma, self.points.dtype))
+        total = jnp.hypot(self.sigma, as_sigma(sigma, self.points.dtype))
         return SmoothedEmpirical(self.points, total, self.chunk)
 
     def log_density(self, point: Array) -> Array:
@@ -137,7 +136,7 @@ class SmoothedEmpirical(_Points):
 
     def posterior_covariance_matvec(self, point: Array, vector: Array) -> Array:
         """K v, the posterior covariance times a vector v, (D,), matrix-free."""
-        base.require_shape("vector", vector, (self.dim,))
+        require_shape("vector", vector, (self.dim,))
         kernels, mean = self._posterior(point)
 
         def step(total, block):
