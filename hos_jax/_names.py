@@ -24,6 +24,7 @@ MOVED = {name: f"{folder}.{name}" for folder, names in _FOLDERS.items() for name
 MOVED |= {
     "checkpoint.free_name": "files.free_name",
     "config_keys": "config.keys",
+    "data.photos": "data.packaged",
     "evaluate.LoadedRun": "training.runs.LoadedRun",
     "evaluate.load_run": "training.runs.load_run_as",
     "event_log": "training.logs",

@@ -1,11 +1,8 @@
 r"""Derivatives of any score function by automatic differentiation: what direct models compete with.
 
-Second order: the Jacobian of s1 as a dense matrix (`dense_hessian_fn`), in chunks of bounded memory
-(`chunked_hessian_fn`, `chunked_hessian_diagonal_fn`), one product at a time
-(`hessian_vector_product_fn`), and by random probes (`hutchinson_trace`, `hutchinson_diagonal`); its
-leading eigenpairs follow from products alone by `hos_jax.linops.lanczos.top_eigenpairs`, and so do
-those of the posterior covariance, `posterior_eigenpairs`. Third order: `third_derivative`,
-`third_derivative_diagonal`, `third_derivative_contraction`.
+Second order: the Jacobian of s1 as a dense matrix, in chunks of bounded memory, one product at a
+time, and by random probes; its leading eigenpairs follow from products alone by
+`hos_jax.linops.lanczos.top_eigenpairs`. Third order: dense, its diagonal, its contractions.
 
 The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
 then returns is said where it matters. Everything is in 1 / data units^2 for the second order,
@@ -19,7 +16,7 @@ so many evaluations; it need not divide D. ValueError is raised for points and v
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +24,8 @@ import jax.numpy as jnp
 from hos_jax.linops import Dense, HessianFn, lanczos
 from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
 
-
-class HessianVectorProductFn(Protocol):
-    """s2(y) v at one point: (D,), (D,) -> (D,)."""
-
-    def __call__(self, noisy: Array, vector: Array, /) -> Array: ...
+# s2(y) v at one point: (D,), (D,) -> (D,).
+HessianVectorProductFn = Callable[[Array, Array], Array]
 
 
 class Estimate(NamedTuple):
@@ -223,9 +217,8 @@ def hutchinson_trace(
     References:
       Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
     """
-    return _monte_carlo_mean(
-        lambda probe_key: jnp.sum(_probe(score_fn, noisy, probe_key)), key, probes, chunk_size
-    )
+    probe = functools.partial(_probe, score_fn, noisy)
+    return _monte_carlo_mean(lambda one: jnp.sum(probe(one)), key, probes, chunk_size)
 
 
 def hutchinson_diagonal(
@@ -239,9 +232,8 @@ def hutchinson_diagonal(
     References:
       Bekas, Kokiopoulou, Saad, "An Estimator for the Diagonal of a Matrix", 2007.
     """
-    return _monte_carlo_mean(
-        lambda probe_key: _probe(score_fn, noisy, probe_key), key, probes, chunk_size
-    )
+    probe = functools.partial(_probe, score_fn, noisy)
+    return _monte_carlo_mean(probe, key, probes, chunk_size)
 
 
 def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True) -> Array:

@@ -38,6 +38,11 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f"did you mean {near[0]}? " if near else ""
 
 
+def missing_package(what: str, package: str, extra: str) -> UserError:
+    """The error that names a missing package and the command that installs it."""
+    return UserError(f'{what} needs the package {package!r}: pip install "hos_jax[{extra}]"')
+
+
 def reason(error: Exception) -> str:
     """What an exception says, on one line and short enough for a message."""
     said = getattr(error, "strerror", None) or str(error).strip() or repr(error)

@@ -26,8 +26,7 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
 def free_name(path: Path) -> Path:
     """A name beside `path` that nothing has: `path` with a time stamp."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    target = path.with_name(f"{path.name}.{stamp}")
-    count = 1
+    target, count = path.with_name(f"{path.name}.{stamp}"), 1
     while target.exists():
         count += 1
         target = path.with_name(f"{path.name}.{stamp}-{count}")

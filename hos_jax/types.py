@@ -1,6 +1,6 @@
-"""Array aliases and the protocols of the callables that every numerical module accepts."""
+"""The types that every numerical module accepts, and the check of vectors."""
 
-from typing import Protocol
+from collections.abc import Callable
 
 import jax
 
@@ -8,10 +8,8 @@ Array = jax.Array
 PRNGKey = jax.Array
 
 
-class ScoreFn(Protocol):
-    """First-order score s1(y) = grad log q(y) at one point: (D,) -> (D,)."""
-
-    def __call__(self, noisy: Array, /) -> Array: ...
+# First-order score s1(y) = grad log q(y) at one point: (D,) -> (D,).
+ScoreFn = Callable[[Array], Array]
 
 
 def check_vectors(**vectors: Array | tuple[int, ...]) -> None:

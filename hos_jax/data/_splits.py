@@ -18,15 +18,11 @@ def digests(images: np.ndarray) -> list[bytes]:
 
 
 def held_out_mask(images: np.ndarray, name: str) -> np.ndarray:
-    """Which images are held out, bool (N,): the 20th, 40th, ... of those that differ.
+    """Which of N > 1 images are held out, bool (N,): the 20th, 40th, ... of those that differ.
 
     Where fewer differ, the last one. Copies of an image go where their first goes, so that no
     held-out image is one to train on; of images that are all equal, the last is held out, with a
-    warning.
-
-    Args:
-        images: (N, ...), N > 1.
-        name: of the data, for the log.
+    warning. The log calls the data by its name.
     """
     found = digests(images)
     ranks = {digest: rank for rank, digest in enumerate(dict.fromkeys(found))}

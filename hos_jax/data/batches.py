@@ -35,8 +35,7 @@ def batch_at(
 
     Args:
         images: (N, ...), images (N, H, W, C) or vectors (N, D), any dtype.
-        step: the step, counted from 0.
-        seed: the data seed, not negative.
+        step, seed: not negative; steps are counted from 0.
         batch_size: the size of the global batch, at most N and divisible by `process_count`.
         process_index, process_count: which slice, and of how many.
         random_flip: mirror each image left to right with probability 1/2.

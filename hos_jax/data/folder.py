@@ -60,15 +60,11 @@ def load_folder(
     transparent pixels are shown on white.
 
     Args:
-        root: the folder.
         crop: height of the central part that is kept, whose sides have the ratio of those of the
             result; 0 for the largest part that fits.
         image_size: side of the result, or (height, width).
         skip_unreadable: leave out what is no readable 8-bit image, as if it were not there, and
             name it in a warning.
-
-    Returns:
-        ImageData with images (N, height, width, 3 or 1) and no labels.
 
     Raises:
         UserError: `root` is not given, does not exist or holds fewer than two images; a file is
@@ -101,10 +97,6 @@ class _Picture(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _is_named_image(path: Path) -> bool:
-    return _IMAGE_NAME.search(path.name) is not None
-
-
 def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None]]:
     """All files below a folder, links followed, and what keeps one from being read."""
     try:
@@ -123,7 +115,7 @@ def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None
         except OSError as error:
             yield path, f"is not a readable image ({error.strerror})"
             continue
-        if stat.S_ISDIR(mode) and not _is_named_image(path):
+        if stat.S_ISDIR(mode) and not _IMAGE_NAME.search(path.name):
             yield from _entries(path, (*above, identity))
         else:
             kind = "a folder" if stat.S_ISDIR(mode) else "no file"
@@ -145,7 +137,7 @@ def _read_all(
         try:
             if trouble is None:
                 return _read(path, crop=crop, size=size)
-            if not _is_named_image(path) and not path.is_dir():
+            if not _IMAGE_NAME.search(path.name) and not path.is_dir():
                 return None
             raise _UnreadableError(f"{path} {trouble}: mend or remove it")
         except _UnreadableError as error:
@@ -212,7 +204,7 @@ def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
             try:
                 image = Image.open(file, formats=FORMATS)
             except Image.UnidentifiedImageError:
-                if _is_named_image(path):
+                if _IMAGE_NAME.search(path.name):
                     raise
                 return None
             _check_form(path, image)

@@ -20,8 +20,7 @@ class ImageData:
         name: the name it is loaded by.
         train: training images, uint8 or float32 (N, H, W, C).
         held_out: images that training never sees, (M, H, W, C), of the same dtype.
-        train_labels: int32 (N,), or None where the data has no classes.
-        held_out_labels: int32 (M,), or None.
+        train_labels, held_out_labels: int32 (N,) and (M,), or None where there are no classes.
         value_range: (low, high), the interval that `to_float` maps 0..255 to; of float32 images,
             what is shown in black and in white.
         checksum: of what the images were made from; made from the images where it is empty.
@@ -39,17 +38,13 @@ class ImageData:
     checksum: str = ""
 
     def __post_init__(self) -> None:
-        for images in (self.train, self.held_out):
+        pairs = ((self.train, self.train_labels), (self.held_out, self.held_out_labels))
+        for images, labels in pairs:
             if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not images.size:
                 raise ValueError(
                     f"{self.name}: images must be uint8 or float32 (N, H, W, C) with N > 0, "
                     f"got {images.dtype} {images.shape}"
                 )
-        forms = [f"{images.dtype} {images.shape[1:]}" for images in (self.train, self.held_out)]
-        if forms[0] != forms[1]:
-            raise ValueError(f"{self.name}: train images are {forms[0]}, held-out ones {forms[1]}")
-        pairs = ((self.train, self.train_labels), (self.held_out, self.held_out_labels))
-        for images, labels in pairs:
             if labels is not None and (
                 labels.dtype != np.int32 or labels.shape != images.shape[:1]
             ):
@@ -57,6 +52,9 @@ class ImageData:
                     f"{self.name}: labels must be int32 ({len(images)},), "
                     f"got {labels.dtype} {labels.shape}"
                 )
+        train, held_out = (f"{images.dtype} {images.shape[1:]}" for images, _ in pairs)
+        if train != held_out:
+            raise ValueError(f"{self.name}: train images are {train}, held-out ones {held_out}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -16,9 +16,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from hos_jax.data._optional import import_optional, missing_package
 from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
-from hos_jax.errors import UserError, reason
+from hos_jax.errors import UserError, missing_package, reason
 
 _VALUE_RANGES = {"mnist": UNIT_RANGE, "fashion_mnist": UNIT_RANGE, "cifar10": SIGNED_RANGE}
 NAMES = tuple(_VALUE_RANGES)
@@ -38,7 +37,6 @@ def load_prepared(name: str, *, root: str | os.PathLike | None = None) -> ImageD
     Training images are TFDS's train split, held-out images its test split, in TFDS's order.
 
     Args:
-        name: one of `NAMES`.
         root: TFDS's data_dir: the data lies in `root/name/version`, downloads in
             `root/downloads`; original files put into `root/downloads/manual` are used instead of
             a download. None: TFDS's own choice, $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -48,21 +46,21 @@ def load_prepared(name: str, *, root: str | os.PathLike | None = None) -> ImageD
             cannot be read. A failed preparation leaves nothing that passes for prepared data.
     """
     with _quiet():
-        tfds = import_optional("tensorflow_datasets", dataset=name, extra="tfds")
-        builder = _open_builder(tfds, name, root)
+        builder = _open_builder(name, root)
         if not builder.data_path.exists():
             _prepare(builder, name)
-            builder = _open_builder(tfds, name, root)  # what is on disk, whoever wrote it
+            builder = _open_builder(name, root)  # what is on disk, whoever wrote it
         _check_format(builder)
         train, train_labels = _read_split(builder, "train")
         held_out, held_out_labels = _read_split(builder, "test")
     return ImageData(name, train, held_out, train_labels, held_out_labels, _VALUE_RANGES[name])
 
 
-def _open_builder(tfds: Any, name: str, root: str | os.PathLike | None) -> Any:
+def _open_builder(name: str, root: str | os.PathLike | None) -> Any:
     data_dir = None if root is None else Path(root).expanduser()
     place = data_dir or "TFDS's data folder"
     with _reading(f"{place}/{name}", name):
+        tfds = importlib.import_module("tensorflow_datasets")
         return tfds.builder(name, data_dir=data_dir)
 
 
@@ -147,7 +145,7 @@ def _check_network(builder: Any) -> None:
 
 
 def _missing(error: ImportError, name: str) -> UserError:
-    return missing_package(error.name or str(error), dataset=name, extra="tfds")
+    return missing_package(f"data set {name!r}", error.name or str(error), "tfds")
 
 
 def _named(error: Exception) -> str:

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from hos_jax.data import arrays, folder, packaged, photos, prepared
+from hos_jax.data import arrays, folder, packaged, prepared
 from hos_jax.data.image_data import ImageData
 from hos_jax.errors import UserError, did_you_mean
 
@@ -42,7 +42,6 @@ def load(
         ((1617, 8, 8, 1), (0.0, 1.0))
 
     Args:
-        name: one of `NAMES`.
         root: for the TFDS names, the folder of prepared data (None: TFDS's own); for
             `image_folder`, the folder of images; for `arrays`, the file. The others ship inside
             packages and ignore it.
@@ -65,7 +64,7 @@ def load(
         if option != "image_size":
             raise UserError(f"{option} is an option of image_folder, not of {name}: leave it unset")
     if name == "photos":
-        return photos.load_photos(**given)
+        return packaged.load_photos(**given)
     if name == "arrays":
         data = arrays.load_arrays(root)
     else:

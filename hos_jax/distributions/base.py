@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax.linops import Diagonal, SymmetricMatrix
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_vectors
 
 _T = TypeVar("_T")
 
@@ -133,11 +133,7 @@ class Law(abc.ABC):
         return derivative(point)
 
     def _check_point(self, point: Array) -> None:
-        if tuple(point.shape) != (self.dim,):
-            raise ValueError(
-                f"expected a point of shape ({self.dim},), got {tuple(point.shape)}; "
-                "use vmap for batches"
-            )
+        check_vectors(point=point, law=(self.dim,))
 
 
 class FactorizedLaw(Law):
@@ -163,12 +159,3 @@ def check_order(order: int) -> None:
     """Raise ValueError unless the order of a derivative is an integer n >= 1."""
     if not isinstance(order, int) or order < 1:
         raise ValueError(f"order must be an integer >= 1, got {order!r}")
-
-
-def centred_hessian(weights: Array, gradients: Array, score: Array) -> Array:
-    """sum_k w_k (g_k - s)(g_k - s)^T, (D, D), for weights (K,) and gradients g (K, D).
-
-    Centred, because g g^T and s s^T are both far larger than their difference in the tails.
-    """
-    deviations = gradients - score[None, :]
-    return deviations.T @ (weights[:, None] * deviations)

@@ -23,7 +23,7 @@ class _Points(Law):
     points: Array
     chunk: int
 
-    def _check_points(self) -> None:
+    def __post_init__(self):
         set_arrays(self, points=self.points)
         if self.points.ndim != 2 or 0 in self.points.shape:
             raise ValueError(f"points must have shape (N, D), got {tuple(self.points.shape)}")
@@ -64,9 +64,6 @@ class Empirical(_Points):
     points: Array
     chunk: int = dataclasses.field(default=CHUNK, metadata={"static": True})
 
-    def __post_init__(self):
-        self._check_points()
-
     def sample(self, key: PRNGKey, count: int) -> Array:
         return self.points[jax.random.randint(key, (count,), 0, self.points.shape[0])]
 
@@ -101,7 +98,7 @@ class SmoothedEmpirical(_Points):
     chunk: int = dataclasses.field(default=CHUNK, metadata={"static": True})
 
     def __post_init__(self):
-        self._check_points()
+        super().__post_init__()
         object.__setattr__(self, "sigma", as_sigma(self.sigma, self.points.dtype))
 
     def sample(self, key: PRNGKey, count: int) -> Array:

@@ -10,17 +10,8 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 
-from hos_jax.distributions.base import (
-    Law,
-    as_sigma,
-    centred_hessian,
-    law,
-    require,
-    require_positive,
-    require_shape,
-    require_weights,
-    set_arrays,
-)
+from hos_jax.distributions import base
+from hos_jax.distributions.base import Law, law
 from hos_jax.linops import Dense
 from hos_jax.types import Array, PRNGKey
 
@@ -31,9 +22,9 @@ def _cholesky(covariances: Array) -> Array:
     def is_symmetric(c):
         return np.allclose(c, np.swapaxes(c, -1, -2), rtol=0, atol=1e-5 * np.abs(c).max())
 
-    require("covariance", covariances, is_symmetric, "symmetric and finite")
+    base.require("covariance", covariances, is_symmetric, "symmetric and finite")
     cholesky = jnp.linalg.cholesky(covariances)
-    require("covariance", cholesky, lambda _: True, "positive definite")
+    base.require("covariance", cholesky, lambda _: True, "positive definite")
     return cholesky
 
 
@@ -46,11 +37,6 @@ def _log_normalizer(cholesky: Array) -> Array:
 def _precision(cholesky: Array) -> Array:
     """Sigma^-1, (D, D): the Hessian is this matrix, so it has to be formed."""
     return jsl.cho_solve((cholesky, True), jnp.eye(cholesky.shape[0], dtype=cholesky.dtype))
-
-
-def _add_noise(covariances: Array, sigma: Array) -> Array:
-    """Sigma + sigma^2 I for matrices (..., D, D)."""
-    return Dense(covariances).add_identity(sigma**2).matrix
 
 
 @law
@@ -68,11 +54,11 @@ class Gaussian(Law):
     cholesky: Array = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
-        set_arrays(self, mean=self.mean, covariance=self.covariance)
+        base.set_arrays(self, mean=self.mean, covariance=self.covariance)
         if self.mean.ndim != 1:
             raise ValueError(f"mean must have shape (D,), got {tuple(self.mean.shape)}")
-        require_shape("covariance", self.covariance, (self.dim, self.dim))
-        require("mean", self.mean, lambda _: True, "finite")
+        base.require_shape("covariance", self.covariance, (self.dim, self.dim))
+        base.require("mean", self.mean, lambda _: True, "finite")
         object.__setattr__(self, "cholesky", _cholesky(self.covariance))
 
     @property
@@ -84,8 +70,8 @@ class Gaussian(Law):
         return self.mean[None, :] + noise @ self.cholesky.T
 
     def smooth(self, sigma: Array | float) -> Gaussian:
-        sigma = as_sigma(sigma, self.mean.dtype)
-        return Gaussian(self.mean, _add_noise(self.covariance, sigma))
+        sigma = base.as_sigma(sigma, self.mean.dtype)
+        return Gaussian(self.mean, Dense(self.covariance).add_identity(sigma**2).matrix)
 
     def log_density(self, point: Array) -> Array:
         self._check_point(point)
@@ -150,18 +136,18 @@ class GaussianMixture(Law):
             raise ValueError("give exactly one of covariances (K, D, D) and stds (K,)")
         spread = "stds" if self.covariances is None else "covariances"
         values = {"weights": self.weights, "means": self.means, spread: getattr(self, spread)}
-        set_arrays(self, **values)
+        base.set_arrays(self, **values)
         if self.means.ndim != 2:
             raise ValueError(f"means must have shape (K, D), got {tuple(self.means.shape)}")
         count, dim = self.means.shape
-        require_shape("weights", self.weights, (count,))
-        require_weights(self.weights)
-        require("means", self.means, lambda _: True, "finite")
+        base.require_shape("weights", self.weights, (count,))
+        base.require_weights(self.weights)
+        base.require("means", self.means, lambda _: True, "finite")
         if self.stds is not None:
-            require_shape("stds", self.stds, (count,))
-            require_positive("stds", self.stds)
+            base.require_shape("stds", self.stds, (count,))
+            base.require_positive("stds", self.stds)
         if self.covariances is not None:
-            require_shape("covariances", self.covariances, (count, dim, dim))
+            base.require_shape("covariances", self.covariances, (count, dim, dim))
             object.__setattr__(self, "cholesky", _cholesky(self.covariances))
 
     @property
@@ -185,11 +171,12 @@ class GaussianMixture(Law):
         return self.means[labels] + coloured
 
     def smooth(self, sigma: Array | float) -> GaussianMixture:
-        sigma = as_sigma(sigma, self.means.dtype)
+        sigma = base.as_sigma(sigma, self.means.dtype)
         if self.stds is not None:
             return GaussianMixture(self.weights, self.means, stds=jnp.hypot(self.stds, sigma))
         assert self.covariances is not None
-        return GaussianMixture(self.weights, self.means, _add_noise(self.covariances, sigma))
+        covariances = Dense(self.covariances).add_identity(sigma**2).matrix
+        return GaussianMixture(self.weights, self.means, covariances)
 
     def log_density(self, point: Array) -> Array:
         self._check_point(point)
@@ -203,7 +190,9 @@ class GaussianMixture(Law):
         self._check_point(point)
         weights = jax.nn.softmax(self._log_terms(point))
         gradients = self._gradients(point)
-        spread = centred_hessian(weights, gradients, weights @ gradients)
+        # Centred: g g^T and s s^T are both far larger than their difference in the tails.
+        deviations = gradients - (weights @ gradients)[None, :]
+        spread = deviations.T @ (weights[:, None] * deviations)
         if self.stds is not None:
             return Dense(spread).add_identity(-jnp.sum(weights / jnp.square(self.stds)))
         assert self.cholesky is not None

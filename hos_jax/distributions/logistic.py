@@ -16,17 +16,8 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import logistic
 
-from hos_jax.distributions.base import (
-    FactorizedLaw,
-    as_sigma,
-    check_order,
-    law,
-    require,
-    require_positive,
-    require_shape,
-    require_weights,
-    set_arrays,
-)
+from hos_jax.distributions import base
+from hos_jax.distributions.base import FactorizedLaw, law
 from hos_jax.distributions.logistic_quadrature import Rule, quadrature
 from hos_jax.types import Array, PRNGKey
 
@@ -100,14 +91,14 @@ class _Logistics(FactorizedLaw):
 
     def __post_init__(self):
         arrays = {"weights": self.weights, "locations": self.locations, "scales": self.scales}
-        set_arrays(self, **arrays)
+        base.set_arrays(self, **arrays)
         if self.weights.ndim != 2:
             raise ValueError(f"weights must have shape (D, K), got {tuple(self.weights.shape)}")
-        require_shape("locations", self.locations, self.weights.shape)
-        require_shape("scales", self.scales, self.weights.shape)
-        require_weights(self.weights)
-        require("locations", self.locations, lambda _: True, "finite")
-        require_positive("scales", self.scales)
+        base.require_shape("locations", self.locations, self.weights.shape)
+        base.require_shape("scales", self.scales, self.weights.shape)
+        base.require_weights(self.weights)
+        base.require("locations", self.locations, lambda _: True, "finite")
+        base.require_positive("scales", self.scales)
 
     @property
     def dim(self) -> int:
@@ -143,7 +134,7 @@ class LogisticMixture(_Logistics):
         return jnp.sum(logsumexp(self._log_terms(point), axis=1))
 
     def score_diagonal(self, point: Array, order: int) -> Array:
-        check_order(order)
+        base.check_order(order)
         self._check_point(point)
         standardized = (point[:, None] - self.locations) / self.scales
         derivatives = logistic_derivatives(standardized, order)
@@ -188,7 +179,7 @@ class SmoothedLogisticMixture(_Logistics):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "sigma", as_sigma(self.sigma, self.weights.dtype))
+        object.__setattr__(self, "sigma", base.as_sigma(self.sigma, self.weights.dtype))
 
     def sample(self, key: PRNGKey, count: int) -> Array:
         clean_key, noise_key = jax.random.split(key)
@@ -196,7 +187,7 @@ class SmoothedLogisticMixture(_Logistics):
         return clean + self.sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
 
     def smooth(self, sigma: Array | float) -> SmoothedLogisticMixture:
-        total = jnp.hypot(self.sigma, as_sigma(sigma, self.weights.dtype))
+        total = jnp.hypot(self.sigma, base.as_sigma(sigma, self.weights.dtype))
         return SmoothedLogisticMixture(self.weights, self.locations, self.scales, total)
 
     def log_density(self, point: Array) -> Array:
@@ -204,7 +195,7 @@ class SmoothedLogisticMixture(_Logistics):
         return jnp.sum(logsumexp(self._quadrature(point).log_terms, axis=(1, 2)))
 
     def score_diagonal(self, point: Array, order: int) -> Array:
-        check_order(order)
+        base.check_order(order)
         self._check_point(point)
         rule = self._quadrature(point)
         derivatives = logistic_derivatives(rule.standardized, order)

@@ -45,11 +45,6 @@ def node_budget(dtype) -> tuple[float, int]:
     return drop, math.ceil(0.12 * drop**2)
 
 
-def _slope(v: Array, a: Array, b: Array) -> Array:
-    """b psi'(v)."""
-    return a - v - b * jnp.tanh(0.5 * v)
-
-
 def _centre(a: Array, b: Array) -> Array:
     """A point near the maximum of psi, between 0 and it, where psi is at most 2 log 2 below it.
 
@@ -66,13 +61,18 @@ def _limits(centre: Array, a: Array, b: Array, drop: float) -> Array:
     some nodes and no accuracy. The start is where the Gaussian alone has fallen by `drop`.
     """
     centre, a, b = centre[..., None], a[..., None], b[..., None]
-    slope = _slope(centre, a, b)
-    reach = jnp.sqrt(jnp.square(slope) + 2.0 * drop * b)
-    t = slope + jnp.concatenate([-reach, reach], axis=-1)
+
+    def slope(v: Array) -> Array:
+        """b psi'(v)."""
+        return a - v - b * jnp.tanh(0.5 * v)
+
+    start = slope(centre)
+    reach = jnp.sqrt(jnp.square(start) + 2.0 * drop * b)
+    t = start + jnp.concatenate([-reach, reach], axis=-1)
     for _ in range(LIMIT_STEPS):
         v = centre + t
         rise = logistic.logpdf(v) - logistic.logpdf(centre) - t * (centre - a + 0.5 * t) / b
-        t = t - (rise + drop) * b / _slope(v, a, b)
+        t = t - (rise + drop) * b / slope(v)
     return t
 
 

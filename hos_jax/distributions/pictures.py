@@ -1,4 +1,7 @@
-"""Two-dimensional pictures as fine mixtures of narrow Gaussians, so that their scores are exact."""
+"""Two-dimensional pictures as fine mixtures of narrow Gaussians, so that their scores are exact.
+
+ValueError is raised for numbers of components, and for sizes, that are not positive.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,17 +10,11 @@ from hos_jax.distributions.gaussian import GaussianMixture
 
 
 def _equal_mixture(centres: np.ndarray, std: float) -> GaussianMixture:
-    count = centres.shape[0]
+    count = len(centres)
+    if not count:
+        raise ValueError("there must be at least one component")
     weights = jnp.full((count,), 1.0 / count)
     return GaussianMixture(weights, jnp.asarray(centres), stds=jnp.full((count,), std))
-
-
-def _check(std: float, **counts: int) -> None:
-    if not std > 0:
-        raise ValueError(f"std must be positive, got {std}")
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def checkerboard(cells: int = 4, per_side: int = 12, std: float | None = None) -> GaussianMixture:
@@ -28,15 +25,11 @@ def checkerboard(cells: int = 4, per_side: int = 12, std: float | None = None) -
       per_side: centres along each side of a black cell; cells^2 / 2 * per_side^2 components.
       std: of each component; 0.6 of the distance between centres if None, which makes the cells
         flat inside.
-
-    Raises:
-      ValueError: if cells < 2, per_side < 1 or std <= 0.
     """
-    width = 2.0 / cells if cells > 0 else 0.0
-    std = 0.6 * width / max(per_side, 1) if std is None else std
     if cells < 2:
         raise ValueError(f"cells must be at least 2, got {cells}")
-    _check(std, per_side=per_side)
+    width = 2.0 / cells
+    std = 0.6 * width / max(per_side, 1) if std is None else std
     inside = (np.arange(per_side) + 0.5) / per_side
     corners = [(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
     within = np.stack(np.meshgrid(inside, inside, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -48,11 +41,7 @@ def two_moons(per_moon: int = 100, std: float = 0.06) -> GaussianMixture:
     """Two interleaved half circles of radius 1 around the origin, of `per_moon` components each.
 
     They look smooth while std > 3 / per_moon.
-
-    Raises:
-      ValueError: if per_moon < 1 or std <= 0.
     """
-    _check(std, per_moon=per_moon)
     angle = np.pi * (np.arange(per_moon) + 0.5) / per_moon
     upper = np.stack([np.cos(angle) - 0.5, np.sin(angle) - 0.25], axis=1)
     # The lower moon is the upper one turned by half a circle about the origin.
@@ -60,12 +49,7 @@ def two_moons(per_moon: int = 100, std: float = 0.06) -> GaussianMixture:
 
 
 def swiss_roll(components: int = 300, std: float = 0.03, turns: float = 1.5) -> GaussianMixture:
-    """An Archimedean spiral from radius 1/4 to radius 1, uniform in its length.
-
-    Raises:
-      ValueError: if components < 1, std <= 0 or turns <= 0.
-    """
-    _check(std, components=components)
+    """An Archimedean spiral from radius 1/4 to radius 1, uniform in its length."""
     if not turns > 0:
         raise ValueError(f"turns must be positive, got {turns}")
     fine = np.linspace(0.0, 1.0, 20_001)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -370,7 +370,5 @@ class Solvable(SymmetricMatrix):
         return self.color(jax.random.normal(noise_key, (count, self.dim), self.dtype).T).T
 
 
-class HessianFn(Protocol):
-    """Second-order score s2(y) = Hessian of log q(y) at one point: (D,) -> structured (D, D)."""
-
-    def __call__(self, noisy: Array, /) -> SymmetricMatrix: ...
+# Second-order score s2(y) = Hessian of log q(y) at one point: (D,) -> structured (D, D).
+HessianFn = Callable[[Array], SymmetricMatrix]

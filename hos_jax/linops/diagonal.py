@@ -52,8 +52,7 @@ class Diagonal(Solvable):
     def whiten(self, columns: Array) -> Array:
         return columns / jnp.sqrt(self.diag)[..., None]
 
-    def whiten_transposed(self, columns: Array) -> Array:
-        return self.whiten(columns)
+    whiten_transposed = whiten
 
     def color(self, columns: Array) -> Array:
         return columns * jnp.sqrt(self.diag)[..., None]
@@ -99,7 +98,7 @@ class DiagonalPlusLowRank(PlusLowRank):
         return base
 
     def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
-        return DiagonalPlusLowRank(base.diagonal(), factor)
+        return type(self)(base.diagonal(), factor)
 
     def add_diagonal(self, diag: Array) -> DiagonalPlusLowRank:
         return DiagonalPlusLowRank(self.base.add_diagonal(diag).diag, self.factor)
@@ -138,13 +137,5 @@ class IsotropicPlusLowRank(DiagonalPlusLowRank):
         zeros = Diagonal(jnp.zeros(factor.shape[:-1], factor.dtype))
         return cls(zeros.add_identity(multiple).diag, factor)
 
-    @property
-    def multiple(self) -> Array:
-        """c, (...)."""
-        return self.diag[..., 0]
-
-    def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
-        return IsotropicPlusLowRank(base.diagonal(), factor)
-
     def _exact_function_product(self, function: SpectralFunction, vector: Array, dense: str):
-        return isotropic_product(self.multiple, self.factor, function, vector)
+        return isotropic_product(self.diag[0], self.factor, function, vector)

@@ -37,7 +37,7 @@ def krylov_space(
 
     There Lanczos would meet an invariant subspace and divide by zero: a diagonal of a few ulps of A
     is added, with which no Krylov space ends before D vectors. `noise`, numbers of order 1, (D,),
-    all different, is its shape.
+    all different, tells it.
 
     Returns:
       Orthonormal vectors as rows, (K, D), the first along the start, and A on them, (K, K).

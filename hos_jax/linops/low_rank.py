@@ -69,11 +69,6 @@ class PlusLowRank(SymmetricMatrix):
     def shape(self) -> tuple[int, ...]:
         return self.base.shape
 
-    @property
-    def rank(self) -> int:
-        """r, the number of columns of the factor."""
-        return self.factor.shape[-1]
-
     def diagonal(self) -> Array:
         return self.base.diagonal() + jnp.sum(jnp.square(self.factor), axis=-1)
 
@@ -103,7 +98,8 @@ class PlusLowRank(SymmetricMatrix):
         return self._rebuild(self.base, columns)
 
     def logdet(self) -> Array:
-        return self.base.logdet() + self._of_parts(woodbury.logdet)
+        inner = self._of_parts(lambda base, factor: woodbury.factorize(base, factor).logdet())
+        return self.base.logdet() + inner
 
     def _of_parts(self, function, *arguments):
         """A function of B and U (and more) of a single matrix, for each one of the batch."""
@@ -135,5 +131,5 @@ class PlusLowRank(SymmetricMatrix):
 
     def _draw(self, key: PRNGKey, count: int) -> Array:
         _, low_rank_key = jax.random.split(key)
-        weights = jax.random.normal(low_rank_key, (count, self.rank), self.dtype)
+        weights = jax.random.normal(low_rank_key, (count, self.factor.shape[-1]), self.dtype)
         return self.base._draw(key, count) + weights @ self.factor.T

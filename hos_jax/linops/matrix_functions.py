@@ -155,15 +155,11 @@ def _ritz(matvec: Callable, matrix: Any, vector: Array, size: int) -> _Ritz:
 
 def _relative_change(of: Callable, constants: list, projected: Array, dim: int) -> Array:
     """What the last Krylov vector changed in f(T) e_1, over its norm."""
-
-    def first_column(matrix: Array) -> Array:
-        values, vectors = jnp.linalg.eigh(matrix)
-        return vectors @ (of(values, *constants) * vectors[0])
-
     if len(projected) == dim:  # the whole space
         return jnp.zeros((), projected.dtype)
-    last = first_column(projected)
-    change = last - jnp.pad(first_column(projected[:-1, :-1]), (0, 1))
+    last = _spectral(of, projected, constants)[:, 0]
+    before = _spectral(of, projected[:-1, :-1], constants)[:, 0]
+    change = last - jnp.pad(before, (0, 1))
     total = jnp.linalg.norm(last)
     return jnp.linalg.norm(change) / jnp.where(total > 0, total, 1.0)
 

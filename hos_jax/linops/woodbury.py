@@ -56,11 +56,6 @@ def factorize(base: Solvable, factor: Array) -> Factorization:
     return Factorization(inverse, whitened, outer)
 
 
-def logdet(base: Solvable, factor: Array) -> Array:
-    """log det A - log det B, a scalar."""
-    return factorize(base, factor).logdet()
-
-
 def solve(base: Solvable, factor: Array, columns: Array) -> Array:
     """A^-1 V, (D, k)."""
     rest, _ = factorize(base, factor).solve(base.whiten(columns))

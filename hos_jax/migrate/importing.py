@@ -127,9 +127,8 @@ def _in_order(problem: Problem, found: PublishedModel, images: int) -> Published
     if not found.order_is_assumed or not images:
         return found
     noise = problem.config.noise**2
-    first, second = (
-        _denoise_mse(problem, found.params[name], images) for name in ("diagonal", "score1")
-    )
+    networks = found.params["diagonal"], found.params["score1"]
+    first, second = (_denoise_mse(problem, network, images) for network in networks)
     if first < noise <= second:
         logger.info("the first network of the file removes noise, the second does not: it is s1")
         return found.swapped()

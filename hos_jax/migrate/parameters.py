@@ -25,13 +25,8 @@ EXPORT_FORMAT = "hos_jax parameters 1"
 class Parameters:
     """Parameters of a model with the config that made them: what an exported file holds.
 
-    `make_model(config.model).apply({"params": params}, noisy, sigma)` gives the scores.
-
-    Attributes:
-      config: everything that made the run.
-      params: nested dictionary of arrays.
-      image_shape: (H, W, C).
-      step: training steps behind the parameters.
+    `make_model(config.model).apply({"params": params}, noisy, sigma)` gives the scores, at images
+    of `image_shape`, (H, W, C). `step` is the number of training steps behind them.
     """
 
     config: ml_collections.ConfigDict

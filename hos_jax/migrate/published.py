@@ -80,15 +80,11 @@ class PublishedModel:
         """The same with the two networks of a diagonal model exchanged."""
 
         def swap(params):
-            return {"score1": params["diagonal"], "diagonal": params["score1"]}
+            return params and {"score1": params["diagonal"], "diagonal": params["score1"]}
 
-        exchange = {"s1": "s2", "s2": "s1"}
-        return dataclasses.replace(
-            self,
-            params=swap(self.params),
-            ema_params=None if self.ema_params is None else swap(self.ema_params),
-            averaged=tuple(sorted(exchange[name] for name in self.averaged)),
-        )
+        params, ema = swap(self.params), swap(self.ema_params)
+        averaged = tuple({"s1": "s2", "s2": "s1"}[name] for name in reversed(self.averaged))
+        return dataclasses.replace(self, params=params, ema_params=ema, averaged=averaged)
 
 
 def recognise(content: Any) -> PublishedModel:
@@ -200,14 +196,10 @@ def _assign(raw: list[_Stored]) -> tuple[_Stored, _Stored | None, bool]:
 
 def _convert(label: str, state: _Stored) -> dict[str, Any]:
     """Parameter trees of the networks behind one score."""
-    if label == "s1":
-        return {"score1": refinenet_params(state.arrays)}
-    if not state.is_pair:
-        return {"diagonal": refinenet_params(state.arrays)}
-    return {
-        "factor": refinenet_params(state.arrays, "low_rank_model."),
-        "diagonal": refinenet_params(state.arrays, "diagonal."),
-    }
+    prefixes = {"score1": ""} if label == "s1" else {"diagonal": ""}
+    if label == "s2" and state.is_pair:
+        prefixes = {"factor": "low_rank_model.", "diagonal": "diagonal."}
+    return {name: refinenet_params(state.arrays, prefix) for name, prefix in prefixes.items()}
 
 
 def _sizes(networks: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -232,9 +224,6 @@ def _sizes(networks: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def _step(content: Any) -> int:
     """The training step: the last whole number of the list, or the entry "step"."""
-    if isinstance(content, Mapping):
-        found = [content.get("step")]
-    else:
-        found = list(content) if isinstance(content, list | tuple) else []
+    found = [content.get("step")] if isinstance(content, Mapping) else content
     steps = [value for value in found if isinstance(value, int) and not isinstance(value, bool)]
     return steps[-1] if steps and 0 <= steps[-1] < 2**31 - 1 else 0

@@ -57,8 +57,7 @@ def refinenet_params(state: Mapping[str, np.ndarray], prefix: str = "") -> dict:
     Args:
         state: arrays by stored name, as in the state dictionary; every name that starts with
             `prefix` must belong to the network, others are ignored.
-        prefix: what precedes the network's names, with its dot, such as "low_rank_model." or
-            "diagonal." for the two networks of the low-rank model.
+        prefix: "low_rank_model." or "diagonal." for the two networks of the low-rank model.
 
     Returns:
         Nested dictionary of float32 NumPy arrays:

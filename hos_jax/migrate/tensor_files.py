@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hos_jax.errors import UserError, reason
+from hos_jax.errors import UserError, missing_package, reason
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
@@ -31,7 +31,10 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
     """
     if not path.is_file():
         raise UserError(f"no file {path}: check the path")
-    return _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
+    with path.open("rb") as file:
+        # A length and a JSON object, as neither zip nor pickle begins.
+        is_safetensors = file.read(9)[8:] == b"{"
+    return _read_safetensors(path) if is_safetensors else (_read_torch(path), {})
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -54,12 +57,6 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
         temporary.unlink(missing_ok=True)
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file starts with a length and a JSON object, as neither zip nor pickle does."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, "numpy") as file:
@@ -72,9 +69,7 @@ def _read_torch(path: Path) -> Any:
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        raise UserError(
-            'reading a PyTorch checkpoint needs the package torch: pip install "hos_jax[import]"'
-        ) from error
+        raise missing_package("reading a PyTorch checkpoint", "torch", "import") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # Its unpickler raises whatever a damaged or hostile file drives it into.

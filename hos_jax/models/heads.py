@@ -63,9 +63,7 @@ class SecondOrderHead:
 
     def __post_init__(self):
         if self.structure not in ("diagonal", "low_rank", "dense"):
-            raise ValueError(
-                f"unknown structure {self.structure!r}; choose diagonal, low_rank or dense"
-            )
+            raise ValueError(f"unknown structure {self.structure!r}: diagonal, low_rank or dense")
         if self.structure == "low_rank" and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
         if not 0 < self.scale <= 1:
@@ -83,7 +81,9 @@ class SecondOrderHead:
             dim = raw.shape[-1]
             root = jnp.eye(dim, dtype=raw.dtype) + self.scale * raw.T
             return Dense(root @ root.T).add_identity(self.floor)
-        diag = self.floor + jax.nn.softplus(self._offset() + SOFTPLUS_GAIN * self.scale * raw[0])
+        # The softplus is log(2) at raw value 0 and scale 1, and nearly 1 there at a small scale.
+        offset = math.log(math.expm1(1.0 - self.scale * (1.0 - math.log(2.0))))
+        diag = self.floor + jax.nn.softplus(offset + SOFTPLUS_GAIN * self.scale * raw[0])
         if self.structure == "diagonal":
             return Diagonal(diag)
         gain = FACTOR_GAIN * math.sqrt(self.scale)
@@ -94,10 +94,6 @@ class SecondOrderHead:
         if not self.positive_definite:
             return self._unconstrained(raw)
         return self.covariance(raw).add_identity(-1.0)
-
-    def _offset(self) -> float:
-        """The softplus' argument at raw value 0: log(2) at scale 1, nearly 1 at a small scale."""
-        return math.log(math.expm1(1.0 - self.scale * (1.0 - math.log(2.0))))
 
     def _unconstrained(self, raw: Array) -> SymmetricMatrix:
         if self.structure == "dense":

@@ -197,9 +197,7 @@ class ScoreModel(nn.Module):
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
         _, height, width, channels = images.shape
         if self.networks not in ("shared", "per_order", "per_output"):
-            raise ValueError(
-                f"unknown networks {self.networks!r}; choose shared, per_order or per_output"
-            )
+            raise ValueError(f"unknown networks {self.networks!r}: shared, per_order or per_output")
         blocks = self.head.blocks(height * width * channels) if self.head is not None else 0
 
         def evaluate(name, outputs):

@@ -7,8 +7,6 @@ Reference:
   Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, appendix B.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

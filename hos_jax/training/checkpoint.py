@@ -46,8 +46,7 @@ def _reason(error: Exception) -> str:
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(code) in str(error):
             return os.strerror(code)
-    line = reason(error)
-    return line if len(line) <= 200 else f"{line[:200]} ..."
+    return reason(error)
 
 
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):

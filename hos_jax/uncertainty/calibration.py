@@ -118,10 +118,9 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     References:
       Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
     """
-    if variance.shape != error.shape or variance.ndim != 1 or not len(error):
-        raise ValueError(
-            f"expected two arrays of one shape (N,), got {variance.shape}, {error.shape}"
-        )
+    check_vectors(variance=variance.shape, error=error.shape)
+    if not len(error):
+        raise ValueError("there are no values")
     ratio = np.abs(error) / np.sqrt(variance)
     places = np.asarray(bin_of(variance))
     table = np.tile(np.quantile(ratio, LEVELS), (len(VARIANCE_EDGES) - 1, 1))

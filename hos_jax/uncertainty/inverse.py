@@ -68,11 +68,6 @@ class Observation:
         """A v, (M,), for v of shape (D,): without the offset."""
         return self.forward(vector) - self.forward(jnp.zeros_like(vector))
 
-    def residual(self, point: Array) -> Array:
-        """b - A x - c, (M,)."""
-        predicted = self.forward(point)
-        return jnp.asarray(self.values, predicted.dtype) - predicted
-
     def check(self, like: Array) -> None:
         """See whether it is a measurement of points like this one, (D,); not if it is traced.
 
@@ -176,7 +171,8 @@ def condition(
       ValueError: if the observation is none for this posterior, see `Observation.check`.
     """
     observation.check(posterior.mean)
-    residual = observation.residual(posterior.mean)
+    predicted = observation.forward(posterior.mean)
+    residual = jnp.asarray(observation.values, predicted.dtype) - predicted
 
     def product(vector: Array) -> Array:
         spread = posterior.matvec(observation.adjoint(vector, posterior.mean))

@@ -51,11 +51,6 @@ class Posterior:
     violations: Violations | None = None
     third_cumulant: Array | None = None
 
-    @property
-    def dim(self) -> int:
-        """D."""
-        return self.mean.shape[-1]
-
     def diagonal(self) -> Array:
         """The variance of each value, (D,), data units^2."""
         return self.covariance.diagonal()
@@ -82,13 +77,13 @@ class Posterior:
             raise TypeError(
                 f"expected one integer, got {kind.dtype} of shape {kind.shape}; use vmap for more"
             )
-        traced = isinstance(index, jax.core.Tracer)
+        traced, dim = isinstance(index, jax.core.Tracer), self.covariance.dim
         place = kind.astype(jnp.int32) if traced else operator.index(index)
-        if not traced and not -self.dim <= place < self.dim:
-            raise IndexError(f"index {place} is out of range for {self.dim} values")
-        unit = jax.nn.one_hot(place % self.dim, self.dim, dtype=self.mean.dtype)
+        if not traced and not -dim <= place < dim:
+            raise IndexError(f"index {place} is out of range for {dim} values")
+        unit = jax.nn.one_hot(place % dim, dim, dtype=self.mean.dtype)
         row = self.matvec(jnp.broadcast_to(unit, self.mean.shape))
-        return jnp.where((-self.dim <= place) & (place < self.dim), row, jnp.nan)
+        return jnp.where((-dim <= place) & (place < dim), row, jnp.nan)
 
     def solve(self, vector: Array) -> Array:
         """K^-1 v, (D,) or (D, k)."""
@@ -200,11 +195,8 @@ def posterior(
 ) -> Posterior:
     """The posterior at one point y from its scores, by `posterior_from_covariance`.
 
-    Args:
-      noisy, sigma, floor: as there; y is (D,), data units.
-      score1: s1(y), (D,), 1 / data units.
-      score2: s2(y), structured (D, D), 1 / data units^2.
-      score3_diagonal: s3(y)_iii, (D,), 1 / data units^3, of a third-order model.
+    y and s1(y) are (D,), s2(y) is structured (D, D), and s3(y)_iii, (D,), comes of a third-order
+    model; scores of order n are in 1 / data units^n.
     """
     return posterior_from_covariance(
         tweedie.posterior_mean(noisy, score1, sigma),

@@ -117,9 +117,13 @@ def test_laws_of_batches(structure, shape):
 
     # Weak types of scalars that are traced would hide what strict promotion refuses.
     found = jax.device_get(jit(values)(batch, vectors, columns))
-    chex.assert_trees_all_close(
-        found, jax.device_get(jit(over_batch(values, shape))(batch, vectors, columns)), rtol=1e-9
-    )
+    # For one matrix they are the same program, and without any there are shapes alone to compare.
+    if 0 in shape:
+        each = jax.eval_shape(over_batch(values, shape), batch, vectors, columns)
+        chex.assert_trees_all_equal_shapes_and_dtypes(found, each)
+    elif shape:
+        each = jax.device_get(jit(over_batch(values, shape))(batch, vectors, columns))
+        chex.assert_trees_all_close(found, each, rtol=1e-9)
     for index in np.ndindex(*shape):
         dense = np.asarray(found["to_dense"][index])
         for name, (_, law) in LAWS.items():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hos_jax import data
-from hos_jax.data import photos
+from hos_jax.data import packaged as packages
 from hos_jax.errors import UserError
 
 PACKAGED = {
@@ -114,8 +114,8 @@ def test_no_pixel_of_a_photo_is_in_both_splits():
     columns = np.broadcast_to(np.arange(width), (height, width))
     pixels = np.stack([columns // 256, columns % 256, 0 * columns], -1).astype(np.uint8)
     seen = {"train": set(), "held_out": set()}
-    for region, split in photos._regions(Image.fromarray(pixels)):
-        for crop in photos._crops(region, 32):
+    for region, split in packages._regions(Image.fromarray(pixels)):
+        for crop in packages._crops(region, 32):
             if crop[0, 1, 1] - int(crop[0, 0, 1]) == 1:  # full resolution: columns are exact
                 seen[split].update((crop[..., 0].astype(int) * 256 + crop[..., 1]).ravel().tolist())
     assert seen["held_out"] and min(seen["held_out"]) >= width * 9 // 16
@@ -129,8 +129,8 @@ def test_half_resolution_averages_only_inside_its_region():
     pixels = np.zeros((64, 352, 3), np.uint8)
     pixels[:, 352 * 9 // 16 : 352 * 12 // 16] = 255  # the held-out columns, and no others
     values = {"train": set(), "held_out": set()}
-    for region, split in photos._regions(Image.fromarray(pixels)):
-        for crop in photos._crops(region, 32):
+    for region, split in packages._regions(Image.fromarray(pixels)):
+        for crop in packages._crops(region, 32):
             values[split].update(np.unique(crop).tolist())
     assert values == {"train": {0}, "held_out": {255}}
 
