@@ -168,8 +168,7 @@ def _check_finite(problem, state: TrainState, workdir: Path, files: RunFiles | N
 def _first_nonfinite_operation(problem: Problem, state: TrainState, step: int) -> str:
     """In words, where JAX is asked to look for NaN; the parameters are still those of that step.
 
-    The step is taken once more, operation by operation: JAX does not look into what is compiled
-    ahead of time, and calls a mapped function as a whole one operation.
+    The step is taken once more, operation by operation: to JAX a mapped function is one operation.
     """
     looks = jax.config.jax_debug_nans or jax.config.jax_debug_infs  # type: ignore[attr-defined]
     if not looks or parallel.process_count() > 1:
@@ -366,7 +365,9 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop) -> TrainSt
         if count not in compiled:
             train_step = make_train_step(problem, count)
             compiled[count] = parallel.compile_for(train_step, state, images)
-        state, metrics = compiled[count](state, images)
+        # Where JAX is asked to look for NaN, the step is looked at when it is known which.
+        with jax.debug_nans(False), jax.debug_infs(False):
+            state, metrics = compiled[count](state, images)
         step += count
         averages.add(metrics)
         if step % training.log_every == 0 or step == total:
