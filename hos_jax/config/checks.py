@@ -162,12 +162,12 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
 def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
     model = config.model
     smallest, largest = model.smallest_noise, model.largest_noise
-    if smallest is None and largest is None:
-        return
     _require(
-        smallest is not None and largest is not None,
+        (smallest is None) == (largest is None),
         "model.smallest_noise and model.largest_noise go together: set both or neither",
     )
+    if smallest is None:
+        return
     _require(
         0 < smallest <= config.noise <= largest,
         "need 0 < model.smallest_noise <= noise <= model.largest_noise, "

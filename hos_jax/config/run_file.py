@@ -53,10 +53,7 @@ def save(
 ) -> None:
     """Write everything that makes the run to `config.json`: all keys, the versions, the images.
 
-    Args:
-      config: of the run.
-      workdir: the run folder.
-      images: what the run is trained on, see `ImageData.identity`.
+    `images` are those it is trained on, see `ImageData.identity`.
     """
     content = {**to_plain(config), "versions": versions(), "images": images}
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
@@ -126,9 +123,7 @@ def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
     Those it was trained on could be among the held-out ones. A run that does not say what it was
     trained on, such as an imported one, goes on with any.
 
-    Args:
-      workdir: the run folder, whose config can be read.
-      images: those that there are now, see `ImageData.identity`.
+    `images` are those that there are now, see `ImageData.identity`.
 
     Raises:
       OtherRunError: with the numbers of images.
