@@ -70,7 +70,7 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
         raise NoRunError(f"no run in {workdir}: {CONFIG_FILE} is missing")
     try:
         return from_plain(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it or start anew") from error
 
 
@@ -78,7 +78,7 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
     """The config that `save` wrote, from its JSON types.
 
     Raises:
-      ValueError, KeyError, TypeError or AttributeError: for anything else.
+      ValueError, KeyError, TypeError, AttributeError or ArithmeticError: for anything else.
     """
     saved = {key: value for key, value in content.items() if key not in ("versions", "images")}
     if not isinstance(content.get("images"), dict | None):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hos_jax import config as run_config
 from hos_jax.data import batch_at
-from hos_jax.errors import InUseError, NonFiniteError, StorageError
+from hos_jax.errors import NonFiniteError, StorageError, UserError
 from hos_jax.files import locked
 from hos_jax.noise import example_keys, step_key
 from hos_jax.training import parallel
@@ -302,7 +302,7 @@ def _begin(
     workdir.mkdir(parents=True, exist_ok=True)
     open_files.enter_context(locked(workdir))
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
-        raise InUseError(f"{workdir} already holds a run")
+        raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
     run_config.save(config, workdir, problem.data.identity())
     checkpoints = Checkpoints(
