@@ -21,7 +21,7 @@ class OtherRunError(UserError):
 
 
 class InUseError(UserError):
-    """Another process works in the folder, or a run is there already."""
+    """Another process works in the folder."""
 
 
 class StorageError(UserError):

@@ -163,12 +163,10 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
       UserError: if there is no such run.
     """
     early = flags.FlagValues()
-    define = {"flag_values": early}
-    flags.DEFINE_string("run", "runs", "", **define)
-    flags.DEFINE_string("doc", "default", "", **define)
-    flags.DEFINE_string("runner", None, "", **define)
-    flags.DEFINE_bool("test", False, "", **define)
-    flags.DEFINE_bool("resume_training", False, "", **define)
+    for name, default in (("run", "runs"), ("doc", "default"), ("runner", None)):
+        flags.DEFINE_string(name, default, "", flag_values=early)
+    for name in ("test", "resume_training"):
+        flags.DEFINE_bool(name, False, "", flag_values=early)
     try:
         early(arguments, known_only=True)
     except flags.Error as error:

@@ -21,17 +21,6 @@ class Interruption:
         """Whether to stop."""
         return self.signal is not None
 
-    @property
-    def exit_status(self) -> int:
-        """128 + the number of the signal, as shells have it: 130 for Ctrl-C, 143 for SIGTERM.
-
-        Raises:
-          ValueError: if none has come.
-        """
-        if self.signal is None:
-            raise ValueError("no signal has asked to stop")
-        return 128 + self.signal
-
 
 def _say(line: bytes) -> None:
     """Not by print: the signal may have come in the middle of one. Nobody need be there to read."""

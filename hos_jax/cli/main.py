@@ -7,27 +7,21 @@ from pathlib import Path
 
 from absl import flags
 
+from hos_jax import errors
 from hos_jax.cli import interruption
 from hos_jax.cli.arguments import make_config, parse
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.malloc import keep_freed_memory
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
-from hos_jax.errors import (
-    InUseError,
-    NonFiniteError,
-    NoRunError,
-    OtherRunError,
-    StorageError,
-    UserError,
-)
+from hos_jax.errors import UserError
 
 REMEDIES = {
-    NoRunError: "; check --run and --doc",
-    OtherRunError: ": give the settings and the images of the run (--config.data.root says where "
-    "they are), or start a new run with another --doc",
-    InUseError: ": wait for it, or choose another --doc",
-    StorageError: "; --resume_training goes on from the last checkpoint",
-    NonFiniteError: "; try a lower optim.lr, or optim.clip=1",
+    errors.NoRunError: "; check --run and --doc",
+    errors.OtherRunError: ": give those of the run (--config.data.root says where images are), or "
+    "start a new run with another --doc",
+    errors.InUseError: ": wait for it, or choose another --doc",
+    errors.StorageError: "; --resume_training goes on from the last checkpoint",
+    errors.NonFiniteError: "; try a lower optim.lr, or optim.clip=1",
 }
 
 
@@ -104,7 +98,7 @@ def run(values: flags.FlagValues) -> int:
             f"{stop.signal.name} at step {step}, which is saved: --resume_training goes on from it",
             file=sys.stderr,
         )
-        return stop.exit_status
+        return 128 + stop.signal
     if parallel.is_first_process():
         print(f"{workdir}: {step} steps done")
     return 0

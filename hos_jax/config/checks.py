@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,6 +13,17 @@ from hos_jax.config.keys import check_keys_and_types
 from hos_jax.errors import UserError
 
 SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki")
+_POSITIVE = """
+noise optim.lr optim.eps model.ngf model.rank model.blocks model.depth model.patch_size
+training.steps training.batch_size training.log_every training.evaluate_every
+training.checkpoint_every training.keep_checkpoints training.steps_per_dispatch sampling.batch_size
+sampling.images sampling.chains sampling.steps sampling.levels sampling.steps_per_level
+sampling.step_fraction
+"""
+_NOT_NEGATIVE = """
+seed optim.warmup optim.final_lr optim.weight_decay optim.clip model.data_std model.attention_size
+loss.first_order_weight loss.third_order_weight
+"""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -49,33 +61,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         value = _get(config, path)
         _require(value in allowed, f"{path} is {value!r}; choose one of {', '.join(allowed)}")
 
-    positive = ["noise", "optim.lr", "optim.eps"]
-    positive += ["model.ngf", "model.rank", "model.blocks", "model.depth", "model.patch_size"]
-    positive += [
-        "training.steps",
-        "training.batch_size",
-        "training.log_every",
-        "training.evaluate_every",
-    ]
-    positive += ["training.checkpoint_every", "training.keep_checkpoints", "sampling.batch_size"]
-    positive += ["training.steps_per_dispatch"]
-    positive += ["sampling.images", "sampling.chains", "sampling.steps", "sampling.levels"]
-    positive += ["sampling.steps_per_level", "sampling.step_fraction"]
-    for path in positive:
+    for path in _POSITIVE.split():
         value = _get(config, path)
         _require(value > 0 and math.isfinite(value), f"{path} must be positive, got {value}")
-    not_negative = [
-        "seed",
-        "optim.warmup",
-        "optim.final_lr",
-        "optim.weight_decay",
-        "optim.clip",
-        "model.data_std",
-        "model.attention_size",
-        "loss.first_order_weight",
-        "loss.third_order_weight",
-    ]
-    for path in not_negative:
+    for path in _NOT_NEGATIVE.split():
         value = _get(config, path)
         fits = value is None or (value >= 0 and math.isfinite(value))
         _require(fits, f"{path} must be zero or positive, got {value}")
@@ -173,12 +162,12 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
 def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
     model = config.model
     smallest, largest = model.smallest_noise, model.largest_noise
-    if smallest is None and largest is None:
-        return
     _require(
-        smallest is not None and largest is not None,
+        (smallest is None) == (largest is None),
         "model.smallest_noise and model.largest_noise go together: set both or neither",
     )
+    if smallest is None:
+        return
     _require(
         0 < smallest <= config.noise <= largest,
         "need 0 < model.smallest_noise <= noise <= model.largest_noise, "
@@ -189,7 +178,4 @@ def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
 
 
 def _get(config: ml_collections.ConfigDict, path: str) -> Any:
-    value = config
-    for name in path.split("."):
-        value = value[name]
-    return value
+    return functools.reduce(lambda group, name: group[name], path.split("."), config)

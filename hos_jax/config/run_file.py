@@ -53,10 +53,7 @@ def save(
 ) -> None:
     """Write everything that makes the run to `config.json`: all keys, the versions, the images.
 
-    Args:
-      config: of the run.
-      workdir: the run folder.
-      images: what the run is trained on, see `ImageData.identity`.
+    `images` are those it is trained on, see `ImageData.identity`.
     """
     content = {**to_plain(config), "versions": versions(), "images": images}
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
@@ -73,7 +70,7 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
         raise NoRunError(f"no run in {workdir}: {CONFIG_FILE} is missing")
     try:
         return from_plain(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it or start anew") from error
 
 
@@ -81,7 +78,7 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
     """The config that `save` wrote, from its JSON types.
 
     Raises:
-      ValueError, KeyError, TypeError or AttributeError: for anything else.
+      ValueError, KeyError, TypeError, AttributeError or ArithmeticError: for anything else.
     """
     saved = {key: value for key, value in content.items() if key not in ("versions", "images")}
     if not isinstance(content.get("images"), dict | None):
@@ -126,9 +123,7 @@ def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
     Those it was trained on could be among the held-out ones. A run that does not say what it was
     trained on, such as an imported one, goes on with any.
 
-    Args:
-      workdir: the run folder, whose config can be read.
-      images: those that there are now, see `ImageData.identity`.
+    `images` are those that there are now, see `ImageData.identity`.
 
     Raises:
       OtherRunError: with the numbers of images.

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 SHOWN_DIRECTIONS = 5
 SHOWN_PIXELS = 3
+SHOWN_SAMPLES = 100
 # The report shows at least so many images.
 REPORTED_IMAGES = 8
 
@@ -95,7 +96,6 @@ def evaluate_run(
     workdir = Path(workdir)
     run = load_run_as(config, workdir)
     folder = workdir / image_folder
-    folder.mkdir(parents=True, exist_ok=True)
     drawn: list[Path] = []
 
     def draw(figure: Any, name: str) -> None:
@@ -143,7 +143,7 @@ def _sample(run: LoadedRun, draw: Callable[[Any, str], None]) -> dict[str, Any]:
         logger.warning("no samples: %s", error)
         return result
     value_range = problem.data.value_range
-    draw(figures.sample_grid(samples.images, value_range), "samples.png")
+    draw(figures.sample_grid(samples.images[:SHOWN_SAMPLES], value_range), "samples.png")
     annealed = sampling.sampler.startswith("annealed")
     titles = [
         f"sigma {sigma:.2g}" if annealed else f"step {step}"

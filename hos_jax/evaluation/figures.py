@@ -1,7 +1,8 @@
 """Pictures of a run: denoising panels, loss curves, sample grids.
 
 Figures are matplotlib's objects without pyplot: files, whatever its backend, and nothing of the
-process changes. A notebook shows one that ends a cell.
+process changes. A notebook shows one that ends a cell. Images are (N, H, W, C), data units;
+`value_range` is black and white of the data.
 """
 
 from __future__ import annotations
@@ -52,10 +53,9 @@ def denoising_panel(
     """A figure with a row per image: clean, noisy, denoised, predicted deviation, realised error.
 
     Args:
-      clean, noisy, denoised: (N, H, W, C), data units.
-      standard_deviation: per-value posterior standard deviation, (N, H, W, C), data units, or None
-        for a first-order model.
-      value_range: black and white of the data.
+      clean, noisy, denoised: images.
+      standard_deviation: of the posterior for each value, or None for a first-order model.
+      value_range: see above.
       sigma: the noise level, for the title.
     """
     error = denoised - clean
@@ -167,10 +167,10 @@ def posterior_directions(
     """A figure with a row per image: noisy, denoised, and the directions of largest variance.
 
     Args:
-      noisy, mean: (N, H, W, C), data units.
+      noisy, mean: images.
       directions: eigenvectors of the posterior covariance, (N, k, H, W, C), of either sign.
       deviations: the square roots of their eigenvalues, (N, k), data units.
-      value_range: black and white of the data.
+      value_range: see above.
     """
     rows, count = directions.shape[:2]
     figure, axes = _image_axes(rows, 2 + count, 1.4 * (2 + count), 1.55 * rows)
@@ -190,9 +190,7 @@ def posterior_directions(
 def uncertain_pixels(deviation: np.ndarray, count: int) -> np.ndarray:
     """Flat indices of the values of largest deviation, (count,), no two of them close together.
 
-    Args:
-      deviation: (H, W, C).
-      count: how many; fewer distinct places than that repeat the first.
+    The deviation is (H, W, C); fewer distinct places than `count` repeat the first.
     """
     height, width, _ = deviation.shape
     left = deviation.copy()
@@ -216,10 +214,10 @@ def covariance_rows(
     """A figure with a row per image: denoised, then the covariance of chosen pixels with all.
 
     Args:
-      mean: (N, H, W, C), data units.
+      mean: images.
       pixels: flat indices of the chosen values, (N, k).
       rows: their rows of the posterior covariance, (N, k, H, W, C), data units^2.
-      value_range: black and white of the data.
+      value_range: see above.
     """
     count, chosen = pixels.shape
     figure, axes = _image_axes(count, 1 + chosen, 1.5 * (1 + chosen), 1.5 * count + 0.2)
@@ -248,13 +246,7 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
 
 
 def trajectories(course: np.ndarray, titles: list[str], value_range: tuple[float, float]) -> Any:
-    """A figure of chains over time: a row per chain, a column per kept step.
-
-    Args:
-      course: (kept, chains, H, W, C), data units.
-      titles: one per kept step.
-      value_range: black and white of the data.
-    """
+    """A figure of chains over time, (kept, chains, H, W, C), with the titles of the kept steps."""
     kept, chains = course.shape[:2]
     figure, axes = _image_axes(chains, kept, 0.9 * kept, 0.9 * chains + 0.3)
     for row in range(chains):

@@ -113,12 +113,8 @@ def write_report(
 ) -> None:
     """Write the page.
 
-    Args:
-      problem: of the run.
-      examples: the images of the page, with `DIRECTIONS` directions each.
-      result: what `evaluate_run` found.
-      figures: files of `CAPTIONS`.
-      path: the page, replaced if it is there.
+    Of `examples`, with `DIRECTIONS` directions each, of what `evaluate_run` found, and of figures
+    whose names have `CAPTIONS`.
     """
     config = problem.config
     drawn = []

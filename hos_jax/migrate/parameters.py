@@ -80,7 +80,7 @@ def from_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, st
         config = run_config.from_plain(json.loads(metadata["config"]))
         shape = tuple(json.loads(metadata["image_shape"]))
         step = int(metadata["step"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"the metadata of {path} cannot be read: {error}") from error
     run_config.validate(config)
     params = traverse_util.unflatten_dict(dict(arrays), sep="/")

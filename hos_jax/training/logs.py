@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboardX import summary
@@ -21,48 +22,12 @@ logger = logging.getLogger(__name__)
 HISTORY_FILE = "history.jsonl"
 
 
-class EventLog:
-    """Scalars and images for tensorboard.
-
-    Not tensorboardX's `SummaryWriter`: it writes in a thread of its own, which a full disk ends
-    with a traceback, and the next entries wait for it for ever. Here the caller gets the `OSError`.
-
-    Args:
-      folder: made if it is missing.
-      first_step: tensorboard hides what earlier files hold from this step on.
-    """
-
-    def __init__(self, folder: Path, first_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
-        start = SessionLog(status=SessionLog.START)
-        self._write(Event(step=first_step, session_log=start))
-
-    def scalar(self, step: int, name: str, value: float) -> None:
-        """Log a number."""
-        self._write(Event(step=step, summary=summary.scalar(name, value)))
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Log an image, uint8 (H, W, 3)."""
-        self._write(Event(step=step, summary=summary.image(name, image, dataformats="HWC")))
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._writer.write_event(event)
-
-    def flush(self) -> None:
-        """Hand over to the system what is buffered."""
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
-
-
 class RunLog:
     """Scalars and images of a run: `history.jsonl`, tensorboard, and the log.
 
-    A resumed run drops the lines after the step it resumes from.
+    A resumed run drops the lines after the step it resumes from. A full disk is the caller's
+    `OSError`: tensorboardX's `SummaryWriter` writes in a thread of its own, which would end with a
+    traceback, and the next entries wait for it for ever.
     """
 
     def __init__(self, workdir: Path, first_step: int):
@@ -70,21 +35,28 @@ class RunLog:
         kept = (row for row in _rows(workdir) if row["step"] <= first_step)
         write_atomically(self.path, (json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a")
-        self._events = EventLog(workdir / "tensorboard", first_step + 1)
+        folder = workdir / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        # Tensorboard hides what earlier files hold from this step on.
+        self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def scalars(self, step: int, values: dict[str, float], group: str) -> None:
         """Record named numbers of one group ("train" or "held_out") at a step."""
         self._file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.scalar(step, f"{group}/{name}", value)
+            self._event(step, summary=summary.scalar(f"{group}/{name}", value))
         self._events.flush()
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         logger.info("step %d  %s  %s", step, group, shown)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Record an image, uint8 (H, W, 3)."""
-        self._events.image(step, name, image)
+        self._event(step, summary=summary.image(name, image, dataformats="HWC"))
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hos_jax import config as run_config
 from hos_jax.data import batch_at
-from hos_jax.errors import InUseError, NonFiniteError, StorageError
+from hos_jax.errors import NonFiniteError, StorageError, UserError
 from hos_jax.files import locked
 from hos_jax.noise import example_keys, step_key
 from hos_jax.training import parallel
@@ -168,8 +168,7 @@ def _check_finite(problem, state: TrainState, workdir: Path, files: RunFiles | N
 def _first_nonfinite_operation(problem: Problem, state: TrainState, step: int) -> str:
     """In words, where JAX is asked to look for NaN; the parameters are still those of that step.
 
-    The step is taken once more, operation by operation: JAX does not look into what is compiled
-    ahead of time, and calls a mapped function as a whole one operation.
+    The step is taken once more, operation by operation: to JAX a mapped function is one operation.
     """
     looks = jax.config.jax_debug_nans or jax.config.jax_debug_infs  # type: ignore[attr-defined]
     if not looks or parallel.process_count() > 1:
@@ -306,7 +305,7 @@ def _begin(
     workdir.mkdir(parents=True, exist_ok=True)
     open_files.enter_context(locked(workdir))
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
-        raise InUseError(f"{workdir} already holds a run")
+        raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
     run_config.save(config, workdir, problem.data.identity())
     checkpoints = Checkpoints(
@@ -370,7 +369,9 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
             train_step = make_train_step(problem, count)
             compiled[count] = parallel.compile_for(train_step, state, images)
             on_compiled()
-        state, metrics = compiled[count](state, images)
+        # Where JAX is asked to look for NaN, the step is looked at when it is known which.
+        with jax.debug_nans(False), jax.debug_infs(False):
+            state, metrics = compiled[count](state, images)
         step += count
         averages.add(metrics)
         if step % training.log_every == 0 or step == total:

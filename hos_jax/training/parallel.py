@@ -33,6 +33,8 @@ PATIENCE = 3600
 WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 CPU_OPTIONS = {} if winograd.ENABLED else WITHOUT_YNN
 _barriers = itertools.count()
+# How many processes the run has, which of them this is, and the devices of them all.
+process_count, process_index, device_count = jax.process_count, jax.process_index, jax.device_count
 
 
 def connect(
@@ -111,24 +113,9 @@ def wait_for_all() -> None:
         wait(key=f"hos_jax_{next(_barriers)}", timeout_ms=1000 * PATIENCE)
 
 
-def process_count() -> int:
-    """How many processes the run has."""
-    return jax.process_count()
-
-
-def process_index() -> int:
-    """Which of them this is, from 0."""
-    return jax.process_index()
-
-
 def is_first_process() -> bool:
     """Whether this process is the one that writes."""
     return process_index() == 0
-
-
-def device_count() -> int:
-    """The devices of all processes."""
-    return jax.device_count()
 
 
 def on_cpu() -> bool:
@@ -141,9 +128,8 @@ def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> 
 
     So only the first process needs the run folder.
 
-    Args:
-      make: returns arrays in the structure, shapes and dtypes of `template()`.
-      template: called in the other processes; abstract arrays will do.
+    They are of the structure, shapes and dtypes of `template()`, which the others call; abstract
+    arrays will do.
 
     Raises:
       UserError: in the other processes, if `make` raised anything in the first one.
@@ -170,9 +156,7 @@ def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> 
 def check_agreement(what: str, checksum: int) -> None:
     """Refuse processes that were started differently.
 
-    Args:
-      what: what must be the same, for the message.
-      checksum: of it, less than 2^31.
+    The checksum is of `what`, for the message, and less than 2^31.
 
     Raises:
       UserError: in every process, if one has another checksum than the first.
@@ -257,10 +241,8 @@ def unreplicate(tree: Any) -> Any:
 def shard(batch: Any, axis: int = 0) -> Any:
     """This process's part of a batch, split evenly over its devices: (B, ...) -> (devices, ...).
 
-    Args:
-      batch: arrays with the examples along `axis`; the parts of all processes, in the order of
-        their indices, are the global batch.
-      axis: see above. The devices' axis comes first whichever it is.
+    The examples lie along `axis`; the devices' axis comes first whichever it is. The parts of all
+    processes, in the order of their indices, are the global batch.
 
     Raises:
       ValueError: if this process's part is not a multiple of the number of its devices.

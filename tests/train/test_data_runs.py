@@ -135,7 +135,7 @@ def test_arrays_are_a_data_set_of_a_run(config_of, tmp_path, kind, caplog):
     if kind == "bytes":
         np.save(root, images)
     else:
-        root, options = tmp_path / "x.npz", {"noise": 50.0, "sampling__step_size": 500.0}
+        root, options = tmp_path / "x.npz", {"noise": 50.0}
         np.savez(root, images=images * 4.0, labels=np.arange(60))
     config = config_of(root, **options)
     train_and_evaluate(config, tmp_path / "run")
