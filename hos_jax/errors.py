@@ -33,7 +33,7 @@ class NonFiniteError(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`did you mean X? ` of the nearest word that is known, or nothing where none is near."""
+    """`did you mean X?` of the nearest word that is known, or nothing where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]}? " if near else ""
 
