@@ -1,10 +1,12 @@
-"""Array aliases and the protocols of the callables that every numerical module accepts."""
+"""Array aliases, the protocols of callables, and the checks of arguments that all modules share."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import numbers
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -17,7 +19,7 @@ class ScoreFn(Protocol):
 
 
 def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
-    """Raise ValueError unless all arguments, arrays or shapes, are of one and the same shape (D,).
+    """Raise ValueError unless all arguments, floating arrays or shapes, are of one shape (D,).
 
     Under `vmap` the shapes seen here are those of one example.
     """
@@ -25,3 +27,18 @@ def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"expected vectors of one shape (D,), got {listed}; use vmap for batches")
+    check_floating(**vectors)
+
+
+def check_floating(**arrays: Any) -> None:
+    """Raise ValueError for an array of integers; what has no dtype, as a shape, passes."""
+    for name, array in arrays.items():
+        if not jnp.issubdtype(getattr(array, "dtype", float), jnp.floating):
+            raise ValueError(f"expected floating-point numbers, got {name} of {array.dtype}")
+
+
+def check_counts(least: int = 1, /, **counts: int) -> None:
+    """Raise ValueError for what is no whole number, or one below `least`."""
+    for name, count in counts.items():
+        if not isinstance(count, numbers.Integral) or count < least:
+            raise ValueError(f"expected a whole number {name} >= {least}, got {count}")

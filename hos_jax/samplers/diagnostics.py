@@ -9,10 +9,11 @@ import blackjax.diagnostics
 import jax
 import jax.numpy as jnp
 
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts, check_floating
 
 
 def _check_draws(draws: Array, least: int) -> None:
+    check_floating(draws=draws)
     if draws.ndim != 3 or draws.shape[1] < least:
         raise ValueError(
             f"expected draws of shape (chains, draws, D) with at least {least} draws, "
@@ -75,6 +76,7 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     Raises:
       ValueError: for another shape, or too few draws.
     """
+    check_counts(0, max_lag=max_lag)
     _check_draws(draws, max_lag + 1)
     count = draws.shape[1]
     centred = draws - jnp.mean(draws, axis=(0, 1), keepdims=True)
@@ -108,8 +110,8 @@ def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections
         raise ValueError(
             f"expected two samples of one shape (N, D), got {first.shape} and {second.shape}"
         )
-    if projections < 1:
-        raise ValueError(f"expected projections >= 1, got {projections}")
+    check_floating(first=first, second=second)
+    check_counts(projections=projections)
     directions = jax.random.normal(key, (projections, first.shape[1]), first.dtype)
 
     def squared_distance(direction: Array) -> Array:

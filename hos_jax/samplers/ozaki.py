@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -27,11 +28,11 @@ import jax.numpy as jnp
 
 from hos_jax.linops import KRYLOV_VECTORS, HessianFn, SymmetricMatrix
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, PRNGKey, ScoreFn
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
 
 # On mixtures: without a bound single chains leave the modes for good, and a bound of 0.1 makes the
 # law of the chains visibly too narrow.
-DEFAULT_GROWTH_BOUND = 1.0
+GROWTH_BOUND = 1.0
 
 DerivativesFn = Callable[[Array], tuple[Array, SymmetricMatrix]]
 
@@ -85,14 +86,23 @@ def join(score_fn: ScoreFn, hessian_fn: HessianFn) -> DerivativesFn:
 
 
 def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
-    """The state of a chain at `position`, (D,)."""
-    return OzakiState(position, *derivatives_fn(position))
+    """The state of a chain at `position`, (D,).
+
+    Raises:
+      ValueError: if position, score and rows of the Hessian are not floating, of one shape (D,).
+    """
+    check_vectors(position=position)
+    score, hessian = derivatives_fn(position)
+    check_vectors(position=position, score=score, hessian_rows=hessian.shape[:-1])
+    return OzakiState(position, score, hessian)
 
 
+# Equal settings give the same function, for which loops are compiled once.
+@functools.lru_cache(maxsize=32)
 def build_kernel(
     *,
     krylov_vectors: int = KRYLOV_VECTORS,
-    growth_bound: float | None = DEFAULT_GROWTH_BOUND,
+    growth_bound: float | None = GROWTH_BOUND,
     dense: Literal["eigh", "lanczos"] = "eigh",
 ) -> Callable:
     """The kernel of one chain: `(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
@@ -139,11 +149,12 @@ def build_kernel(
             return jnp.sqrt(2.0 * t * relative_expm1(2.0 * t * eigenvalues))
 
         noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
-        moved, drift_error = state.hessian.function_product(
-            drift, state.score, krylov_vectors=krylov_vectors, dense=dense
+        product = functools.partial(
+            state.hessian.function_product, krylov_vectors=krylov_vectors, dense=dense
         )
-        shaken, noise_error = state.hessian.function_product(
-            spread, noise, krylov_vectors=krylov_vectors, dense=dense
+        (moved, drift_error), (shaken, noise_error) = (
+            product(drift, state.score),
+            product(spread, noise),
         )
         jump = moved + shaken
         new_state = init(state.position + jump, derivatives_fn)
@@ -159,7 +170,7 @@ def as_top_level_api(
     step_size: Array | float,
     *,
     krylov_vectors: int = KRYLOV_VECTORS,
-    growth_bound: float | None = DEFAULT_GROWTH_BOUND,
+    growth_bound: float | None = GROWTH_BOUND,
     dense: Literal["eigh", "lanczos"] = "eigh",
 ) -> SamplingAlgorithm:
     """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it.
