@@ -13,7 +13,7 @@ import numpy as np
 from hos_jax import pointwise, tweedie
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
-from hos_jax.noise import geometric_sigmas, step_key
+from hos_jax.noise import geometric_sigmas, stream_key
 from hos_jax.samplers import (
     SamplingAlgorithm,
     anneal_chains,
@@ -22,7 +22,7 @@ from hos_jax.samplers import (
     ozaki,
     run_chains,
 )
-from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.problem import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
       UserError: if no chain stayed finite.
     """
     config = problem.config
-    key = step_key(config.seed, EVALUATION_STEP)
+    key = stream_key("chains", config.seed)
     annealed = config.sampling.sampler.startswith("annealed")
     run = _annealed if annealed else _single_level
     label = config.sampling.sampler.replace("_", " ") if progress else None
@@ -150,10 +150,9 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
         start,
         jnp.asarray(sigmas),
         sampling.steps_per_level,
-        keep_trajectory=True,
+        collect=lambda state: state.position,
         progress=label,
     )
-    assert chains.trajectory is not None
     last = len(sigmas) - 1
     kept = np.unique(np.linspace(0, last, min(KEPT, len(sigmas))).round().astype(int))
     steps = (kept + 1) * sampling.steps_per_level
@@ -171,16 +170,19 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
     """
     data = problem.data
     count = min(samples.course.shape[1], len(data.train) // 2)
-    key = jax.random.key(problem.config.seed)
+    noise_key, directions_key = jax.random.split(
+        stream_key("course of chains", problem.config.seed)
+    )
     denoise = make_denoiser(problem, params)
     clean = data.to_float(data.train[: 2 * count]).reshape(
         2 * count, int(np.prod(data.image_shape))
     )
-    noise = jax.random.normal(key, clean.shape)
+    noise = jax.random.normal(noise_key, clean.shape)
     first = samples.course[0] - samples.course[0].mean(axis=0)
     correlation, distance, floor = [], [], []
 
     def apart(a, b):
+        key = jax.random.fold_in(directions_key, len(distance) + len(floor))
         a, b = (jnp.asarray(images).reshape(count, -1) for images in (a, b))
         return float(diagnostics.sliced_wasserstein(key, a, b, projections=200))
 

@@ -10,7 +10,7 @@ import pytest
 from hos_jax.config import load as load_config
 from hos_jax.data import batch_at, to_float
 from hos_jax.errors import UserError
-from hos_jax.noise import example_keys, step_key
+from hos_jax.noise import example_keys, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.logs import read_history
 from hos_jax.training.loop import (
@@ -19,7 +19,7 @@ from hos_jax.training.loop import (
     make_train_step,
     train_and_evaluate,
 )
-from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.problem import Problem
 
 
 def assert_same_bits(a, b):
@@ -69,7 +69,7 @@ def test_held_out_losses_are_the_average_over_every_image(small_config, tmp_path
     state = problem.init()
     got = make_evaluation(problem)(parallel.replicate(state.params))
     clean = to_float(problem.data.held_out, problem.data.value_range)
-    keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, len(clean))
+    keys = example_keys(stream_key("held-out noise", config.seed), 0, len(clean))
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
     out = problem.objective.per_example(
         lambda points, sigma: problem.model.apply(state.params, points, sigma),
@@ -89,7 +89,7 @@ def test_one_step_is_adam_on_the_objective(small_config):
     new_state, metrics = make_train_step(problem)(parallel.replicate(state), parallel.shard(images))
     new_state = parallel.unreplicate(new_state)
     clean = to_float(images, problem.data.value_range)
-    keys = example_keys(step_key(config.seed, 0), 0, 8)
+    keys = example_keys(stream_key("training noise", config.seed, 0), 0, 8)
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
 
     def loss(params):
