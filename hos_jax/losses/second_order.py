@@ -3,9 +3,18 @@ r"""Second-order denoising losses: fits of the Hessian s2(y) of log q, on struct
 Every loss takes network outputs at one example and returns one value; batch with `vmap`. No loss
 builds a D x D array unless it is handed a `Dense` one. Two families:
 
-* `d2sm`, `d2sm_vr` take scores (s1, s2), as published by Meng et al. 2021.
+* `d2sm`, `d2sm_vr` take scores (s1, s2), as published by Meng et al. 2021, in 1 / data units and
+  their square.
 * `d2sm_residual`, `residual_nll` take dimensionless quantities: the residual r = z + sigma s1(y)
-  (see `hos_jax.losses.residual`), S = sigma^2 s2 and the covariance C = I + S.
+  (see `hos_jax.losses.residual`), S = sigma^2 s2 and the covariance C = I + S. Residuals are used
+  as constants: gradients stop at them.
+
+Vectors are (D,), the noise z among them; matrices are structures of `hos_jax.linops`; sigma is a
+scalar in data units. `plus`, `minus` and `clean` are the points y+ = x + sigma z, y- = x - sigma z
+and x. ||.||_F is the Frobenius norm, <., .> its inner product. ValueError for shapes that differ,
+integers, and plain arrays in place of structures::
+
+    minus_log_likelihoods = jax.vmap(losses.residual_nll)(residuals, covariances)  # (N,)
 """
 
 from __future__ import annotations
@@ -17,7 +26,19 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, check_vectors
+from hos_jax.types import Array, check_floating, check_vectors
+
+
+def matrix_rows(matrix: SymmetricMatrix) -> tuple[int, ...]:
+    """The shape of a structure's rows, (D,), to be compared with vectors.
+
+    Raises:
+      ValueError: for what is no structure of floating-point numbers.
+    """
+    if not isinstance(matrix, SymmetricMatrix):
+        raise ValueError("expected a structured matrix, such as hos_jax.linops.Dense(array)")
+    check_floating(matrix=matrix)
+    return matrix.shape[:-1]
 
 
 def _noise_contrast(matrix: SymmetricMatrix, noise: Array) -> Array:
@@ -37,20 +58,11 @@ def d2sm(score1: Array, score2: SymmetricMatrix, noise: Array, sigma: Array | fl
     .. math:: \tfrac12 [ \|\psi(y)\|_F^2 + 2 \langle (I - z z^T)/\sigma^2, \psi(y) \rangle ],
         \qquad \psi = s_2 + s_1 s_1^T
 
-    Args:
-      score1: s1 at y = x + sigma z, (D,).
-      score2: s2 at y, a structured (D, D) matrix.
-      noise: z, (D,).
-      sigma: scalar, data units.
-
-    Raises:
-      ValueError: if the shapes differ.
-
     References:
       Meng, Song, Li, Ermon, "Estimating High Order Gradients of the Data Distribution by
       Denoising", NeurIPS 2021, theorem 2.
     """
-    check_vectors(score1=score1, noise=noise, score2_rows=score2.shape[:-1])
+    check_vectors(score1=score1, noise=noise, score2_rows=matrix_rows(score2))
     # The norm of psi and its contrast, term by term: no copy of the factor with one more column.
     size = jnp.sum(jnp.square(score1))
     norm = score2.squared_norm() + 2.0 * score2.quadratic_form(score1) + size**2
@@ -72,20 +84,10 @@ def d2sm_vr(
     .. math:: \tfrac12 [ \|\psi(y_+)\|_F^2 + \|\psi(y_-)\|_F^2
         + 2 \langle (I - z z^T)/\sigma^2, \psi(y_+) + \psi(y_-) - 2 \psi(x) \rangle ]
 
-    Args:
-      score1_plus, score2_plus: s1 (D,) and structured s2 at y+ = x + sigma z.
-      score1_minus, score2_minus: at y- = x - sigma z.
-      score1_clean, score2_clean: at x.
-      noise: z, (D,).
-      sigma: scalar, data units.
-
-    Raises:
-      ValueError: if the shapes differ.
-
     References:
       Meng et al. 2021, section 4 (variance reduction).
     """
-    check_vectors(score1_clean=score1_clean, noise=noise, score2_rows=score2_clean.shape[:-1])
+    check_vectors(score1_clean=score1_clean, noise=noise, score2_rows=matrix_rows(score2_clean))
     pair = d2sm(score1_plus, score2_plus, noise, sigma)
     pair += d2sm(score1_minus, score2_minus, noise, sigma)
     return pair - 2.0 * _psi_contrast(score1_clean, score2_clean, noise) / sigma**2
@@ -126,21 +128,13 @@ def d2sm_residual_terms(
     r r^T is (I + S_x) z z^T (I + S_x) up to terms that the pair cancels: M_1 takes out its order 0
     and M_2 its order sigma^2.
 
-    Without `scaled_hessian_clean` the controls are 0 (the plain residual form). The residuals are
-    used as constants: gradients stop at them.
-
-    Args:
-      residual_plus, residual_minus: r at y+ and y-, (D,): z + sigma s1(y+), -z + sigma s1(y-).
-      scaled_hessian_plus, scaled_hessian_minus, scaled_hessian_clean: S = sigma^2 s2 at y+, y-
-        and x, structured.
-      noise: z, (D,).
-
-    Raises:
-      ValueError: if the shapes differ.
+    `residual_minus` is -z + sigma s1(y-), `scaled_hessian_...` is S. Without
+    `scaled_hessian_clean` the controls are 0 (the plain residual form).
     """
-    check_vectors(
-        plus=residual_plus, minus=residual_minus, noise=noise, s=scaled_hessian_plus.shape[:-1]
-    )
+    matrices = [scaled_hessian_plus, scaled_hessian_minus]
+    matrices += [] if scaled_hessian_clean is None else [scaled_hessian_clean]
+    rows = {f"scaled_hessian_{i}": matrix_rows(matrix) for i, matrix in enumerate(matrices)}
+    check_vectors(plus=residual_plus, minus=residual_minus, noise=noise, **rows)
     plus, minus = jax.lax.stop_gradient((residual_plus, residual_minus))
     correlation = -(
         _noise_contrast(scaled_hessian_plus, plus) + _noise_contrast(scaled_hessian_minus, minus)
@@ -243,16 +237,9 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
 
     A proper scoring rule for the posterior covariance in units of sigma^2 (constant D/2 log 2 pi
     left out), minimized by C(y) = E[r r^T | y]. For `DiagonalPlusLowRank` both terms go through
-    the r x r Woodbury matrix. The residual is used as a constant: gradients stop at it.
-
-    Args:
-      residual: r = z + sigma s1(y), (D,).
-      covariance: C at y, structured and positive definite.
-
-    Raises:
-      ValueError: if the shapes differ.
+    the r x r Woodbury matrix. `covariance` is C at y, positive definite.
     """
-    check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
+    check_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)

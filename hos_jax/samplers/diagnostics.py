@@ -1,6 +1,10 @@
 r"""Diagnostics of chains: how many independent draws they are worth, and how far from the target.
 
-Draws are (chains, draws, D). Leave chains that are not finite out first; see `samplers.Chains`.
+Draws are (chains, draws, D), floating and finite: leave other chains out first, which
+`samplers.Chains` names. ValueError for another shape, fewer draws than needed and integers::
+
+    draws = jnp.swapaxes(chains.trajectory[:, chains.is_finite], 0, 1)
+    diagnostics.effective_sample_size(draws), diagnostics.split_r_hat(draws)
 """
 
 from __future__ import annotations
@@ -30,13 +34,7 @@ def effective_sample_size(draws: Array) -> Array:
     """The number of independent draws that would give means as accurate, (D,).
 
     Blackjax's multi-chain estimate (Geyer's initial monotone sequence). 0 in a dimension where some
-    chain never moves: its draws say nothing about the target.
-
-    Args:
-      draws: (chains, draws, D), finite, at least 4 draws.
-
-    Raises:
-      ValueError: for another shape.
+    chain never moves: its draws say nothing about the target. At least 4 draws.
     """
     _check_draws(draws, 4)
     size = blackjax.diagnostics.effective_sample_size(draws)
@@ -46,13 +44,8 @@ def effective_sample_size(draws: Array) -> Array:
 def split_r_hat(draws: Array) -> Array:
     """Gelman and Rubin's ratio over half chains, (D,): near 1 when chains agree and are stationary.
 
-    Infinite in a dimension where some chain never moves.
-
-    Args:
-      draws: (chains, draws, D), finite, at least 4 draws; an odd last draw is left out.
-
-    Raises:
-      ValueError: for another shape.
+    Infinite in a dimension where some chain never moves. At least 4 draws; an odd last one is left
+    out.
     """
     _check_draws(draws, 4)
     half = draws.shape[1] // 2
@@ -67,14 +60,8 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     .. math:: \rho_t = \frac{\sum_{c,i} (x_{c,i} - m)(x_{c,i+t} - m)}{\sum_{c,i} (x_{c,i} - m)^2}
 
     with the mean m over all chains, so that chains which stay in different places correlate. The
-    sum at lag t has t terms less, which biases it towards 0. 1 at every lag where nothing moves.
-
-    Args:
-      draws: (chains, draws, D), finite.
-      max_lag: below the number of draws.
-
-    Raises:
-      ValueError: for another shape, or too few draws.
+    sum at lag t has t terms less, which biases it towards 0. 1 at every lag
+    where nothing moves. `max_lag` is below the number of draws.
     """
     check_counts(0, max_lag=max_lag)
     _check_draws(draws, max_lag + 1)
@@ -93,15 +80,7 @@ def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections
     .. math:: \Big( \frac1P \sum_{p=1}^P W_2^2(\theta_p^T X, \theta_p^T Y) \Big)^{1/2}
 
     over directions theta uniform on the sphere; in one dimension W_2 compares sorted values. Two
-    samples of one law have a distance of order N^(-1/2), not 0.
-
-    Args:
-      key: of the directions.
-      first, second: (N, D) each.
-      projections: P.
-
-    Raises:
-      ValueError: if the shapes differ, or for fewer than one projection.
+    samples of one law have a distance of order N^(-1/2), not 0. `first` and `second` are (N, D).
 
     References:
       Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
