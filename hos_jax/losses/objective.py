@@ -25,7 +25,7 @@ from hos_jax.losses.second_order import (
 )
 from hos_jax.losses.third_order import d3sm_diagonal
 from hos_jax.noise import perturb
-from hos_jax.types import Array
+from hos_jax.types import Array, check_floating
 
 FIRST_ORDER = {"dsm": ("plus",), "dsm_vr": ("plus", "clean")}
 SECOND_ORDER = {
@@ -107,6 +107,11 @@ class Objective:
           sigma: scalar or one per example, (N,), data units.
           mean: the batch mean that the control variates' coefficients use.
         """
+        check_floating(clean=clean, noise=noise)
+        if clean.shape != noise.shape or clean.ndim < 2:
+            raise ValueError(
+                f"expected clean and noise of one shape (N, ...), got {clean.shape}, {noise.shape}"
+            )
         count = clean.shape[0]
         flat_clean, flat_noise = clean.reshape(count, -1), noise.reshape(count, -1)
         sigma = jnp.broadcast_to(jnp.asarray(sigma, clean.dtype), (count,))

@@ -130,3 +130,38 @@ def test_a_sampler_in_numpy_is_told_what_to_do(sample):
     model = ScoreModel(functools.partial(MLP, features=4, depth=1))
     with pytest.raises(TypeError, match=r"fit\.rows\(data\), or jnp\.asarray\(data\)"):
         fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=2)
+
+
+def test_what_was_trained_is_traced_once(law):
+    traces = []
+
+    def score_fn(noisy):
+        traces.append(noisy.shape)
+        return law.score(noisy)
+
+    model = HessianModel(NETWORK, SecondOrderHead("diagonal"))
+    hessian_fn = fit.train_second_order(
+        jax.random.key(0), score_fn, model, law.sample, SIGMA, dim=3, steps=1, batch_size=4
+    )
+    first = hessian_fn(jnp.zeros(3)).to_dense()
+    traces.clear()
+    assert np.any(hessian_fn(jnp.ones(3)).to_dense() != first) and not traces
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (
+            lambda key, count: jax.random.normal(key, (count, 4)),
+            r"shape \(128, 3\), got \(128, 4\)",
+        ),
+        (lambda key, count: jax.random.normal(key, (3,)), r"shape \(128, 3\), got \(3,\)"),
+        (lambda key, count: jax.random.randint(key, (count, 3), 0, 9), "got sample of int32"),
+    ],
+)
+def test_samples_of_another_form_are_refused(sample, message):
+    model = ScoreModel(NETWORK)
+    with pytest.raises(ValueError, match=message):
+        fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=1)
+    with pytest.raises(ValueError, match="whole number steps >= 1, got 1.5"):
+        fit.fit_score(jax.random.key(0), model, fit.rows(np.ones((2, 3))), SIGMA, dim=3, steps=1.5)

@@ -139,6 +139,20 @@ def test_learning_rate_schedule_clipping_and_decay(small_config):
     np.testing.assert_allclose(moves[2:], cosine, rtol=1e-4)
 
 
+def test_only_kernels_decay_and_the_state_stays_one_vector(small_config):
+    from hos_jax.training.state import make_optimizer
+
+    config = small_config(optim__weight_decay=0.1)
+    optimizer = make_optimizer(config.optim, 6)
+    params = {"Conv": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.ones(3)}, "scale": jnp.ones(2)}
+    state = optimizer.init(params)
+    # Of the form that checkpoints have had since version 0.1.
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (11,), (11,), ()]
+    update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(update["Conv"]["kernel"], -config.optim.lr * 0.1 * 2.0, rtol=1e-5)
+    assert not np.any(update["Conv"]["bias"]) and not np.any(update["scale"])
+
+
 def test_the_run_folder_holds_everything_that_made_it(small_config, tmp_path):
     config = small_config(noise=0.7)
     train_and_evaluate(config, tmp_path)
