@@ -1,4 +1,4 @@
-"""Streams of randomness share no key; noise levels and perturbations are what they are asked to be."""
+"""Streams of randomness share no key; noise levels and perturbations are what is asked for."""
 
 import jax
 import jax.numpy as jnp

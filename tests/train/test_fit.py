@@ -163,5 +163,5 @@ def test_samples_of_another_form_are_refused(sample, message):
     model = ScoreModel(NETWORK)
     with pytest.raises(ValueError, match=message):
         fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=1)
-    with pytest.raises(ValueError, match="whole number steps >= 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"whole number steps >= 1, got 1\.5"):
         fit.fit_score(jax.random.key(0), model, fit.rows(np.ones((2, 3))), SIGMA, dim=3, steps=1.5)

@@ -164,5 +164,5 @@ def test_losses_and_gradients_are_numbers_at_every_sigma(problem, second_order):
 def test_what_is_no_batch_is_refused(problem):
     evaluate, clean, noise, *_ = problem
     for x, z in ((clean, noise[:2]), (clean[0], noise[0]), (clean, noise.astype(int))):
-        with pytest.raises(ValueError, match="floating|clean and noise of one shape"):
+        with pytest.raises(ValueError, match=r"floating|clean and noise of one shape"):
             Objective().per_example(evaluate, x, z, SIGMA)
