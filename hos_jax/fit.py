@@ -1,10 +1,9 @@
 r"""Fit scores in one compiled loop: for vectors, for small problems, for a score of your own.
 
-`fit_score` learns s1 from samples, `fit_hessian` s2 for any given s1, which stays as it is: a
-network trained elsewhere, an exact score, a simulator's. Both return parameters and are
-functions of arrays, so that seeds and noise levels run under `vmap`; `pointwise` makes functions of
-parameters.
-`train_second_order` does both for s2. Image runs with checkpoints are `hos_jax.training`.
+`fit_score` learns s1 from samples, `fit_hessian` s2 for any given s1, of a network trained
+elsewhere, a law, a simulator. Both return parameters and are functions of arrays, so that seeds and
+noise levels run under `vmap`; `pointwise` makes functions of parameters. `train_second_order` does
+both for s2. Image runs with checkpoints are `hos_jax.training`.
 
 Example, on a score that was not trained here::
 
@@ -43,9 +42,7 @@ Sampler = Callable[[PRNGKey, int], Array]
 
 
 class Settings(TypedDict, total=False):
-    """What every fit takes by name: D, the number of steps, the batch size (128 unless given), and
-    `learning_rate` and `clip` of `minimize`.
-    """
+    """What every fit takes by name: D, a batch size (128 unless given), and those of `minimize`."""
 
     dim: Required[int]
     steps: Required[int]
@@ -71,15 +68,8 @@ def rows(data: Any) -> Sampler:
 
 
 def _draw(key: PRNGKey, sample: Sampler, count: int, dim: int) -> Array:
-    """What a user's sampler gives while JAX traces it, (count, dim).
-
-    Raises:
-      TypeError: if it works with NumPy, which would give the same examples at every step.
-      ValueError: for another shape or integers.
-    """
-    remedy = (
-        "take fit.rows(data), or jnp.asarray(data) before indexing, and draw with the given key"
-    )
+    """What a user's sampler gives while JAX traces it, (count, dim); see `fit_score`."""
+    remedy = "take fit.rows(data), or jnp.asarray(data) before indexing; draw with the given key"
     try:
         clean = sample(key, count)
     except jax.errors.TracerArrayConversionError as error:
@@ -101,22 +91,17 @@ def minimize(
     learning_rate: float = 2e-3,
     clip: float = 1.0,
 ) -> Any:
-    """Minimize a stochastic loss by Adam with a cosine schedule down to 0, in one `lax.scan`.
-
-    Gradients of a larger norm than `clip` are scaled down to it. The losses have gradients of
-    norm 0.1 to 0.5, but for single batches early on, where a likelihood meets a nearly singular
-    covariance and a gradient a thousand times that: one such step can ruin a fit.
+    """The parameters that minimize a stochastic loss: Adam, a cosine schedule, one `lax.scan`.
 
     Args:
-      key: the draws of step i use `fold_in(key, i)`.
+      key: step i gives `fold_in(key, i)` to the loss.
       loss_fn: `loss_fn(key, params)`, a scalar.
       params: where to start.
       steps: number of steps.
-      learning_rate: at the start.
-      clip: largest norm of a gradient.
-
-    Returns:
-      The final parameters.
+      learning_rate: at the start; it falls to 0.
+      clip: gradients of a larger norm are scaled down to it. The losses have gradients of norm 0.1
+        to 0.5, but for single batches early on, where a likelihood meets a nearly singular
+        covariance and a gradient a thousand times that: one such step can ruin a fit.
 
     Raises:
       ValueError: if `steps` is not positive.
@@ -184,8 +169,8 @@ def fit_score(
       **settings: see `Settings`.
 
     Raises:
-      ValueError: for an unknown loss, steps < 1 or samples of another shape.
-      TypeError: for samples drawn by NumPy.
+      ValueError: for an unknown loss, steps < 1, or samples of another shape or of integers.
+      TypeError: for samples drawn by NumPy, which would be the same at every step.
     """
     return _fit(
         key,
@@ -208,7 +193,17 @@ def fit_hessian(
     loss: str = "d2sm_residual",
     **settings: Unpack[Settings],
 ) -> Any:
-    """Parameters of a second-order model for a given score; see `train_second_order`."""
+    """Parameters of a second-order model, fitted for a score that stays as it is.
+
+    Args:
+      score_fn: s1 of the smoothed density at one point, (D,) -> (D,), 1 / data units.
+      model: the second-order model; its head decides the structure of s2.
+      loss: a second-order loss of `hos_jax.losses.objective.SECOND_ORDER`.
+      key, sample, sigma, **settings: see `fit_score`; sigma is the noise level of `score_fn`.
+
+    Raises:
+      ValueError, TypeError: as `fit_score`.
+    """
     if loss == "none":
         raise ValueError("a second-order loss is needed, got 'none'")
     scores = jax.vmap(score_fn)
@@ -233,20 +228,7 @@ def train_second_order(
     loss: str = "d2sm_residual",
     **settings: Unpack[Settings],
 ) -> HessianFn:
-    """Learn s2 for a score that stays as it is; returns s2 at one point, compiled once.
-
-    Args:
-      key: decides the initialization and every draw.
-      score_fn: s1 of the smoothed density at one point, (D,) -> (D,), 1 / data units.
-      model: the second-order model; its head decides the structure of s2.
-      sample: `sample(key, count)` draws clean points, (count, D).
-      sigma: noise level of `score_fn`, scalar, data units.
-      loss: a second-order loss of `hos_jax.losses.objective.SECOND_ORDER`.
-      **settings: see `Settings`.
-
-    Raises:
-      ValueError, TypeError: as `fit_score`.
-    """
+    """Learn s2 for a score that stays as it is: `fit_hessian`, then s2 at one point, compiled."""
     train = jax.jit(
         lambda key: fit_hessian(key, score_fn, model, sample, sigma, loss=loss, **settings)
     )

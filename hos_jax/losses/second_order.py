@@ -136,9 +136,8 @@ def d2sm_residual_terms(
     rows = {f"scaled_hessian_{i}": matrix_rows(matrix) for i, matrix in enumerate(matrices)}
     check_vectors(plus=residual_plus, minus=residual_minus, noise=noise, **rows)
     plus, minus = jax.lax.stop_gradient((residual_plus, residual_minus))
-    correlation = -(
-        _noise_contrast(scaled_hessian_plus, plus) + _noise_contrast(scaled_hessian_minus, minus)
-    )
+    correlation = -_noise_contrast(scaled_hessian_plus, plus)
+    correlation -= _noise_contrast(scaled_hessian_minus, minus)
     fit = 0.5 * (scaled_hessian_plus.squared_norm() + scaled_hessian_minus.squared_norm())
     if scaled_hessian_clean is None:
         zeros = jnp.zeros_like(noise, shape=(2,))
@@ -149,30 +148,24 @@ def d2sm_residual_terms(
     turned = frozen.matvec(noise)
     power, form = noise @ noise, turned @ noise
 
+    # <A, M_1> and <A, M_2> for a structure, for v v^T and for I.
     def products(matrix: SymmetricMatrix) -> Array:
-        """<matrix, M_1> and <matrix, M_2>."""
         second = turned @ matrix.matvec(noise) - matrix.inner(frozen)
         return jnp.stack([-_noise_contrast(matrix, noise), 2.0 * second])
 
     def outer_products(vector: Array) -> Array:
-        """<v v^T, M_1> and <v v^T, M_2>."""
         along = vector @ noise
         second = along * (vector @ turned) - frozen.quadratic_form(vector)
         return jnp.stack([along**2 - vector @ vector, 2.0 * second])
 
     traces = jnp.stack([power - noise.shape[0], 2.0 * (form - frozen.trace())])
-    slopes = outer_products(plus) - products(frozen_plus)
+    slopes = outer_products(plus) - products(frozen_plus) - 2.0 * traces
     slopes += outer_products(minus) - products(frozen_minus)
     mixed = 2.0 * (form * (power - 2.0) + frozen.trace())
     second = 2.0 * (turned @ turned) * (power - 4.0) + 2.0 * form**2
     gram = [power**2 - 2.0 * power + noise.shape[0], mixed, second + 4.0 * frozen.squared_norm()]
-    return ResidualTerms(
-        fit,
-        correlation,
-        products(scaled_hessian_clean),
-        slopes - 2.0 * traces,
-        jnp.stack(gram)[jnp.array([[0, 1], [1, 2]])],
-    )
+    gram = jnp.stack(gram)[jnp.array([[0, 1], [1, 2]])]
+    return ResidualTerms(fit, correlation, products(scaled_hessian_clean), slopes, gram)
 
 
 def control_coefficients(
@@ -184,12 +177,8 @@ def control_coefficients(
         0, 2)
 
     They minimize the variance of the loss's gradient in S, not of its value, which a few examples
-    of large S would decide. Near 0 is the plain residual form, 2 full variance reduction.
-    No gradient flows through them.
-
-    Args:
-      terms: a batch of terms.
-      mean: the batch mean; over devices pass one that also averages over them.
+    of large S would decide. No gradient flows through them. `mean` is the batch mean; over devices
+    pass one that also averages over them.
     """
     slopes, gram = jax.lax.stop_gradient((terms.slopes, terms.gram))
     slopes = jnp.stack([mean(slopes[:, k]) for k in range(2)])
@@ -200,11 +189,9 @@ def control_coefficients(
     beyond = first * second - mixed**2
     regular = beyond > 1e-3 * first * second
     determinant = jnp.where(regular, beyond, 1.0)
-    both = jnp.stack(
-        [second * slopes[0] - mixed * slopes[1], first * slopes[1] - mixed * slopes[0]]
-    )
+    both = [second * slopes[0] - mixed * slopes[1], first * slopes[1] - mixed * slopes[0]]
     alone = jnp.stack([only_first, jnp.zeros_like(only_first)])
-    return jnp.clip(jnp.where(regular, both / determinant, alone), 0.0, 2.0)
+    return jnp.clip(jnp.where(regular, jnp.stack(both) / determinant, alone), 0.0, 2.0)
 
 
 def d2sm_residual(terms: ResidualTerms, coefficients: Array | float = 0.0) -> Array:
@@ -213,14 +200,11 @@ def d2sm_residual(terms: ResidualTerms, coefficients: Array | float = 0.0) -> Ar
     .. math:: \text{loss} = \text{fit} - A + \lambda_1 B_1 + \lambda_2 B_2
 
     For an exact s1, E[r r^T - I | y] = S(y), so the minimizer is S = sigma^2 s2; an error of s1
-    enters in second order, where in `d2sm` it enters in first order. The adaptive form is::
+    enters in second order, where in `d2sm` it enters in first order. `terms` are of one example or
+    a batch; lambda is (2,) or one scalar for both, 0 the plain form. The adaptive form is::
 
         terms = vmap(d2sm_residual_terms)(...)
         loss = d2sm_residual(terms, control_coefficients(terms))
-
-    Args:
-      terms: from `d2sm_residual_terms`, of one example or a batch of them.
-      coefficients: lambda, (2,) or one scalar for both; 0 is the plain form.
 
     References:
       Centring as in Lu et al. 2022, "Maximum Likelihood Training for Score-Based Diffusion ODEs by

@@ -8,9 +8,8 @@ l}, positive for every real eigenvalue l with the limits eps and 2 eps at 0: s2 
 and may be indefinite. On a Gaussian density the step is exact in law for any eps.
 
 The structure of s2 applies them (`SymmetricMatrix.function_product`): `Diagonal` elementwise,
-`IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank`, and `Dense` where one
-asks for it, by Lanczos. The kernel follows blackjax's contract:
-`kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
+`IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank` by Lanczos. The kernel
+follows blackjax's contract: `kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
 References:
   Ozaki, "A bridge between nonlinear time series models and nonlinear stochastic dynamical
@@ -21,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,10 +72,9 @@ def relative_expm1(t: Array) -> Array:
     """
     small = jnp.abs(t) < 1e-2
     safe = jnp.where(small, 1.0, t)
-    near = jnp.where(small, t, 0.0)
-    series = 1.0 + near / 2 * (
-        1.0 + near / 3 * (1.0 + near / 4 * (1.0 + near / 5 * (1.0 + near / 6)))
-    )
+    near, series = jnp.where(small, t, 0.0), jnp.ones_like(t)
+    for order in (6, 5, 4, 3, 2):
+        series = 1.0 + near / order * series
     return jnp.where(small, series, jnp.expm1(safe) / safe)
 
 
@@ -110,13 +108,11 @@ def build_kernel(
     Args:
       krylov_vectors: of the Lanczos iterations, for a general `DiagonalPlusLowRank`, and for a
         `Dense` Hessian with dense="lanczos".
-      growth_bound: along directions in which log q is convex, l > 0, the linear diffusion runs away
-        as e^(eps l), farther than s2 at one point can be trusted; there it runs for the time
-        (g / l) tanh(eps l / g) only, g the bound: eps for a small eps, g / l for a large one (as
-        a smooth function it leaves Lanczos accurate). None for no bound.
-      dense: how the functions of a `Dense` Hessian are applied: "eigh" exactly, by an
-        eigendecomposition in each step, O(D^3); "lanczos" in O(K D^2) for K Krylov vectors, with
-        its error in the info.
+      growth_bound: g. Where log q is convex, l > 0, the linear diffusion runs away as e^(eps l),
+        farther than s2 at one point can be trusted; there it runs for the time
+        (g / l) tanh(eps l / g) only (smooth, so that Lanczos stays accurate). None for no bound.
+      dense: functions of a `Dense` Hessian by "eigh", exact, O(D^3) in each step, or by "lanczos",
+        O(K D^2) for K Krylov vectors, with its error in the info.
 
     Raises:
       ValueError: for a growth bound that is not positive; in a step, for another `dense`.
@@ -125,10 +121,7 @@ def build_kernel(
         raise ValueError(f"expected growth_bound > 0, got {growth_bound}")
 
     def kernel(
-        rng_key: PRNGKey,
-        state: OzakiState,
-        derivatives_fn: DerivativesFn,
-        step_size: Array | float,
+        rng_key: PRNGKey, state: OzakiState, derivatives_fn: DerivativesFn, step_size: Array | float
     ) -> tuple[OzakiState, OzakiInfo]:
         def time(eigenvalues: Array) -> Array:
             if growth_bound is None:
@@ -152,10 +145,8 @@ def build_kernel(
         product = functools.partial(
             state.hessian.function_product, krylov_vectors=krylov_vectors, dense=dense
         )
-        (moved, drift_error), (shaken, noise_error) = (
-            product(drift, state.score),
-            product(spread, noise),
-        )
+        moved, drift_error = product(drift, state.score)
+        shaken, noise_error = product(spread, noise)
         jump = moved + shaken
         new_state = init(state.position + jump, derivatives_fn)
         return new_state, OzakiInfo(
@@ -168,15 +159,15 @@ def build_kernel(
 def as_top_level_api(
     derivatives_fn: DerivativesFn,
     step_size: Array | float,
-    *,
-    krylov_vectors: int = KRYLOV_VECTORS,
-    growth_bound: float | None = GROWTH_BOUND,
-    dense: Literal["eigh", "lanczos"] = "eigh",
+    **settings: Any,
 ) -> SamplingAlgorithm:
     """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it.
+
+    The settings are those of `build_kernel`::
+
+        sampler = ozaki.as_top_level_api(ozaki.join(law.score, law.hessian), 0.2, growth_bound=None)
 
     Raises:
       ValueError: for a step size that is not positive, or see `build_kernel`.
     """
-    kernel = build_kernel(krylov_vectors=krylov_vectors, growth_bound=growth_bound, dense=dense)
-    return SamplingAlgorithm.of(init, kernel, derivatives_fn, step_size)
+    return SamplingAlgorithm.of(init, build_kernel(**settings), derivatives_fn, step_size)

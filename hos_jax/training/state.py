@@ -64,12 +64,12 @@ def apply_gradients(
     ema_params = None
     if state.ema_params is not None:
         ema_params = optax.incremental_update(params, state.ema_params, 1.0 - ema)
-    gradient_norm = optax.global_norm(gradients)
+    gradient_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(loss) & (state.first_nonfinite_step < 0)
     norms = {
         "norm/gradient": gradient_norm,
-        "norm/update": optax.global_norm(updates),
-        "norm/parameters": optax.global_norm(params),
+        "norm/update": optax.tree.norm(updates),
+        "norm/parameters": optax.tree.norm(params),
     }
     old = state.params, state.ema_params, state.opt_state
     params, ema_params, opt_state = jax.tree.map(
