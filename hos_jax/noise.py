@@ -19,12 +19,7 @@ class AntitheticPair(NamedTuple):
 
 
 def perturb(clean: Array, noise: Array, sigma: Array | float) -> AntitheticPair:
-    """The antithetic pair y+- = x +- sigma z around one clean point.
-
-    Args:
-      clean: x, (D,), data units.
-      noise: z, (D,), standard normal.
-      sigma: standard deviation of the perturbation, scalar, data units.
+    """The antithetic pair y+- = x +- sigma z around one clean point x; all but sigma are (D,).
 
     Raises:
       ValueError: if the shapes differ or are not (D,), or for numbers that are not floating.

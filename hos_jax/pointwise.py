@@ -65,11 +65,9 @@ def derivatives_fn(
     model, params=None, sigma: Level = None, image_shape: Shape = None, *, score_fn: Score = None
 ) -> Callable[..., tuple[Array, SymmetricMatrix]]:
     """(s1, s2) at one point from one evaluation of the networks, as `samplers.ozaki` takes it."""
-
-    def read(_, out, s):
-        return out.score1, out.score2
-
-    return _at_a_point(read, model, params, sigma, image_shape, score_fn)
+    return _at_a_point(
+        lambda _, out, s: (out.score1, out.score2), model, params, sigma, image_shape, score_fn
+    )
 
 
 def covariance_fn(

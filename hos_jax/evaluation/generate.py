@@ -179,7 +179,9 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
     )
     noise = jax.random.normal(noise_key, clean.shape)
     first = samples.course[0] - samples.course[0].mean(axis=0)
-    correlation, distance, floor = [], [], []
+    correlation: list[float] = []
+    distance: list[float] = []
+    floor: list[float] = []
 
     def apart(a, b):
         key = jax.random.fold_in(directions_key, len(distance) + len(floor))

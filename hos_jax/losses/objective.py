@@ -139,8 +139,9 @@ class Objective:
         return {"loss": total, **values}
 
     def _first_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
+        loss: Callable[..., Array] = dsm if self.first_order == "dsm" else dsm_vr
         scores = [at[point].score1 for point in FIRST_ORDER[self.first_order]]
-        return jax.vmap(dsm if self.first_order == "dsm" else dsm_vr)(*scores, noise, sigma)
+        return jax.vmap(loss)(*scores, noise, sigma)
 
     def _second_order(self, at: dict, noise: Array, sigma, mean: Callable) -> Array:
         name = self.second_order

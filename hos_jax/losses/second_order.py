@@ -164,8 +164,8 @@ def d2sm_residual_terms(
     mixed = 2.0 * (form * (power - 2.0) + frozen.trace())
     second = 2.0 * (turned @ turned) * (power - 4.0) + 2.0 * form**2
     gram = [power**2 - 2.0 * power + noise.shape[0], mixed, second + 4.0 * frozen.squared_norm()]
-    gram = jnp.stack(gram)[jnp.array([[0, 1], [1, 2]])]
-    return ResidualTerms(fit, correlation, products(scaled_hessian_clean), slopes, gram)
+    grams = jnp.stack(gram)[jnp.array([[0, 1], [1, 2]])]
+    return ResidualTerms(fit, correlation, products(scaled_hessian_clean), slopes, grams)
 
 
 def control_coefficients(

@@ -105,13 +105,11 @@ def run_chains(
 ) -> Chains:
     """Run independent chains in compiled chunks of kept steps.
 
-    Memory does not grow with `steps` unless a trajectory is asked for, and that is kept on the
-    host. Chain i at step t uses the key fold_in(fold_in(key, t), i), burn-in included, so that
-    neither chunks nor thinning nor devices change what is drawn.
+    A trajectory is kept on the host. Chain i at step t uses the key fold_in(fold_in(key, t), i),
+    burn-in included, so that neither chunks nor thinning nor devices change what is drawn.
 
-    Compiled once for the same `step` and `collect` and shapes; as with `jax.jit`, what these
-    functions close over must not change. Arrays that do change, such as parameters between two
-    evaluations, are bound with `jax.tree_util.Partial`::
+    Compiled once for the same `step`, `collect` and shapes; as with `jax.jit`, what these functions
+    close over must not change. Arrays that do change are bound with `jax.tree_util.Partial`::
 
         sampler = langevin.as_top_level_api(Partial(score, params), 0.1)  # score(params, noisy)
         states = jax.vmap(sampler.init)(start)
@@ -127,8 +125,8 @@ def run_chains(
       collect: `state -> pytree`, what is kept of one chain's state. None keeps nothing.
       chunk: kept steps per compiled loop: how often the progress bar moves and, with a
         trajectory, what is on the device at once.
-      devices: chains are split evenly over these; all local devices if they divide the number of
-        chains and more than one is there, else one.
+      devices: chains are split evenly over these; None for all local devices if they divide the
+        number of chains, else one.
       progress: the label of a progress bar; None for none.
 
     Raises:

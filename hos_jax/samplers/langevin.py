@@ -20,24 +20,14 @@ from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
 
 
 class LangevinState(NamedTuple):
-    """State of one chain.
-
-    Attributes:
-      position: x, (D,), data units.
-      score: s1(x), (D,).
-    """
+    """State of one chain: the position x, (D,), data units, and s1(x), (D,)."""
 
     position: Array
     score: Array
 
 
 class LangevinInfo(NamedTuple):
-    """What happened in one step.
-
-    Attributes:
-      squared_jump: n2(x' - x), a scalar.
-      is_finite: whether position and score are numbers.
-    """
+    """What happened in one step: ||x' - x||^2, and whether position and score are numbers."""
 
     squared_jump: Array
     is_finite: Array

@@ -37,13 +37,7 @@ DerivativesFn = Callable[[Array], tuple[Array, SymmetricMatrix]]
 
 
 class OzakiState(NamedTuple):
-    """State of one chain.
-
-    Attributes:
-      position: x, (D,), data units.
-      score: s1(x), (D,).
-      hessian: s2(x), structured (D, D).
-    """
+    """State of one chain: x, (D,), data units, with s1(x), (D,), and s2(x), structured (D, D)."""
 
     position: Array
     score: Array
@@ -51,13 +45,8 @@ class OzakiState(NamedTuple):
 
 
 class OzakiInfo(NamedTuple):
-    """What happened in one step.
-
-    Attributes:
-      squared_jump: n2(x' - x), a scalar.
-      is_finite: whether position, score and Hessian are numbers.
-      lanczos_error: the larger of the estimated relative errors of drift and noise, a scalar; 0
-        where no Lanczos is needed.
+    """What happened in one step: ||x' - x||^2, whether position, score and Hessian are numbers, and
+    the larger of the estimated relative errors of drift and noise, 0 where no Lanczos is needed.
     """
 
     squared_jump: Array
