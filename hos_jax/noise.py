@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hos_jax.types import Array, PRNGKey, check_vectors
+from hos_jax.types import Array, PRNGKey, check_floating_vectors
 
 
 class AntitheticPair(NamedTuple):
@@ -24,7 +24,7 @@ def perturb(clean: Array, noise: Array, sigma: Array | float) -> AntitheticPair:
     Raises:
       ValueError: if the shapes differ or are not (D,), or for numbers that are not floating.
     """
-    check_vectors(clean=clean, noise=noise)
+    check_floating_vectors(clean=clean, noise=noise)
     return AntitheticPair(clean + sigma * noise, clean - sigma * noise)
 
 

@@ -19,7 +19,7 @@ class ScoreFn(Protocol):
 
 
 def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
-    """Raise ValueError unless all arguments, floating arrays or shapes, are of one shape (D,).
+    """Raise ValueError unless all arguments, arrays or shapes, are of one and the same shape (D,).
 
     Under `vmap` the shapes seen here are those of one example.
     """
@@ -27,6 +27,11 @@ def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"expected vectors of one shape (D,), got {listed}; use vmap for batches")
+
+
+def check_floating_vectors(**vectors: Array | tuple[int, ...]) -> None:
+    """`check_vectors`, and none of the arrays may be of integers."""
+    check_vectors(**vectors)
     check_floating(**vectors)
 
 

@@ -421,8 +421,7 @@ class Solvable(SymmetricMatrix):
         return QuadraticAndLogdet(jnp.sum(jnp.square(white), axis=(-2, -1)), self.logdet())
 
     def _draw(self, key: PRNGKey, count: int) -> Array:
-        noise_key, _ = jax.random.split(key)
-        return self.color(jax.random.normal(noise_key, (count, self.dim), self.dtype).T).T
+        return self.color(jax.random.normal(key, (count, self.dim), self.dtype).T).T
 
 
 class HessianFn(Protocol):

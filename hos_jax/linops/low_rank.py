@@ -146,6 +146,6 @@ class PlusLowRank(SymmetricMatrix):
 
     def _draw(self, key: PRNGKey, count: int) -> Array:
         """Draws of the base plus U w: O(D r) for each."""
-        _, low_rank_key = jax.random.split(key)
+        base_key, low_rank_key = jax.random.split(key)
         weights = jax.random.normal(low_rank_key, (count, self.rank), self.dtype)
-        return self.base._draw(key, count) + weights @ self.factor.T
+        return self.base._draw(base_key, count) + weights @ self.factor.T

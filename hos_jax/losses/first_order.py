@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from hos_jax.types import Array, check_vectors
+from hos_jax.types import Array, check_floating_vectors
 
 
 def residual(score: Array, noise: Array, sigma: Array | float) -> Array:
@@ -24,7 +24,7 @@ def residual(score: Array, noise: Array, sigma: Array | float) -> Array:
     E[r r^T | y] = C(y), the posterior covariance in units of sigma^2. At the antithetic point
     y- = x - sigma z pass `-noise`.
     """
-    check_vectors(score=score, noise=noise)
+    check_floating_vectors(score=score, noise=noise)
     return noise + sigma * score
 
 
@@ -36,7 +36,7 @@ def dsm(score: Array, noise: Array, sigma: Array | float) -> Array:
     References:
       Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011, eq. 11.
     """
-    check_vectors(score=score, noise=noise)
+    check_floating_vectors(score=score, noise=noise)
     return jnp.sum(jnp.square(score + noise / sigma))
 
 
@@ -54,5 +54,5 @@ def dsm_vr(score: Array, score_clean: Array, noise: Array, sigma: Array | float)
       Wang et al., "A Wasserstein Minimum Velocity Approach to Learning Unnormalized Models", 2020;
       Song & Kingma, "How to Train Your Energy-Based Models", 2021, section 4.
     """
-    check_vectors(score=score, score_clean=score_clean, noise=noise)
+    check_floating_vectors(score=score, score_clean=score_clean, noise=noise)
     return jnp.sum(jnp.square(score)) + 2.0 * jnp.sum((score - score_clean) * noise) / sigma

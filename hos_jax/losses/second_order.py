@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, check_floating, check_vectors
+from hos_jax.types import Array, check_floating, check_floating_vectors
 
 
 def matrix_rows(matrix: SymmetricMatrix) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ def d2sm(score1: Array, score2: SymmetricMatrix, noise: Array, sigma: Array | fl
       Meng, Song, Li, Ermon, "Estimating High Order Gradients of the Data Distribution by
       Denoising", NeurIPS 2021, theorem 2.
     """
-    check_vectors(score1=score1, noise=noise, score2_rows=matrix_rows(score2))
+    check_floating_vectors(score1=score1, noise=noise, score2_rows=matrix_rows(score2))
     # The norm of psi and its contrast, term by term: no copy of the factor with one more column.
     size = jnp.sum(jnp.square(score1))
     norm = score2.squared_norm() + 2.0 * score2.quadratic_form(score1) + size**2
@@ -87,7 +87,9 @@ def d2sm_vr(
     References:
       Meng et al. 2021, section 4 (variance reduction).
     """
-    check_vectors(score1_clean=score1_clean, noise=noise, score2_rows=matrix_rows(score2_clean))
+    check_floating_vectors(
+        score1_clean=score1_clean, noise=noise, score2_rows=matrix_rows(score2_clean)
+    )
     pair = d2sm(score1_plus, score2_plus, noise, sigma)
     pair += d2sm(score1_minus, score2_minus, noise, sigma)
     return pair - 2.0 * _psi_contrast(score1_clean, score2_clean, noise) / sigma**2
@@ -134,7 +136,7 @@ def d2sm_residual_terms(
     matrices = [scaled_hessian_plus, scaled_hessian_minus]
     matrices += [] if scaled_hessian_clean is None else [scaled_hessian_clean]
     rows = {f"scaled_hessian_{i}": matrix_rows(matrix) for i, matrix in enumerate(matrices)}
-    check_vectors(plus=residual_plus, minus=residual_minus, noise=noise, **rows)
+    check_floating_vectors(plus=residual_plus, minus=residual_minus, noise=noise, **rows)
     plus, minus = jax.lax.stop_gradient((residual_plus, residual_minus))
     correlation = -_noise_contrast(scaled_hessian_plus, plus)
     correlation -= _noise_contrast(scaled_hessian_minus, minus)
@@ -223,7 +225,7 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     left out), minimized by C(y) = E[r r^T | y]. For `DiagonalPlusLowRank` both terms go through
     the r x r Woodbury matrix. `covariance` is C at y, positive definite.
     """
-    check_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+    check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)

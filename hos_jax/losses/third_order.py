@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.losses.second_order import matrix_rows
-from hos_jax.types import Array, check_floating, check_vectors
+from hos_jax.types import Array, check_floating, check_floating_vectors
 
 
 def _least_squares(tensor: Array, target: Array) -> Array:
@@ -45,7 +45,7 @@ def d3sm(scaled_third: Array, residual: Array, covariance: SymmetricMatrix | Non
     References:
       Order 3 of theorem 1 of Meng et al. 2021, centred as in Lu et al. 2022, arXiv 2206.08265.
     """
-    check_vectors(residual=residual)
+    check_floating_vectors(residual=residual)
     check_floating(scaled_third=scaled_third)
     dim = residual.shape[0]
     if scaled_third.shape != (dim, dim, dim):
@@ -54,7 +54,7 @@ def d3sm(scaled_third: Array, residual: Array, covariance: SymmetricMatrix | Non
         )
     target = jnp.einsum("i,j,k->ijk", residual, residual, residual)
     if covariance is not None:
-        check_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+        check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
         outer = jnp.einsum("ij,k->ijk", covariance.to_dense(), residual)
         target -= outer + outer.transpose(0, 2, 1) + outer.transpose(2, 1, 0)
     return _least_squares(scaled_third, target)
@@ -69,10 +69,10 @@ def d3sm_diagonal(
 
     `scaled_third_diagonal` is T_iii = sigma^3 s3_iii at y, (D,).
     """
-    check_vectors(scaled_third_diagonal=scaled_third_diagonal, residual=residual)
+    check_floating_vectors(scaled_third_diagonal=scaled_third_diagonal, residual=residual)
     target = residual**3
     if covariance is not None:
-        check_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+        check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
         target -= 3.0 * covariance.diagonal() * residual
     return _least_squares(scaled_third_diagonal, target)
 
@@ -92,11 +92,11 @@ def d3sm_contraction(
       scaled_contraction: T[v, v, .] = sigma^3 s3[v, v, .] at y, (D,).
       probe: v, (D,), drawn independently of the noise.
     """
-    check_vectors(scaled_contraction=scaled_contraction, residual=residual, probe=probe)
+    check_floating_vectors(scaled_contraction=scaled_contraction, residual=residual, probe=probe)
     along = jnp.sum(probe * residual)
     target = along**2 * residual
     if covariance is not None:
-        check_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+        check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
         product = covariance.matvec(probe)
         target -= jnp.sum(probe * product) * residual + 2.0 * along * product
     return _least_squares(scaled_contraction, target)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_floating_vectors
 
 
 class LangevinState(NamedTuple):
@@ -39,9 +39,9 @@ def init(position: Array, score_fn: ScoreFn) -> LangevinState:
     Raises:
       ValueError: if position and score are not floating vectors of one shape (D,).
     """
-    check_vectors(position=position)
+    check_floating_vectors(position=position)
     score = score_fn(position)
-    check_vectors(position=position, score=score)
+    check_floating_vectors(position=position, score=score)
     return LangevinState(position, score)
 
 
@@ -77,6 +77,6 @@ def stability_limit(eigenvalues: Array) -> Array:
     Raises:
       ValueError: if the eigenvalues are not a floating vector, (D,).
     """
-    check_vectors(eigenvalues=eigenvalues)
+    check_floating_vectors(eigenvalues=eigenvalues)
     steepest = jnp.max(-eigenvalues)
     return jnp.where(steepest > 0, 2.0 / jnp.where(steepest > 0, steepest, 1.0), jnp.inf)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from hos_jax.linops import KRYLOV_VECTORS, HessianFn, SymmetricMatrix
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_floating_vectors
 
 # On mixtures: without a bound single chains leave the modes for good, and a bound of 0.1 makes the
 # law of the chains visibly too narrow.
@@ -78,9 +78,9 @@ def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
     Raises:
       ValueError: if position, score and rows of the Hessian are not floating, of one shape (D,).
     """
-    check_vectors(position=position)
+    check_floating_vectors(position=position)
     score, hessian = derivatives_fn(position)
-    check_vectors(position=position, score=score, hessian_rows=hessian.shape[:-1])
+    check_floating_vectors(position=position, score=score, hessian_rows=hessian.shape[:-1])
     return OzakiState(position, score, hessian)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,3 +166,11 @@ def test_samples_of_another_form_are_refused(sample, message):
         fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=1)
     with pytest.raises(ValueError, match=r"whole number steps >= 1, got 1\.5"):
         fit.fit_score(jax.random.key(0), model, fit.rows(np.ones((2, 3))), SIGMA, dim=3, steps=1.5)
+
+
+def test_the_order_of_version_0_1_works_with_a_warning():
+    model, sample = ScoreModel(functools.partial(MLP, features=4, depth=1)), fit.rows(np.eye(3))
+    new = fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=1)
+    with pytest.warns(DeprecationWarning, match="fit_score takes its key first"):
+        old = fit.fit_score(model, sample, SIGMA, jax.random.key(0), dim=3, steps=1)
+    chex.assert_trees_all_equal(new, old)
