@@ -23,9 +23,8 @@ With data in an array, draw from its rows::
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
-from typing import Any, ParamSpec, Required, TypedDict, TypeVar, Unpack
+from typing import Any, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ import numpy as np
 import optax
 
 from hos_jax import pointwise
+from hos_jax._names import key_first
 from hos_jax.linops import HessianFn
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
@@ -40,24 +40,6 @@ from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_floating
 
 Sampler = Callable[[PRNGKey, int], Array]
-P, T = ParamSpec("P"), TypeVar("T")
-
-
-def _key_first(fit: Callable[P, T]) -> Callable[P, T]:
-    """Let a key that comes last, as in version 0.1, come first, with a warning."""
-
-    @functools.wraps(fit)
-    def call(*arguments: Any, **settings: Any) -> Any:
-        if arguments and not _is_key(arguments[0]) and _is_key(arguments[-1]):
-            warnings.warn(f"{fit.__name__} takes its key first", DeprecationWarning, stacklevel=2)
-            arguments = (arguments[-1], *arguments[:-1])
-        return fit(*arguments, **settings)
-
-    return call
-
-
-def _is_key(argument: Any) -> bool:
-    return jnp.issubdtype(getattr(argument, "dtype", float), jax.dtypes.prng_key)
 
 
 class Settings(TypedDict, total=False):
@@ -168,7 +150,7 @@ def _fit(
     return minimize(loop_key, loss_fn, init(init_key, jnp.zeros((1, dim))), **settings)
 
 
-@_key_first
+@key_first
 def fit_score(
     key: PRNGKey,
     model: ScoreModel,
@@ -238,7 +220,7 @@ def fit_hessian(
     )
 
 
-@_key_first
+@key_first
 def train_second_order(
     key: PRNGKey,
     score_fn: ScoreFn,
