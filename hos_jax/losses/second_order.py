@@ -30,11 +30,7 @@ from hos_jax.types import Array, check_floating, check_floating_vectors
 
 
 def matrix_rows(matrix: SymmetricMatrix) -> tuple[int, ...]:
-    """The shape of a structure's rows, (D,), to be compared with vectors.
-
-    Raises:
-      ValueError: for what is no structure of floating-point numbers.
-    """
+    """The shape of a structure's rows, (D,); ValueError for what is none, or one of integers."""
     if not isinstance(matrix, SymmetricMatrix):
         raise ValueError("expected a structured matrix, such as hos_jax.linops.Dense(array)")
     check_floating(matrix=matrix)

@@ -112,8 +112,7 @@ def run_chains(
     close over must not change. Arrays that do change are bound with `jax.tree_util.Partial`::
 
         sampler = langevin.as_top_level_api(Partial(score, params), 0.1)  # score(params, noisy)
-        states = jax.vmap(sampler.init)(start)
-        chains = run_chains(key, sampler.step, states, 1000, collect=lambda state: state.position)
+        chains = run_chains(key, sampler.step, jax.vmap(sampler.init)(start), 1000)
 
     Args:
       key: one key for all chains.
@@ -130,8 +129,8 @@ def run_chains(
       progress: the label of a progress bar; None for none.
 
     Raises:
-      ValueError: for numbers below 1 (burn-in: below 0), a thinning that does not divide `steps`,
-        states without an axis of chains, or devices that do not divide the chains.
+      ValueError: for numbers below 1 (burn-in: 0), a thinning that does not divide `steps`, states
+        without an axis of chains, or devices that do not divide the chains.
     """
     check_counts(steps=steps, thinning=thinning, chunk=chunk)
     check_counts(0, burn_in=burn_in)

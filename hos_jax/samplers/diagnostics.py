@@ -60,8 +60,7 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     .. math:: \rho_t = \frac{\sum_{c,i} (x_{c,i} - m)(x_{c,i+t} - m)}{\sum_{c,i} (x_{c,i} - m)^2}
 
     with the mean m over all chains, so that chains which stay in different places correlate. The
-    sum at lag t has t terms less, which biases it towards 0. 1 at every lag
-    where nothing moves. `max_lag` is below the number of draws.
+    sum at lag t has t terms less: biased towards 0. 1 at every lag where nothing moves.
     """
     check_counts(0, max_lag=max_lag)
     _check_draws(draws, max_lag + 1)

@@ -34,11 +34,7 @@ class LangevinInfo(NamedTuple):
 
 
 def init(position: Array, score_fn: ScoreFn) -> LangevinState:
-    """The state of a chain at `position`, (D,).
-
-    Raises:
-      ValueError: if position and score are not floating vectors of one shape (D,).
-    """
+    """The state of a chain at `position`; ValueError unless it and its score are floating, (D,)."""
     check_floating_vectors(position=position)
     score = score_fn(position)
     check_floating_vectors(position=position, score=score)
@@ -73,9 +69,7 @@ def stability_limit(eigenvalues: Array) -> Array:
 
     On a Gaussian x' = (I + eps s2) x + ... is stable for eps < 2 / max(-l); infinite if no
     eigenvalue l is negative. At the limit its variance is infinite: take half of it or less.
-
-    Raises:
-      ValueError: if the eigenvalues are not a floating vector, (D,).
+    ValueError for another shape than (D,) and for integers.
     """
     check_floating_vectors(eigenvalues=eigenvalues)
     steepest = jnp.max(-eigenvalues)

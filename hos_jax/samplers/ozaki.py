@@ -73,11 +73,7 @@ def join(score_fn: ScoreFn, hessian_fn: HessianFn) -> DerivativesFn:
 
 
 def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
-    """The state of a chain at `position`, (D,).
-
-    Raises:
-      ValueError: if position, score and rows of the Hessian are not floating, of one shape (D,).
-    """
+    """The state of a chain at `position`; ValueError unless all three are floating and of one D."""
     check_floating_vectors(position=position)
     score, hessian = derivatives_fn(position)
     check_floating_vectors(position=position, score=score, hessian_rows=hessian.shape[:-1])
