@@ -124,9 +124,9 @@ class Cell:
             batch = self.options.evaluations // len(FIRST_ORDER[loss])
             train = functools.partial(
                 fit.fit_score,
-                self.score_model,
-                self.law.sample,
-                self.sigma,
+                model=self.score_model,
+                sample=self.law.sample,
+                sigma=self.sigma,
                 dim=self.dim,
                 steps=steps,
                 batch_size=batch,
@@ -162,12 +162,12 @@ class Cell:
         batch = self.options.evaluations // len(SECOND_ORDER[loss])
 
         def train(score_params, key):
-            return fit.second_order_params(
+            return fit.fit_hessian(
+                jax.random.fold_in(key, 1),
                 self.score_fn(score_params),
                 model,
                 self.law.sample,
                 self.sigma,
-                jax.random.fold_in(key, 1),
                 dim=self.dim,
                 steps=self.options.steps,
                 batch_size=batch,
@@ -235,7 +235,7 @@ class Cell:
             score_fn = self.score_fn(frozen[0])
             batch = self.options.evaluations // 2
 
-            def loss_fn(params, step_key):
+            def loss_fn(step_key, params):
                 clean_key, noise_key = jax.random.split(step_key)
                 clean = self.law.sample(clean_key, batch)
                 half = jax.random.normal(noise_key, clean.shape, clean.dtype)
@@ -254,9 +254,9 @@ class Cell:
             init_key, loop_key = jax.random.split(jax.random.fold_in(key, 2))
             params = network.init(init_key, jnp.zeros((1, 1, 1, self.dim)))
             return fit.minimize(
+                loop_key,
                 loss_fn,
                 params,
-                loop_key,
                 steps=self.options.steps,
                 learning_rate=self.options.learning_rate,
             )

@@ -8,17 +8,12 @@ from typing import Any
 import jax
 
 from hos_jax.samplers import SamplingAlgorithm
-from hos_jax.samplers.base import step_chains
+from hos_jax.samplers.base import advance, start_carry
 
 
 def make_loop(sampler: SamplingAlgorithm, states: Any, steps: int) -> Callable[[], None]:
     """A function that runs the chains for `steps` steps and waits; its first call compiles."""
 
-    @jax.jit
-    def loop(states):
-        def body(t, states):
-            return step_chains(jax.random.key(t), sampler.step, states)[0]
-
-        return jax.lax.fori_loop(0, steps, body, states)
-
+    key = jax.random.key(0)
+    loop = jax.jit(lambda states: advance(sampler.step, key, start_carry(states), 0, steps))
     return lambda: jax.block_until_ready(loop(states))

@@ -142,15 +142,15 @@ def trained_score(size: Size, features: int, clean: jax.Array) -> tuple[ScoreMod
     model, objective = model_of(size, "s1", features), Objective("dsm")
     params = random_params(model, clean[:1])
 
-    def loss_fn(params, key):
+    def loss_fn(key, params):
         index_key, noise_key = jax.random.split(key)
         batch = clean[jax.random.randint(index_key, (8,), 0, len(clean))]
         noise = jax.random.normal(noise_key, batch.shape)
         evaluate = functools.partial(model.apply, params)
         return jnp.mean(objective.per_example(evaluate, batch, noise, SIGMA)["loss"])
 
-    train = functools.partial(fit.minimize, loss_fn, steps=size.steps)
-    return model, jax.jit(train)(params, jax.random.key(3))
+    train = functools.partial(fit.minimize, loss_fn=loss_fn, steps=size.steps)
+    return model, jax.jit(train)(jax.random.key(3), params=params)
 
 
 class Case:

@@ -63,9 +63,9 @@ def estimates(options, law, smooth) -> dict:
     def learn_score(steps):
         train = functools.partial(
             fit.fit_score,
-            score_model,
-            law.sample,
-            SIGMA,
+            model=score_model,
+            sample=law.sample,
+            sigma=SIGMA,
             dim=DIM,
             steps=steps,
             batch_size=options.evaluations // 3,
@@ -81,11 +81,11 @@ def estimates(options, law, smooth) -> dict:
     for loss, points, positive_definite in (("d2sm_residual", 3, False), ("residual_nll", 1, True)):
         head = SecondOrderHead("low_rank", rank=20, positive_definite=positive_definite)
         hessian_fn = fit.train_second_order(
+            keys[1],
             score_fn,
             HessianModel(network, head, data_std=0.5),
             law.sample,
             SIGMA,
-            keys[1],
             dim=DIM,
             steps=options.steps,
             batch_size=options.evaluations // points,

@@ -1,11 +1,15 @@
 """Names that load what they stand for when they are first used: public ones, and those of 0.1."""
 
+import functools
 import importlib
 import sys
 import types
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Modules of 0.1 by the folder that they are in now.
 _FOLDERS = {
@@ -82,3 +86,20 @@ def install_old_names() -> None:
     members = {name for name in MOVED if name.rpartition(".")[0] in MOVED}
     for name in MOVED.keys() - members:
         sys.modules.setdefault(f"hos_jax.{name}", _OldModule(f"hos_jax.{name}"))
+
+
+def key_first(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a JAX key that comes last, as in 0.1, come first, with a warning."""
+
+    def is_key(argument: Any) -> bool:
+        return str(getattr(argument, "dtype", "")).startswith("key<")
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if arguments and not is_key(arguments[0]) and is_key(arguments[-1]):
+            message = f"{function.__name__} takes its key first; the next version needs it there"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            arguments = (arguments[-1], *arguments[:-1])
+        return function(*arguments, **options)
+
+    return call

@@ -1,8 +1,9 @@
 r"""Fit scores in one compiled loop: for vectors, for small problems, for a score of your own.
 
-`fit_score` learns s1 from samples. `train_second_order` learns s2 for any given s1, which stays as
-it is: a network trained elsewhere, an exact score, a simulator's. Both are functions of arrays, so
-that seeds and noise levels run under `vmap`. Image runs with checkpoints are `hos_jax.training`.
+`fit_score` learns s1 from samples, `fit_hessian` s2 for any given s1, of a network trained
+elsewhere, a law, a simulator. Both return parameters and are functions of arrays, so that seeds and
+noise levels run under `vmap`; `pointwise` makes functions of parameters. `train_second_order` does
+both for s2. Image runs with checkpoints are `hos_jax.training`.
 
 Example, on a score that was not trained here::
 
@@ -10,7 +11,7 @@ Example, on a score that was not trained here::
     smooth = law.smooth(sigma)
     model = HessianModel(functools.partial(MLP, features=64), SecondOrderHead("low_rank", 4))
     hessian_fn = train_second_order(
-        smooth.score, model, law.sample, sigma, jax.random.key(0), dim=law.dim, steps=2000
+        jax.random.key(0), smooth.score, model, law.sample, sigma, dim=law.dim, steps=2000
     )
     hessian_fn(noisy)  # a DiagonalPlusLowRank: s2 at one point
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,24 @@ import numpy as np
 import optax
 
 from hos_jax import pointwise
+from hos_jax._names import key_first
 from hos_jax.linops import HessianFn
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
-from hos_jax.types import Array, PRNGKey, ScoreFn
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_floating
 
 Sampler = Callable[[PRNGKey, int], Array]
+
+
+class Settings(TypedDict, total=False):
+    """What every fit takes by name: D, a batch size (128 unless given), and those of `minimize`."""
+
+    dim: Required[int]
+    steps: Required[int]
+    batch_size: int
+    learning_rate: float
+    clip: float
 
 
 def rows(data: Any) -> Sampler:
@@ -56,55 +68,46 @@ def rows(data: Any) -> Sampler:
     return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
 
 
-def _draw(sample: Sampler, key: PRNGKey, count: int) -> Array:
-    """What a user's sampler gives while JAX traces it.
-
-    Raises:
-      TypeError: if it works with NumPy, which would give the same examples at every step.
-    """
-    remedy = (
-        "take fit.rows(data), or jnp.asarray(data) before indexing, and draw with the given key"
-    )
+def _draw(key: PRNGKey, sample: Sampler, count: int, dim: int) -> Array:
+    """What a user's sampler gives while JAX traces it, (count, dim); see `fit_score`."""
+    remedy = "take fit.rows(data), or jnp.asarray(data) before indexing; draw with the given key"
     try:
         clean = sample(key, count)
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(f"sample indexes a NumPy array with JAX's indices: {remedy}") from error
     if isinstance(clean, np.ndarray):
         raise TypeError(f"sample returns a NumPy array, the same at every step: {remedy}")
+    check_floating(sample=clean)
+    if clean.shape != (count, dim):
+        raise ValueError(f"expected samples of shape {(count, dim)}, got {clean.shape}")
     return clean
 
 
 def minimize(
-    loss_fn: Callable[[Any, PRNGKey], Array],
-    params: Any,
     key: PRNGKey,
+    loss_fn: Callable[[PRNGKey, Any], Array],
+    params: Any,
     *,
     steps: int,
     learning_rate: float = 2e-3,
     clip: float = 1.0,
 ) -> Any:
-    """Minimize a stochastic loss by Adam with a cosine schedule down to 0, in one `lax.scan`.
-
-    Gradients of a larger norm than `clip` are scaled down to it. The losses have gradients of
-    norm 0.1 to 0.5, but for single batches early on, where a likelihood meets a nearly singular
-    covariance and a gradient a thousand times that: one such step can ruin a fit.
+    """The parameters that minimize a stochastic loss: Adam, a cosine schedule, one `lax.scan`.
 
     Args:
-      loss_fn: `loss_fn(params, key)`, a scalar.
+      key: step i gives `fold_in(key, i)` to the loss.
+      loss_fn: `loss_fn(key, params)`, a scalar.
       params: where to start.
-      key: the draws of step i use `fold_in(key, i)`.
       steps: number of steps.
-      learning_rate: at the start.
-      clip: largest norm of a gradient.
-
-    Returns:
-      The final parameters.
+      learning_rate: at the start; it falls to 0.
+      clip: gradients of a larger norm are scaled down to it. The losses have gradients of norm 0.1
+        to 0.5, but for single batches early on, where a likelihood meets a nearly singular
+        covariance and a gradient a thousand times that: one such step can ruin a fit.
 
     Raises:
       ValueError: if `steps` is not positive.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_counts(steps=steps)
     optimizer = optax.chain(
         optax.clip_by_global_norm(clip),
         optax.adam(optax.cosine_decay_schedule(learning_rate, steps)),
@@ -112,7 +115,7 @@ def minimize(
 
     def step(carry, index):
         params, state = carry
-        gradients = jax.grad(loss_fn)(params, jax.random.fold_in(key, index))
+        gradients = jax.grad(loss_fn, argnums=1)(jax.random.fold_in(key, index), params)
         updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), None
 
@@ -122,151 +125,114 @@ def minimize(
 
 
 def _fit(
+    key: PRNGKey,
     objective: Objective,
     evaluate: Callable[[Any, Array, Array | float], ModelOutputs],
-    params: Any,
+    init: Callable[[PRNGKey, Array], Any],
     sample: Sampler,
     sigma: Array | float,
-    key: PRNGKey,
     *,
-    batch_size: int,
-    steps: int,
-    learning_rate: float,
+    dim: int,
+    batch_size: int = 128,
+    **settings: Any,
 ) -> Any:
     """Minimize an objective over fresh samples; `evaluate(params, points, sigma)` is the model."""
+    check_counts(dim=dim, batch_size=batch_size)
 
-    def loss_fn(params, step_key):
-        clean_key, noise_key = jax.random.split(step_key)
-        clean = _draw(sample, clean_key, batch_size)
+    def loss_fn(key, params):
+        clean_key, noise_key = jax.random.split(key)
+        clean = _draw(clean_key, sample, batch_size, dim)
         noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
-        values = objective.per_example(
-            lambda points, s: evaluate(params, points, s), clean, noise, sigma
-        )
-        return jnp.mean(values["loss"])
+        model = functools.partial(evaluate, params)
+        return jnp.mean(objective.per_example(model, clean, noise, sigma)["loss"])
 
-    return minimize(loss_fn, params, key, steps=steps, learning_rate=learning_rate)
+    init_key, loop_key = jax.random.split(key)
+    return minimize(loop_key, loss_fn, init(init_key, jnp.zeros((1, dim))), **settings)
 
 
+@key_first
 def fit_score(
+    key: PRNGKey,
     model: ScoreModel,
     sample: Sampler,
     sigma: Array | float,
-    key: PRNGKey,
     *,
-    dim: int,
-    steps: int,
-    batch_size: int = 128,
     loss: str = "dsm_vr",
-    learning_rate: float = 2e-3,
+    **settings: Unpack[Settings],
 ) -> Any:
     """Parameters of a first-order model, fitted to noisy samples.
 
     Args:
+      key: decides the initialization and every draw.
       model: a `ScoreModel` without a head.
       sample: `sample(key, count)` draws clean points, (count, D).
       sigma: scalar, data units.
-      key: decides the initialization and every draw.
-      dim: D.
-      steps, batch_size, learning_rate: see `minimize`.
       loss: "dsm" or "dsm_vr".
+      **settings: see `Settings`.
+
+    Raises:
+      ValueError: for an unknown loss, steps < 1, or samples of another shape or of integers.
+      TypeError: for samples drawn by NumPy, which would be the same at every step.
     """
-    init_key, loop_key = jax.random.split(key)
     return _fit(
+        key,
         Objective(loss),
         functools.partial(outputs_of, model),
-        model.init(init_key, jnp.zeros((1, dim)), sigma),
+        lambda key, zero: model.init(key, zero, sigma),
         sample,
         sigma,
-        loop_key,
-        batch_size=batch_size,
-        steps=steps,
-        learning_rate=learning_rate,
+        **settings,
     )
 
 
-def score_fn_of(model: ScoreModel, params: Any, sigma: Array | float) -> ScoreFn:
-    """s1 of a fitted model at one point: `pointwise.score_fn` by its name of version 0.1."""
-    return pointwise.score_fn(model, params, sigma)
-
-
-def second_order_params(
+def fit_hessian(
+    key: PRNGKey,
     score_fn: ScoreFn,
     model: HessianModel,
     sample: Sampler,
     sigma: Array | float,
-    key: PRNGKey,
     *,
-    dim: int,
-    steps: int,
-    batch_size: int = 128,
     loss: str = "d2sm_residual",
-    learning_rate: float = 2e-3,
+    **settings: Unpack[Settings],
 ) -> Any:
-    """Parameters of a second-order model for a given score; see `train_second_order`."""
-    if loss == "none":
-        raise ValueError("a second-order loss is needed, got 'none'")
-    init_key, loop_key = jax.random.split(key)
-    score_batch, zero = jax.vmap(score_fn), jnp.zeros((1, dim))
-    return _fit(
-        Objective("dsm", loss, first_order_weight=0.0),
-        lambda params, points, s: outputs_of(model, params, points, s, score_batch(points)),
-        model.init(init_key, zero, sigma, zero),
-        sample,
-        sigma,
-        loop_key,
-        batch_size=batch_size,
-        steps=steps,
-        learning_rate=learning_rate,
-    )
-
-
-def hessian_fn_of(
-    score_fn: ScoreFn, model: HessianModel, params: Any, sigma: Array | float
-) -> HessianFn:
-    """s2 of a fitted model at one point: `pointwise.hessian_fn` by its name of version 0.1."""
-    return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn)
-
-
-def train_second_order(
-    score_fn: ScoreFn,
-    model: HessianModel,
-    sample: Sampler,
-    sigma: Array | float,
-    key: PRNGKey,
-    *,
-    dim: int,
-    steps: int,
-    batch_size: int = 128,
-    loss: str = "d2sm_residual",
-    learning_rate: float = 2e-3,
-) -> HessianFn:
-    """Learn s2 for a score that stays as it is; returns s2 at one point, compiled once.
+    """Parameters of a second-order model, fitted for a score that stays as it is.
 
     Args:
       score_fn: s1 of the smoothed density at one point, (D,) -> (D,), 1 / data units.
       model: the second-order model; its head decides the structure of s2.
-      sample: `sample(key, count)` draws clean points, (count, D).
-      sigma: noise level of `score_fn`, scalar, data units.
-      key: decides the initialization and every draw.
-      dim: D.
-      steps, batch_size, learning_rate: see `minimize`.
       loss: a second-order loss of `hos_jax.losses.objective.SECOND_ORDER`.
+      key, sample, sigma, **settings: see `fit_score`; sigma is the noise level of `score_fn`.
 
     Raises:
-      ValueError: for an unknown loss or steps < 1.
+      ValueError, TypeError: as `fit_score`.
     """
+    if loss == "none":
+        raise ValueError("a second-order loss is needed, got 'none'")
+    scores = jax.vmap(score_fn)
+    return _fit(
+        key,
+        Objective("dsm", loss, first_order_weight=0.0),
+        lambda params, points, s: outputs_of(model, params, points, s, scores(points)),
+        lambda key, zero: model.init(key, zero, sigma, zero),
+        sample,
+        sigma,
+        **settings,
+    )
+
+
+@key_first
+def train_second_order(
+    key: PRNGKey,
+    score_fn: ScoreFn,
+    model: HessianModel,
+    sample: Sampler,
+    sigma: Array | float,
+    *,
+    loss: str = "d2sm_residual",
+    **settings: Unpack[Settings],
+) -> HessianFn:
+    """Learn s2 for a score that stays as it is: `fit_hessian`, then s2 at one point, compiled."""
     train = jax.jit(
-        lambda k: second_order_params(
-            score_fn,
-            model,
-            sample,
-            sigma,
-            k,
-            dim=dim,
-            steps=steps,
-            batch_size=batch_size,
-            loss=loss,
-            learning_rate=learning_rate,
-        )
+        lambda key: fit_hessian(key, score_fn, model, sample, sigma, loss=loss, **settings)
     )
     return pointwise.hessian_fn(model, train(key), sigma, score_fn=score_fn)

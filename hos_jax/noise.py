@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hos_jax.types import Array, PRNGKey, check_vectors
+from hos_jax.types import Array, PRNGKey, check_floating_vectors
 
 
 class AntitheticPair(NamedTuple):
@@ -18,45 +19,61 @@ class AntitheticPair(NamedTuple):
 
 
 def perturb(clean: Array, noise: Array, sigma: Array | float) -> AntitheticPair:
-    """The antithetic pair y+- = x +- sigma z around one clean point.
-
-    Args:
-      clean: x, (D,), data units.
-      noise: z, (D,), standard normal.
-      sigma: standard deviation of the perturbation, scalar, data units.
+    """The antithetic pair y+- = x +- sigma z around one clean point x; all but sigma are (D,).
 
     Raises:
-      ValueError: if the shapes differ or are not (D,).
+      ValueError: if the shapes differ or are not (D,), or for numbers that are not floating.
     """
-    check_vectors(clean=clean, noise=noise)
+    check_floating_vectors(clean=clean, noise=noise)
     return AntitheticPair(clean + sigma * noise, clean - sigma * noise)
 
 
-def step_key(seed: int | Array, step: int | Array) -> PRNGKey:
-    """The key of one training step, derived from (seed, step) and nothing else."""
-    return jax.random.fold_in(jax.random.key(seed), step)
+# Every use of randomness in a run, each with keys of its own. A stream's number is its place here:
+# new ones go to the end, so that a run resumed with a later version draws what it would have drawn.
+STREAMS = (
+    "parameters",
+    "training noise",
+    "training levels",
+    "held-out noise",
+    "held-out levels",
+    "chains",
+    "course of chains",
+    "imported networks",
+)
+
+
+def stream_key(stream: str, seed: int | Array, step: int | Array = 0) -> PRNGKey:
+    """The key of one stream at one step, a function of its arguments alone.
+
+    What differs between processes, devices and examples is folded in by `example_keys`.
+
+    Raises:
+      ValueError: for a name that is not in `STREAMS`.
+    """
+    if stream not in STREAMS:
+        raise ValueError(f"unknown stream {stream!r}; choose one of {', '.join(STREAMS)}")
+    key = jax.random.fold_in(jax.random.key(seed), STREAMS.index(stream))
+    return jax.random.fold_in(key, step)
 
 
 def example_keys(key: PRNGKey, first_index: int | Array, count: int) -> PRNGKey:
-    """Keys of the examples `first_index ... first_index + count - 1` of a global batch.
+    """Keys of the examples `first_index ... first_index + count - 1` of a global batch, (count,).
 
     The index of an example is fixed by (process, device, position on the device), so the noise
     that an example receives does not depend on how many devices share the batch.
-
-    Returns:
-      Array of `count` keys.
     """
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(first_index + jnp.arange(count))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(count))
 
 
 def geometric_sigmas(largest: float, smallest: float, count: int) -> Array:
     """Noise levels from `largest` to `smallest` with a constant ratio, (count,), data units.
 
     Raises:
-      ValueError: unless largest >= smallest > 0 and count >= 1.
+      ValueError: unless infinity > largest >= smallest > 0 and count >= 1.
     """
-    if not largest >= smallest > 0 or count < 1:
+    if not math.inf > largest >= smallest > 0 or count < 1:
         raise ValueError(
-            f"need largest >= smallest > 0 and count >= 1, got {largest}, {smallest}, {count}"
+            f"need finite largest >= smallest > 0 and count >= 1, got {largest}, {smallest}, "
+            f"{count}"
         )
     return jnp.geomspace(largest, smallest, count)

@@ -42,65 +42,48 @@ from hos_jax.types import Array, ScoreFn
 from hos_jax.uncertainty.posterior import Posterior, posterior_from_covariance
 
 Sigma = Array | float
-ImageShape = tuple[int, int, int]
+Level = Sigma | None
+Shape = tuple[int, int, int] | None
+Score = ScoreFn | None
 
 
 def score_fn(
-    model: Any,
-    params: Any = None,
-    sigma: Sigma | None = None,
-    image_shape: ImageShape | None = None,
+    model: Any, params: Any = None, sigma: Level = None, image_shape: Shape = None
 ) -> Callable[..., Array]:
     """s1 at one point: noisy -> (D,), 1 / data units."""
-    return _at_a_point(_score1, model, params, sigma, image_shape)
+    return _at_a_point(lambda _, out, s: out.score1, model, params, sigma, image_shape)
 
 
 def hessian_fn(
-    model: Any,
-    params: Any = None,
-    sigma: Sigma | None = None,
-    image_shape: ImageShape | None = None,
-    *,
-    score_fn: ScoreFn | None = None,
+    model, params=None, sigma: Level = None, image_shape: Shape = None, *, score_fn: Score = None
 ) -> Callable[..., SymmetricMatrix]:
     """s2 at one point: noisy -> structured (D, D), 1 / data units^2."""
-    return _at_a_point(_score2, model, params, sigma, image_shape, score_fn)
+    return _at_a_point(lambda _, out, s: out.score2, model, params, sigma, image_shape, score_fn)
 
 
 def derivatives_fn(
-    model: Any,
-    params: Any = None,
-    sigma: Sigma | None = None,
-    image_shape: ImageShape | None = None,
-    *,
-    score_fn: ScoreFn | None = None,
+    model, params=None, sigma: Level = None, image_shape: Shape = None, *, score_fn: Score = None
 ) -> Callable[..., tuple[Array, SymmetricMatrix]]:
     """(s1, s2) at one point from one evaluation of the networks, as `samplers.ozaki` takes it."""
-    return _at_a_point(_both, model, params, sigma, image_shape, score_fn)
+    return _at_a_point(
+        lambda _, out, s: (out.score1, out.score2), model, params, sigma, image_shape, score_fn
+    )
 
 
 def covariance_fn(
-    model: Any,
-    params: Any = None,
-    sigma: Sigma | None = None,
-    image_shape: ImageShape | None = None,
-    *,
-    score_fn: ScoreFn | None = None,
+    model, params=None, sigma: Level = None, image_shape: Shape = None, *, score_fn: Score = None
 ) -> Callable[..., SymmetricMatrix]:
     """C = I + sigma^2 s2 at one point, as the model gives it: structured (D, D), dimensionless.
 
     It need not be positive definite; `posterior_fn` mends that.
     """
-    return _at_a_point(_covariance, model, params, sigma, image_shape, score_fn)
+    return _at_a_point(
+        lambda _, out, s: out.covariance, model, params, sigma, image_shape, score_fn
+    )
 
 
 def posterior_fn(
-    model: Any,
-    params: Any = None,
-    sigma: Sigma | None = None,
-    image_shape: ImageShape | None = None,
-    *,
-    score_fn: ScoreFn | None = None,
+    model, params=None, sigma: Level = None, image_shape: Shape = None, *, score_fn: Score = None
 ) -> Callable[..., Posterior]:
     """The law of the clean point given the noisy one: noisy -> `Posterior`."""
     return _at_a_point(posteriors, model, params, sigma, image_shape, score_fn)
@@ -126,29 +109,13 @@ def posteriors(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Posterior:
     return jax.vmap(posterior_of)(noisy, outputs.score1, outputs.covariance, third)
 
 
-def _score1(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Array:
-    return outputs.score1
-
-
-def _score2(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> SymmetricMatrix:
-    return outputs.score2
-
-
-def _both(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> tuple[Array, SymmetricMatrix]:
-    return outputs.score1, outputs.score2
-
-
-def _covariance(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> SymmetricMatrix:
-    return outputs.covariance
-
-
 def _at_a_point(
     read: Callable[[Array, ModelOutputs, Sigma], Any],
     model: Any,
     params: Any,
-    sigma: Sigma | None,
-    image_shape: ImageShape | None,
-    score_fn: ScoreFn | None = None,
+    sigma: Level,
+    image_shape: Shape,
+    score_fn: Score = None,
 ) -> Callable[..., Any]:
     """`fn(noisy, sigma)`: `read(points, outputs, sigma)` at a batch of one, without the batch."""
     if not hasattr(model, "apply"):
@@ -169,7 +136,7 @@ def _at_a_point(
 
     default = sigma
 
-    def at_a_point(noisy: Array, sigma: Sigma | None = None) -> Any:
+    def at_a_point(noisy: Array, sigma: Level = None) -> Any:
         sigma = default if sigma is None else sigma
         if params is None or sigma is None:
             raise ValueError("a model needs its params, and sigma here or at every call")
@@ -180,7 +147,7 @@ def _at_a_point(
     return at_a_point
 
 
-def _check_point(noisy: Array, image_shape: ImageShape | None) -> None:
+def _check_point(noisy: Array, image_shape: Shape) -> None:
     if image_shape is None:
         fits, expected = noisy.ndim in (1, 3), "(D,) or (H, W, C)"
     else:

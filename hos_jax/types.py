@@ -1,8 +1,11 @@
-"""The types that every numerical module accepts, and the check of vectors."""
+"""The types that every numerical module accepts, and the checks of arguments that they share."""
 
+import numbers
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -21,3 +24,23 @@ def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"expected vectors of one shape (D,), got {listed}; use vmap for batches")
+
+
+def check_floating_vectors(**vectors: Array | tuple[int, ...]) -> None:
+    """`check_vectors`, and none of the arrays may be of integers."""
+    check_vectors(**vectors)
+    check_floating(**vectors)
+
+
+def check_floating(**arrays: Any) -> None:
+    """Raise ValueError for an array of integers; what has no dtype, as a shape, passes."""
+    for name, array in arrays.items():
+        if not jnp.issubdtype(getattr(array, "dtype", float), jnp.floating):
+            raise ValueError(f"expected floating-point numbers, got {name} of {array.dtype}")
+
+
+def check_counts(least: int = 1, /, **counts: int) -> None:
+    """Raise ValueError for what is no whole number, or one below `least`."""
+    for name, count in counts.items():
+        if not isinstance(count, numbers.Integral) or count < least:
+            raise ValueError(f"expected a whole number {name} >= {least}, got {count}")

@@ -64,9 +64,7 @@ for axis, points, title in zip(axes, (clean, noisy), ("clean", "noisy"), strict=
 # %%
 network = functools.partial(MLP, features=64)
 score_model = ScoreModel(network, data_std=1.0)
-train = jax.jit(
-    functools.partial(fit.fit_score, score_model, law.sample, SIGMA, dim=2, steps=STEPS)
-)
+train = jax.jit(lambda key: fit.fit_score(key, score_model, law.sample, SIGMA, dim=2, steps=STEPS))
 score_fn = pointwise.score_fn(score_model, train(jax.random.key(2)), SIGMA)
 
 # %% [markdown]
@@ -78,7 +76,7 @@ score_fn = pointwise.score_fn(score_model, train(jax.random.key(2)), SIGMA)
 # %%
 hessian_model = HessianModel(network, SecondOrderHead("low_rank", rank=2, positive_definite=False))
 hessian_fn = fit.train_second_order(
-    score_fn, hessian_model, law.sample, SIGMA, jax.random.key(3), dim=2, steps=STEPS
+    jax.random.key(3), score_fn, hessian_model, law.sample, SIGMA, dim=2, steps=STEPS
 )
 
 autodiff_fn = autodiff.dense_hessian_fn(score_fn)

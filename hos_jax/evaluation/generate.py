@@ -14,7 +14,7 @@ import numpy as np
 from hos_jax import pointwise, tweedie
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
-from hos_jax.noise import geometric_sigmas, step_key
+from hos_jax.noise import geometric_sigmas, stream_key
 from hos_jax.samplers import (
     SamplingAlgorithm,
     anneal_chains,
@@ -23,7 +23,7 @@ from hos_jax.samplers import (
     ozaki,
     run_chains,
 )
-from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.problem import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
       UserError: if no chain stayed finite.
     """
     config = problem.config
-    key = step_key(config.seed, EVALUATION_STEP)
+    key = stream_key("chains", config.seed)
     annealed = config.sampling.sampler.startswith("annealed")
     run = _annealed if annealed else _single_level
     label = config.sampling.sampler.replace("_", " ") if progress else None
@@ -149,10 +149,9 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
         start,
         sigmas,
         sampling.steps_per_level,
-        keep_trajectory=True,
+        collect=lambda state: state.position,
         progress=label,
     )
-    assert chains.trajectory is not None
     last = len(sigmas) - 1
     kept = np.unique(np.linspace(0, last, min(KEPT, len(sigmas))).round().astype(int))
     steps = (kept + 1) * sampling.steps_per_level
@@ -170,15 +169,20 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
     """
     data = problem.data
     count = min(samples.course.shape[1], len(data.train) // 2)
-    key = jax.random.key(problem.config.seed)
+    noise_key, directions_key = jax.random.split(
+        stream_key("course of chains", problem.config.seed)
+    )
     denoise = make_denoiser(problem)
     clean = data.to_float(data.train[: 2 * count]).reshape(2, count, int(np.prod(data.image_shape)))
-    noise = jax.random.normal(key, clean.shape, clean.dtype)
+    noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
     distance_fn = jax.jit(functools.partial(diagnostics.sliced_wasserstein, projections=200))
     first = samples.course[0] - samples.course[0].mean(axis=0)
-    correlation, distance, floor = [], [], []
+    correlation: list[float] = []
+    distance: list[float] = []
+    floor: list[float] = []
 
     def apart(a, b):
+        key = jax.random.fold_in(directions_key, len(distance) + len(floor))
         return float(distance_fn(key, *(images.reshape(count, -1) for images in (a, b))))
 
     for images, sigma in zip(samples.course, samples.sigmas, strict=True):

@@ -14,8 +14,8 @@ import numpy as np
 from hos_jax import pointwise, tweedie
 from hos_jax.linops.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
-from hos_jax.noise import example_keys, step_key
-from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.noise import example_keys, stream_key
+from hos_jax.training.problem import Problem
 from hos_jax.uncertainty import (
     Posterior,
     Violations,
@@ -90,7 +90,7 @@ def _batches(problem: Problem, limit: int | None = None):
     for start in range(0, total, size):
         first = min(start, total - size)
         clean = data.to_float(data.held_out[first : first + size])
-        keys = example_keys(step_key(config.seed, EVALUATION_STEP), first, size)
+        keys = example_keys(stream_key("held-out noise", config.seed), first, size)
         yield clean, keys, np.arange(size) >= start - first
 
 
@@ -279,7 +279,7 @@ def first_held_out(problem: Problem, params: Any, count: int) -> tuple[np.ndarra
     """The first held-out images, clean (N, H, W, C), and their denoising."""
     data, config = problem.data, problem.config
     clean = data.to_float(data.held_out[:count])
-    keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, len(clean))
+    keys = example_keys(stream_key("held-out noise", config.seed), 0, len(clean))
     return np.asarray(clean), make_noise_and_denoise(problem)(params, clean, keys)
 
 

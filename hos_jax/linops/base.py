@@ -366,8 +366,7 @@ class Solvable(SymmetricMatrix):
         return QuadraticAndLogdet(jnp.sum(jnp.square(white), axis=(-2, -1)), self.logdet())
 
     def _draw(self, key: PRNGKey, count: int) -> Array:
-        noise_key, _ = jax.random.split(key)
-        return self.color(jax.random.normal(noise_key, (count, self.dim), self.dtype).T).T
+        return self.color(jax.random.normal(key, (count, self.dim), self.dtype).T).T
 
 
 # Second-order score s2(y) = Hessian of log q(y) at one point: (D,) -> structured (D, D).

@@ -130,6 +130,6 @@ class PlusLowRank(SymmetricMatrix):
         return QuadraticAndLogdet(*self._of_parts(woodbury.quadratic_form_and_logdet, vector))
 
     def _draw(self, key: PRNGKey, count: int) -> Array:
-        _, low_rank_key = jax.random.split(key)
+        base_key, low_rank_key = jax.random.split(key)
         weights = jax.random.normal(low_rank_key, (count, self.factor.shape[-1]), self.dtype)
-        return self.base._draw(key, count) + weights @ self.factor.T
+        return self.base._draw(base_key, count) + weights @ self.factor.T

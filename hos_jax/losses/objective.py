@@ -25,7 +25,7 @@ from hos_jax.losses.second_order import (
 )
 from hos_jax.losses.third_order import d3sm_diagonal
 from hos_jax.noise import perturb
-from hos_jax.types import Array
+from hos_jax.types import Array, check_floating
 
 FIRST_ORDER = {"dsm": ("plus",), "dsm_vr": ("plus", "clean")}
 SECOND_ORDER = {
@@ -51,14 +51,13 @@ class Objective:
       second_order: "none", "d2sm", "d2sm_vr", "d2sm_residual" (adaptive control variates),
         "d2sm_residual_plain" or "residual_nll".
       first_order_weight: gamma sigma^2; published: 1 (diagonal model), 10 (low-rank model).
-      stop_gradient_score1: whether s1 is a constant in the published second-order losses. The
-        residual losses always treat it as one.
+      stop_gradient_score1: whether s1 is a constant in the published second-order losses; in the
+        residual losses it always is.
       third_order: "none" or "d3sm_diagonal", centred by the model's covariance where it has one.
       third_order_weight: the weight of L_3.
-      balance_std: for a range of noise levels, the data's standard deviation s: L_1 of an example
-        is multiplied by 1 + sigma^2 / s^2, so that every level counts. As it stands the error of
-        the noise prediction vanishes at large sigma, where the noise is all there is to see
-        (Karras et al. 2022, table 1). None leaves it as it is.
+      balance_std: for a range of noise levels, the data's standard deviation s: L_1 is multiplied
+        by 1 + sigma^2 / s^2, so that large sigma counts, where the noise is all there is to see and
+        the error of its prediction vanishes (Karras et al. 2022, table 1).
 
     Raises:
       ValueError: for an unknown loss.
@@ -97,8 +96,7 @@ class Objective:
         *,
         mean: Callable[[Array], Array] = jnp.mean,
     ) -> dict[str, Array]:
-        """The losses of a batch, each (N,): "loss" (their weighted sum), "score1", and
-        "score2", "score3" where they are trained.
+        """The losses of a batch, each (N,): "loss", the weighted sum, and "score1" to "score3".
 
         Args:
           model: `model(points, sigma)` gives `ModelOutputs` at a batch of points.
@@ -106,7 +104,15 @@ class Objective:
           noise: z, of the shape of `clean`.
           sigma: scalar or one per example, (N,), data units.
           mean: the batch mean that the control variates' coefficients use.
+
+        Raises:
+          ValueError: for shapes that do not belong together, or integers.
         """
+        check_floating(clean=clean, noise=noise)
+        if clean.shape != noise.shape or clean.ndim < 2:
+            raise ValueError(
+                f"expected clean and noise of one shape (N, ...), got {clean.shape}, {noise.shape}"
+            )
         count = clean.shape[0]
         flat_clean, flat_noise = clean.reshape(count, -1), noise.reshape(count, -1)
         sigma = jnp.broadcast_to(jnp.asarray(sigma, clean.dtype), (count,))
@@ -115,17 +121,14 @@ class Objective:
         batch = jnp.concatenate([locations[point] for point in self.points])
         levels = jnp.tile(sigma, len(self.points))
         outputs = model(batch.reshape(-1, *clean.shape[1:]), levels)
-        at = {
-            point: outputs.at(index * count, (index + 1) * count)
-            for index, point in enumerate(self.points)
-        }
+        at = {p: outputs.at(i * count, (i + 1) * count) for i, p in enumerate(self.points)}
         dim = flat_clean.shape[1]
         first = self._first_order(at, flat_noise, sigma) * (sigma**2 / dim)
         if self.balance_std is not None:
             first = first * (1.0 + jnp.square(sigma / self.balance_std))
-        if self.second_order == "none" and self.third_order == "none":
-            return {"loss": first, "score1": first}
         values = {"score1": first}
+        if self.second_order == "none" and self.third_order == "none":
+            return {"loss": first, **values}
         total = self.first_order_weight * first
         if self.second_order != "none":
             values["score2"] = self._second_order(at, flat_noise, sigma, mean) / dim
@@ -136,10 +139,9 @@ class Objective:
         return {"loss": total, **values}
 
     def _first_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
-        if self.first_order == "dsm":
-            return jax.vmap(dsm)(at["plus"].score1, noise, sigma)
-        scores = at["plus"].score1, at["clean"].score1
-        return jax.vmap(dsm_vr)(*scores, noise, sigma)
+        loss: Callable[..., Array] = dsm if self.first_order == "dsm" else dsm_vr
+        scores = [at[point].score1 for point in FIRST_ORDER[self.first_order]]
+        return jax.vmap(loss)(*scores, noise, sigma)
 
     def _second_order(self, at: dict, noise: Array, sigma, mean: Callable) -> Array:
         name = self.second_order
@@ -157,8 +159,7 @@ class Objective:
         pair = plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian
         if name == "d2sm_residual_plain":
             return d2sm_residual(jax.vmap(d2sm_residual_terms)(*pair, noise))
-        clean = at["clean"].scaled_hessian
-        terms = jax.vmap(d2sm_residual_terms)(*pair, noise, clean)
+        terms = jax.vmap(d2sm_residual_terms)(*pair, noise, at["clean"].scaled_hessian)
         return d2sm_residual(terms, control_coefficients(terms, mean=mean))
 
     def _third_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:

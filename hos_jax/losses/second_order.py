@@ -3,9 +3,18 @@ r"""Second-order denoising losses: fits of the Hessian s2(y) of log q, on struct
 Every loss takes network outputs at one example and returns one value; batch with `vmap`. No loss
 builds a D x D array unless it is handed a `Dense` one. Two families:
 
-* `d2sm`, `d2sm_vr` take scores (s1, s2), as published by Meng et al. 2021.
+* `d2sm`, `d2sm_vr` take scores (s1, s2), as published by Meng et al. 2021, in 1 / data units and
+  their square.
 * `d2sm_residual`, `residual_nll` take dimensionless quantities: the residual r = z + sigma s1(y)
-  (see `hos_jax.losses.residual`), S = sigma^2 s2 and the covariance C = I + S.
+  (see `hos_jax.losses.residual`), S = sigma^2 s2 and the covariance C = I + S. Residuals are used
+  as constants: gradients stop at them.
+
+Vectors are (D,), the noise z among them; matrices are structures of `hos_jax.linops`; sigma is a
+scalar in data units. `plus`, `minus` and `clean` are the points y+ = x + sigma z, y- = x - sigma z
+and x. ||.||_F is the Frobenius norm, <., .> its inner product. ValueError for shapes that differ,
+integers, and plain arrays in place of structures::
+
+    minus_log_likelihoods = jax.vmap(losses.residual_nll)(residuals, covariances)  # (N,)
 """
 
 from __future__ import annotations
@@ -17,7 +26,15 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, check_vectors
+from hos_jax.types import Array, check_floating, check_floating_vectors
+
+
+def matrix_rows(matrix: SymmetricMatrix) -> tuple[int, ...]:
+    """The shape of a structure's rows, (D,); ValueError for what is none, or one of integers."""
+    if not isinstance(matrix, SymmetricMatrix):
+        raise ValueError("expected a structured matrix, such as hos_jax.linops.Dense(array)")
+    check_floating(matrix=matrix)
+    return matrix.shape[:-1]
 
 
 def _noise_contrast(matrix: SymmetricMatrix, noise: Array) -> Array:
@@ -37,20 +54,11 @@ def d2sm(score1: Array, score2: SymmetricMatrix, noise: Array, sigma: Array | fl
     .. math:: \tfrac12 [ \|\psi(y)\|_F^2 + 2 \langle (I - z z^T)/\sigma^2, \psi(y) \rangle ],
         \qquad \psi = s_2 + s_1 s_1^T
 
-    Args:
-      score1: s1 at y = x + sigma z, (D,).
-      score2: s2 at y, a structured (D, D) matrix.
-      noise: z, (D,).
-      sigma: scalar, data units.
-
-    Raises:
-      ValueError: if the shapes differ.
-
     References:
       Meng, Song, Li, Ermon, "Estimating High Order Gradients of the Data Distribution by
       Denoising", NeurIPS 2021, theorem 2.
     """
-    check_vectors(score1=score1, noise=noise, score2_rows=score2.shape[:-1])
+    check_floating_vectors(score1=score1, noise=noise, score2_rows=matrix_rows(score2))
     # The norm of psi and its contrast, term by term: no copy of the factor with one more column.
     size = jnp.sum(jnp.square(score1))
     norm = score2.squared_norm() + 2.0 * score2.quadratic_form(score1) + size**2
@@ -72,20 +80,12 @@ def d2sm_vr(
     .. math:: \tfrac12 [ \|\psi(y_+)\|_F^2 + \|\psi(y_-)\|_F^2
         + 2 \langle (I - z z^T)/\sigma^2, \psi(y_+) + \psi(y_-) - 2 \psi(x) \rangle ]
 
-    Args:
-      score1_plus, score2_plus: s1 (D,) and structured s2 at y+ = x + sigma z.
-      score1_minus, score2_minus: at y- = x - sigma z.
-      score1_clean, score2_clean: at x.
-      noise: z, (D,).
-      sigma: scalar, data units.
-
-    Raises:
-      ValueError: if the shapes differ.
-
     References:
       Meng et al. 2021, section 4 (variance reduction).
     """
-    check_vectors(score1_clean=score1_clean, noise=noise, score2_rows=score2_clean.shape[:-1])
+    check_floating_vectors(
+        score1_clean=score1_clean, noise=noise, score2_rows=matrix_rows(score2_clean)
+    )
     pair = d2sm(score1_plus, score2_plus, noise, sigma)
     pair += d2sm(score1_minus, score2_minus, noise, sigma)
     return pair - 2.0 * _psi_contrast(score1_clean, score2_clean, noise) / sigma**2
@@ -126,25 +126,16 @@ def d2sm_residual_terms(
     r r^T is (I + S_x) z z^T (I + S_x) up to terms that the pair cancels: M_1 takes out its order 0
     and M_2 its order sigma^2.
 
-    Without `scaled_hessian_clean` the controls are 0 (the plain residual form). The residuals are
-    used as constants: gradients stop at them.
-
-    Args:
-      residual_plus, residual_minus: r at y+ and y-, (D,): z + sigma s1(y+), -z + sigma s1(y-).
-      scaled_hessian_plus, scaled_hessian_minus, scaled_hessian_clean: S = sigma^2 s2 at y+, y-
-        and x, structured.
-      noise: z, (D,).
-
-    Raises:
-      ValueError: if the shapes differ.
+    `residual_minus` is -z + sigma s1(y-), `scaled_hessian_...` is S. Without
+    `scaled_hessian_clean` the controls are 0 (the plain residual form).
     """
-    check_vectors(
-        plus=residual_plus, minus=residual_minus, noise=noise, s=scaled_hessian_plus.shape[:-1]
-    )
+    matrices = [scaled_hessian_plus, scaled_hessian_minus]
+    matrices += [] if scaled_hessian_clean is None else [scaled_hessian_clean]
+    rows = {f"scaled_hessian_{i}": matrix_rows(matrix) for i, matrix in enumerate(matrices)}
+    check_floating_vectors(plus=residual_plus, minus=residual_minus, noise=noise, **rows)
     plus, minus = jax.lax.stop_gradient((residual_plus, residual_minus))
-    correlation = -(
-        _noise_contrast(scaled_hessian_plus, plus) + _noise_contrast(scaled_hessian_minus, minus)
-    )
+    correlation = -_noise_contrast(scaled_hessian_plus, plus)
+    correlation -= _noise_contrast(scaled_hessian_minus, minus)
     fit = 0.5 * (scaled_hessian_plus.squared_norm() + scaled_hessian_minus.squared_norm())
     if scaled_hessian_clean is None:
         zeros = jnp.zeros_like(noise, shape=(2,))
@@ -155,30 +146,24 @@ def d2sm_residual_terms(
     turned = frozen.matvec(noise)
     power, form = noise @ noise, turned @ noise
 
+    # <A, M_1> and <A, M_2> for a structure, for v v^T and for I.
     def products(matrix: SymmetricMatrix) -> Array:
-        """<matrix, M_1> and <matrix, M_2>."""
         second = turned @ matrix.matvec(noise) - matrix.inner(frozen)
         return jnp.stack([-_noise_contrast(matrix, noise), 2.0 * second])
 
     def outer_products(vector: Array) -> Array:
-        """<v v^T, M_1> and <v v^T, M_2>."""
         along = vector @ noise
         second = along * (vector @ turned) - frozen.quadratic_form(vector)
         return jnp.stack([along**2 - vector @ vector, 2.0 * second])
 
     traces = jnp.stack([power - noise.shape[0], 2.0 * (form - frozen.trace())])
-    slopes = outer_products(plus) - products(frozen_plus)
+    slopes = outer_products(plus) - products(frozen_plus) - 2.0 * traces
     slopes += outer_products(minus) - products(frozen_minus)
     mixed = 2.0 * (form * (power - 2.0) + frozen.trace())
     second = 2.0 * (turned @ turned) * (power - 4.0) + 2.0 * form**2
     gram = [power**2 - 2.0 * power + noise.shape[0], mixed, second + 4.0 * frozen.squared_norm()]
-    return ResidualTerms(
-        fit,
-        correlation,
-        products(scaled_hessian_clean),
-        slopes - 2.0 * traces,
-        jnp.stack(gram)[jnp.array([[0, 1], [1, 2]])],
-    )
+    grams = jnp.stack(gram)[jnp.array([[0, 1], [1, 2]])]
+    return ResidualTerms(fit, correlation, products(scaled_hessian_clean), slopes, grams)
 
 
 def control_coefficients(
@@ -190,12 +175,8 @@ def control_coefficients(
         0, 2)
 
     They minimize the variance of the loss's gradient in S, not of its value, which a few examples
-    of large S would decide. Near 0 is the plain residual form, 2 full variance reduction.
-    No gradient flows through them.
-
-    Args:
-      terms: a batch of terms.
-      mean: the batch mean; over devices pass one that also averages over them.
+    of large S would decide. No gradient flows through them. `mean` is the batch mean; over devices
+    pass one that also averages over them.
     """
     slopes, gram = jax.lax.stop_gradient((terms.slopes, terms.gram))
     slopes = jnp.stack([mean(slopes[:, k]) for k in range(2)])
@@ -206,11 +187,9 @@ def control_coefficients(
     beyond = first * second - mixed**2
     regular = beyond > 1e-3 * first * second
     determinant = jnp.where(regular, beyond, 1.0)
-    both = jnp.stack(
-        [second * slopes[0] - mixed * slopes[1], first * slopes[1] - mixed * slopes[0]]
-    )
+    both = [second * slopes[0] - mixed * slopes[1], first * slopes[1] - mixed * slopes[0]]
     alone = jnp.stack([only_first, jnp.zeros_like(only_first)])
-    return jnp.clip(jnp.where(regular, both / determinant, alone), 0.0, 2.0)
+    return jnp.clip(jnp.where(regular, jnp.stack(both) / determinant, alone), 0.0, 2.0)
 
 
 def d2sm_residual(terms: ResidualTerms, coefficients: Array | float = 0.0) -> Array:
@@ -219,14 +198,11 @@ def d2sm_residual(terms: ResidualTerms, coefficients: Array | float = 0.0) -> Ar
     .. math:: \text{loss} = \text{fit} - A + \lambda_1 B_1 + \lambda_2 B_2
 
     For an exact s1, E[r r^T - I | y] = S(y), so the minimizer is S = sigma^2 s2; an error of s1
-    enters in second order, where in `d2sm` it enters in first order. The adaptive form is::
+    enters in second order, where in `d2sm` it enters in first order. `terms` are of one example or
+    a batch; lambda is (2,) or one scalar for both, 0 the plain form. The adaptive form is::
 
         terms = vmap(d2sm_residual_terms)(...)
         loss = d2sm_residual(terms, control_coefficients(terms))
-
-    Args:
-      terms: from `d2sm_residual_terms`, of one example or a batch of them.
-      coefficients: lambda, (2,) or one scalar for both; 0 is the plain form.
 
     References:
       Centring as in Lu et al. 2022, "Maximum Likelihood Training for Score-Based Diffusion ODEs by
@@ -243,16 +219,9 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
 
     A proper scoring rule for the posterior covariance in units of sigma^2 (constant D/2 log 2 pi
     left out), minimized by C(y) = E[r r^T | y]. For `DiagonalPlusLowRank` both terms go through
-    the r x r Woodbury matrix. The residual is used as a constant: gradients stop at it.
-
-    Args:
-      residual: r = z + sigma s1(y), (D,).
-      covariance: C at y, structured and positive definite.
-
-    Raises:
-      ValueError: if the shapes differ.
+    the r x r Woodbury matrix. `covariance` is C at y, positive definite.
     """
-    check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
+    check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)

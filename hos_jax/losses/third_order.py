@@ -11,6 +11,12 @@ most of the variance away where the posterior is nearly Gaussian. C may be left 
 Three forms of one loss, all for one example, and all valid at y- with the residual there
 (-z + sigma s1(y-)), so that an antithetic pair is a sum of two calls. In such a pair the control
 variate at the clean point cancels: the target is odd in z.
+
+`residual` is r at y, (D,), and `covariance` a model of C there, a structure of `hos_jax.linops`;
+both are used as constants: gradients stop at them. ||.|| is the Euclidean norm of all entries.
+ValueError for shapes that differ and for integers::
+
+    loss = losses.d3sm_diagonal(third, residual, covariance)  # one example, third: (D,)
 """
 
 from __future__ import annotations
@@ -19,11 +25,12 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, check_vectors
+from hos_jax.losses.second_order import matrix_rows
+from hos_jax.types import Array, check_floating, check_floating_vectors
 
 
 def _least_squares(tensor: Array, target: Array) -> Array:
-    """1/2 n2(T) + <T, target>, whose mean is least at T = -E[target]."""
+    """1/2 ||T||^2 + <T, target>, whose mean is least at T = -E[target]."""
     return 0.5 * jnp.sum(jnp.square(tensor)) + jnp.sum(tensor * jax.lax.stop_gradient(target))
 
 
@@ -34,16 +41,12 @@ def d3sm(scaled_third: Array, residual: Array, covariance: SymmetricMatrix | Non
 
     Args:
       scaled_third: T = sigma^3 s3 at y, (D, D, D), symmetric (only its symmetric part is fitted).
-      residual: r at y, (D,); used as a constant.
-      covariance: a model of C at y, structured; used as a constant.
-
-    Raises:
-      ValueError: if the shapes differ.
 
     References:
       Order 3 of theorem 1 of Meng et al. 2021, centred as in Lu et al. 2022, arXiv 2206.08265.
     """
-    check_vectors(residual=residual)
+    check_floating_vectors(residual=residual)
+    check_floating(scaled_third=scaled_third)
     dim = residual.shape[0]
     if scaled_third.shape != (dim, dim, dim):
         raise ValueError(
@@ -51,7 +54,7 @@ def d3sm(scaled_third: Array, residual: Array, covariance: SymmetricMatrix | Non
         )
     target = jnp.einsum("i,j,k->ijk", residual, residual, residual)
     if covariance is not None:
-        check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
+        check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
         outer = jnp.einsum("ij,k->ijk", covariance.to_dense(), residual)
         target -= outer + outer.transpose(0, 2, 1) + outer.transpose(2, 1, 0)
     return _least_squares(scaled_third, target)
@@ -64,20 +67,12 @@ def d3sm_diagonal(
 
     .. math:: \sum_i \tfrac12 T_{iii}^2 + T_{iii} (r_i^3 - 3 C_{ii} r_i)
 
-    -T_iii / C_ii^(3/2) is the skewness of value i given y.
-
-    Args:
-      scaled_third_diagonal: T_iii = sigma^3 s3_iii at y, (D,).
-      residual: r at y, (D,); used as a constant.
-      covariance: a model of C at y, structured; used as a constant.
-
-    Raises:
-      ValueError: if the shapes differ.
+    `scaled_third_diagonal` is T_iii = sigma^3 s3_iii at y, (D,).
     """
-    check_vectors(scaled_third_diagonal=scaled_third_diagonal, residual=residual)
+    check_floating_vectors(scaled_third_diagonal=scaled_third_diagonal, residual=residual)
     target = residual**3
     if covariance is not None:
-        check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
+        check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
         target -= 3.0 * covariance.diagonal() * residual
     return _least_squares(scaled_third_diagonal, target)
 
@@ -95,18 +90,13 @@ def d3sm_contraction(
 
     Args:
       scaled_contraction: T[v, v, .] = sigma^3 s3[v, v, .] at y, (D,).
-      residual: r at y, (D,); used as a constant.
       probe: v, (D,), drawn independently of the noise.
-      covariance: a model of C at y, structured; used as a constant.
-
-    Raises:
-      ValueError: if the shapes differ.
     """
-    check_vectors(scaled_contraction=scaled_contraction, residual=residual, probe=probe)
+    check_floating_vectors(scaled_contraction=scaled_contraction, residual=residual, probe=probe)
     along = jnp.sum(probe * residual)
     target = along**2 * residual
     if covariance is not None:
-        check_vectors(residual=residual, covariance_rows=covariance.shape[:-1])
+        check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
         product = covariance.matvec(probe)
         target -= jnp.sum(probe * product) * residual + 2.0 * along * product
     return _least_squares(scaled_contraction, target)

@@ -19,9 +19,9 @@ from hos_jax.migrate import tensor_files
 from hos_jax.migrate.parameters import check_fits, from_arrays
 from hos_jax.migrate.published import PublishedModel, recognise
 from hos_jax.models.score_model import outputs_of
-from hos_jax.noise import step_key
+from hos_jax.noise import stream_key
 from hos_jax.training.checkpoint import Checkpoints
-from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.problem import Problem
 from hos_jax.training.state import init_state
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _denoise_mse(problem: Problem, score1: Any, images: int) -> float | None:
     config = problem.config
     network = make_model(config.model).clone(head=None, third_order=False)
     clean = problem.data.to_float(jnp.asarray(problem.data.held_out[:images]))
-    noise = jax.random.normal(step_key(config.seed, EVALUATION_STEP), clean.shape)
+    noise = jax.random.normal(stream_key("imported networks", config.seed), clean.shape)
     noisy = clean + config.noise * noise
     outputs = outputs_of(network, {"params": {"score1": score1}}, noisy, config.noise)
     denoised = noisy + config.noise**2 * outputs.score1.reshape(noisy.shape)

@@ -2,11 +2,10 @@
 
 from hos_jax._names import lazily
 from hos_jax.samplers import langevin, ozaki
-from hos_jax.samplers.annealing import AnnealedChains, anneal_chains
+from hos_jax.samplers.annealing import anneal_chains
 from hos_jax.samplers.base import Chains, SamplingAlgorithm, run_chains
 
 __all__ = [
-    "AnnealedChains",
     "Chains",
     "SamplingAlgorithm",
     "anneal_chains",

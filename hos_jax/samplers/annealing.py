@@ -11,31 +11,18 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from hos_jax.samplers.base import SamplingAlgorithm, check_counts, step_chains
+from hos_jax.samplers.base import Chains, SamplingAlgorithm, advance, as_partial, start_carry
 from hos_jax.samplers.devices import over_devices
-from hos_jax.types import Array, PRNGKey
-
-
-class AnnealedChains(NamedTuple):
-    """What `anneal_chains` returns.
-
-    Attributes:
-      positions: where the chains are after the last level, (chains, D), data units.
-      is_finite: whether a chain stayed finite throughout, (chains,); leave the others out.
-      trajectory: positions after each level, (levels, chains, D), numpy; None unless asked for.
-    """
-
-    positions: Array
-    is_finite: np.ndarray
-    trajectory: np.ndarray | None
+from hos_jax.types import Array, PRNGKey, check_counts, check_floating
 
 
 def anneal_chains(
@@ -45,13 +32,19 @@ def anneal_chains(
     sigmas: Array,
     steps: int,
     *,
-    keep_trajectory: bool = False,
+    collect: Callable[[Any], Any] | None = None,
     devices: list[Any] | None = None,
     progress: str | None = None,
-) -> AnnealedChains:
+) -> Chains:
     """Run chains through noise levels, `steps` steps at each, compiled once for all levels.
 
-    Chain i at step t of level l uses the key fold_in(fold_in(fold_in(key, l), t), i).
+    Chain i at step t of level l uses the key fold_in(fold_in(fold_in(key, l), t), i)::
+
+        def sampler_at(sigma):
+            return langevin.as_top_level_api(law.smooth(sigma).score, 0.1 * sigma**2)
+
+        start = sigmas[0] * jax.random.normal(start_key, (chains, dim))
+        samples = anneal_chains(key, sampler_at, start, sigmas, 20).states.position
 
     Args:
       key: one key for all chains.
@@ -59,37 +52,42 @@ def anneal_chains(
       positions: where the chains start, (chains, D), such as sigmas[0] times standard normal noise.
       sigmas: the levels in the order they are run, (levels,), data units.
       steps: per level, at least 1.
-      keep_trajectory: keep the positions after each level, on the host.
-      devices: see `run_chains`.
-      progress: the label of a progress bar; None for none.
+      collect: see `run_chains`; it keeps something of the state after each level.
+      devices, progress: see `run_chains`; as there, functions must not change what they close over.
 
     Raises:
-      ValueError: if steps < 1, there is no level, or devices do not divide the chains.
+      ValueError: if steps < 1, for other shapes or integers, or devices that do not divide the
+        chains.
     """
     check_counts(steps=steps)
+    positions, sigmas = jnp.asarray(positions), jnp.asarray(sigmas)
+    check_floating(positions=positions, sigmas=sigmas)
     if sigmas.ndim != 1 or not len(sigmas):
-        raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
-
-    @jax.jit
-    def one_level(level_key, positions, finite, sigma):
-        sampler = sampler_at(sigma)
-
-        def body(t, carry):
-            states, finite = carry
-            step_key = jax.random.fold_in(level_key, t)
-            states, stayed_finite = step_chains(step_key, sampler.step, states)
-            return states, finite & stayed_finite
-
-        start = jax.vmap(sampler.init)(positions), finite
-        states, finite = jax.lax.fori_loop(0, steps, body, start)
-        return states.position, finite
-
-    positions = over_devices(positions, devices)
-    finite = jnp.ones(len(positions), bool)
-    kept = []
+        raise ValueError(f"expected noise levels of shape (levels,), got {sigmas.shape}")
+    if positions.ndim != 2:
+        raise ValueError(f"expected positions of shape (chains, D), got {positions.shape}")
+    functions, structure = jax.tree.flatten((as_partial(sampler_at), as_partial(collect)))
+    one_level = _level(structure)
+    positions, *finite = start_carry(over_devices(positions, devices))
+    parts = []
     for index in tqdm(range(len(sigmas)), desc=progress, disable=progress is None, unit="level"):
         level_key = jax.random.fold_in(key, index)
-        positions, finite = one_level(level_key, positions, finite, sigmas[index])
-        if keep_trajectory:
-            kept.append(jax.device_get(positions))
-    return AnnealedChains(positions, jax.device_get(finite), np.stack(kept) if kept else None)
+        carry, kept = one_level(functions, level_key, positions, finite, sigmas[index], steps)
+        positions, finite = carry[0].position, list(carry[1:])
+        parts.append(jax.device_get(kept))
+    return Chains.of(carry, parts, np.stack)
+
+
+@functools.lru_cache(maxsize=8)
+def _level(structure: Any) -> Callable:
+    """All steps of one level; `structure` and `functions` give (sampler_at, collect)."""
+
+    @jax.jit
+    def one_level(functions, key, positions, finite, sigma, steps):
+        sampler_at, collect = jax.tree.unflatten(structure, functions)
+        sampler = sampler_at(sigma)
+        carry = (jax.vmap(sampler.init)(positions), *finite)
+        carry = advance(sampler.step, key, carry, 0, steps)
+        return carry, None if collect is None else jax.vmap(collect)(carry[0])
+
+    return one_level

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from tqdm import tqdm
 
 from hos_jax.samplers.devices import over_devices
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts
 
 Step = Callable[[PRNGKey, Any], tuple[Any, Any]]
 
 
+def as_partial(fn: Callable | None) -> Any:
+    """A function as a pytree, whose leaves are the arguments that a `Partial` has bound."""
+    return fn if fn is None or isinstance(fn, Partial) else Partial(fn)
+
+
+def _init(init: Callable, target: Callable, position: Array, rng_key: Any = None) -> Any:
+    return init(position, target)
+
+
+def _step(kernel: Callable, target: Callable, step_size: Array | float, rng_key, state) -> Any:
+    return kernel(rng_key, state, target, step_size)
+
+
 class SamplingAlgorithm(NamedTuple):
     """A sampler with its target and settings fixed, as blackjax's inference loop takes it.
+
+    Both are `jax.tree_util.Partial`: samplers of one kernel and target share compiled programs.
 
     Attributes:
       init: `init(position, rng_key=None)` gives the state of a chain.
@@ -31,11 +49,12 @@ class SamplingAlgorithm(NamedTuple):
     @classmethod
     def of(cls, init: Callable, kernel: Callable, target: Callable, step_size: Array | float):
         """From a kernel's two functions, the target's function and a step size > 0."""
-        if isinstance(step_size, int | float) and not step_size > 0:
-            raise ValueError(f"expected step_size > 0, got {step_size}")
+        if isinstance(step_size, int | float) and not 0 < step_size < math.inf:
+            raise ValueError(f"expected step_size > 0 and finite, got {step_size}")
+        target = as_partial(target)
         return cls(
-            lambda position, rng_key=None: init(position, target),
-            lambda rng_key, state: kernel(rng_key, state, target, step_size),
+            Partial(_init, as_partial(init), target),
+            Partial(_step, as_partial(kernel), target, step_size),
         )
 
 
@@ -47,7 +66,7 @@ def all_finite(tree: Any) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Chains:
-    """What `run_chains` returns.
+    """What `run_chains` and `anneal_chains` return.
 
     Attributes:
       states: the final states, a pytree with the chains as leading axis.
@@ -62,6 +81,13 @@ class Chains:
     is_finite: np.ndarray
     finite_steps: np.ndarray
     trajectory: Any
+
+    @classmethod
+    def of(cls, carry: tuple[Any, Array, Array], kept: list[Any], join: Callable) -> Chains:
+        """From (states, finite steps, finite), and the parts of the trajectory, to be joined."""
+        finite_steps, finite = jax.device_get(carry[1:])
+        joined = jax.tree.map(lambda *leaves: join(leaves), *kept)
+        return cls(carry[0], finite, finite_steps, joined)
 
 
 def run_chains(
@@ -79,9 +105,14 @@ def run_chains(
 ) -> Chains:
     """Run independent chains in compiled chunks of kept steps.
 
-    Memory does not grow with `steps` unless a trajectory is asked for, and that is kept on the
-    host. Chain i at step t uses the key fold_in(fold_in(key, t), i), burn-in included, so that
-    neither chunks nor thinning nor devices change what is drawn.
+    A trajectory is kept on the host. Chain i at step t uses the key fold_in(fold_in(key, t), i),
+    burn-in included, so that neither chunks nor thinning nor devices change what is drawn.
+
+    Compiled once for the same `step`, `collect` and shapes; as with `jax.jit`, what these functions
+    close over must not change. Arrays that do change are bound with `jax.tree_util.Partial`::
+
+        sampler = langevin.as_top_level_api(Partial(score, params), 0.1)  # score(params, noisy)
+        chains = run_chains(key, sampler.step, jax.vmap(sampler.init)(start), 1000)
 
     Args:
       key: one key for all chains.
@@ -90,70 +121,77 @@ def run_chains(
       steps: number of steps after the burn-in, at least 1.
       burn_in: steps before the first that may be kept.
       thinning: every how many steps one is kept; divides `steps`.
-      collect: `state -> pytree`, what is kept of one chain's state, such as
-        `lambda state: state.position`. None keeps nothing.
+      collect: `state -> pytree`, what is kept of one chain's state. None keeps nothing.
       chunk: kept steps per compiled loop: how often the progress bar moves and, with a
         trajectory, what is on the device at once.
-      devices: chains are split evenly over these; all local devices if they divide the number of
-        chains and more than one is there, else one.
+      devices: chains are split evenly over these; None for all local devices if they divide the
+        number of chains, else one.
       progress: the label of a progress bar; None for none.
 
     Raises:
-      ValueError: for numbers below 1 (burn-in: below 0), a thinning that does not divide `steps`,
-        or devices that do not divide the chains.
+      ValueError: for numbers below 1 (burn-in: 0), a thinning that does not divide `steps`, states
+        without an axis of chains, or devices that do not divide the chains.
     """
     check_counts(steps=steps, thinning=thinning, chunk=chunk)
-    if burn_in < 0:
-        raise ValueError(f"expected burn_in >= 0, got {burn_in}")
+    check_counts(0, burn_in=burn_in)
     if steps % thinning:
         raise ValueError(f"thinning must divide the number of steps, got {steps} and {thinning}")
-    states = over_devices(states, devices)
-    count = jax.tree.leaves(states)[0].shape[0]
-
-    def one_step(t, carry):
-        states, finite_steps, finite = carry
-        states, stayed_finite = step_chains(jax.random.fold_in(key, t), step, states)
-        finite = finite & stayed_finite
-        return states, finite_steps + finite.astype(jnp.int32), finite
-
-    @jax.jit
-    def advance(carry, start, inner):
-        return jax.lax.fori_loop(start, start + inner, one_step, carry)
-
-    def keep(carry, start):
-        carry = advance(carry, start, thinning)
-        return carry, None if collect is None else jax.vmap(collect)(carry[0])
-
-    run_chunk = jax.jit(lambda carry, starts: jax.lax.scan(keep, carry, starts))
-    carry = (states, jnp.zeros(count, jnp.int32), jnp.ones(count, bool))
+    functions, structure = jax.tree.flatten((as_partial(step), as_partial(collect)))
+    burn, run_chunk = _loops(structure)
+    carry = start_carry(over_devices(states, devices))
     parts = []
     with tqdm(total=burn_in + steps, desc=progress, disable=progress is None, unit="step") as bar:
         for start in range(0, burn_in, chunk * thinning):
             inner = min(chunk * thinning, burn_in - start)
-            carry = advance(carry, start, inner)
+            carry = burn(functions, key, carry, start, inner)
             bar.update(inner)
         for start in range(burn_in, burn_in + steps, chunk * thinning):
             stop = min(start + chunk * thinning, burn_in + steps)
-            carry, kept = run_chunk(carry, jnp.arange(start, stop, thinning))
+            starts = jnp.arange(start, stop, thinning)
+            carry, kept = run_chunk(functions, key, carry, starts, thinning)
             parts.append(jax.device_get(kept))
             bar.update(stop - start)
-    trajectory = None
-    if collect is not None:
-        trajectory = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    finite_steps, finite = jax.device_get(carry[1:])
-    return Chains(carry[0], finite, finite_steps, trajectory)
+    return Chains.of(carry, parts, np.concatenate)
 
 
-def step_chains(key: PRNGKey, step: Step, states: Any) -> tuple[Any, Array]:
-    """One step of every chain, chain i with fold_in(key, i); states and `is_finite`, (chains,)."""
-    indices = jnp.arange(jax.tree.leaves(states)[0].shape[0])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-    states, info = jax.vmap(step)(keys, states)
-    return states, info.is_finite
+# Few, as each holds what its functions close over.
+@functools.lru_cache(maxsize=8)
+def _loops(structure: Any) -> tuple[Callable, Callable]:
+    """The compiled loops of `run_chains`; `structure` and `functions` give (step, collect)."""
+
+    @jax.jit
+    def burn(functions, key, carry, start, count):
+        return advance(jax.tree.unflatten(structure, functions)[0], key, carry, start, count)
+
+    @jax.jit
+    def run_chunk(functions, key, carry, starts, thinning):
+        step, collect = jax.tree.unflatten(structure, functions)
+
+        def keep(carry, start):
+            carry = advance(step, key, carry, start, thinning)
+            return carry, None if collect is None else jax.vmap(collect)(carry[0])
+
+        return jax.lax.scan(keep, carry, starts)
+
+    return burn, run_chunk
 
 
-def check_counts(**counts: int) -> None:
-    """Raise ValueError for a number below 1."""
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"expected {name} >= 1, got {count}")
+def start_carry(states: Any) -> tuple[Any, Array, Array]:
+    """(states, finite steps, finite) of chains before their first step."""
+    count = jax.tree.leaves(states)[0].shape[0]
+    return states, jnp.zeros(count, jnp.int32), jnp.ones(count, bool)
+
+
+def advance(step: Step, key: PRNGKey, carry: Any, start: Array | int, count: Array | int) -> Any:
+    """`count` steps of every chain: (states, finite steps, finite) after them."""
+
+    def one_step(t, carry):
+        states, finite_steps, finite = carry
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(key, t), jnp.arange(len(finite))
+        )
+        states, info = jax.vmap(step)(keys, states)
+        finite = finite & info.is_finite
+        return states, finite_steps + finite.astype(jnp.int32), finite
+
+    return jax.lax.fori_loop(start, start + count, one_step, carry)

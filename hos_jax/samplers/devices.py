@@ -13,18 +13,22 @@ def over_devices(states: Any, devices: list[Any] | None = None) -> Any:
     """The states, leaves (chains, ...), with their chains split evenly over devices.
 
     Args:
-      states: of all chains.
+      states: of all chains, a pytree of arrays.
       devices: None for all local devices if they divide the number of chains, else one.
 
     Raises:
-      ValueError: for given devices that do not divide the number of chains.
+      ValueError: for given devices that do not divide the number of chains, or states that do not
+        all have one.
     """
-    count = jax.tree.leaves(states)[0].shape[0]
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(states)]
+    if len({shape[:1] for shape in shapes}) != 1 or not all(shapes):
+        raise ValueError(f"expected states of shape (chains, ...), got the shapes {shapes}")
+    count = shapes[0][0]
     if devices is None:
         devices = jax.local_devices()
         if count % len(devices):
             devices = devices[:1]
-    if count % len(devices):
+    if not devices or count % len(devices):
         raise ValueError(f"{count} chains cannot be split evenly over {len(devices)} devices")
     mesh = Mesh(np.array(devices), ("chains",))
     return jax.device_put(states, NamedSharding(mesh, PartitionSpec("chains")))

@@ -1,6 +1,10 @@
 r"""Diagnostics of chains: how many independent draws they are worth, and how far from the target.
 
-Draws are (chains, draws, D). Leave chains that are not finite out first; see `samplers.Chains`.
+Draws are (chains, draws, D), floating and finite: leave other chains out first, which
+`samplers.Chains` names. ValueError for another shape, fewer draws than needed and integers::
+
+    draws = jnp.swapaxes(chains.trajectory[:, chains.is_finite], 0, 1)
+    diagnostics.effective_sample_size(draws), diagnostics.split_r_hat(draws)
 """
 
 from __future__ import annotations
@@ -9,10 +13,11 @@ import blackjax.diagnostics
 import jax
 import jax.numpy as jnp
 
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts, check_floating
 
 
 def _check_draws(draws: Array, least: int) -> None:
+    check_floating(draws=draws)
     if draws.ndim != 3 or draws.shape[1] < least:
         raise ValueError(
             f"expected draws of shape (chains, draws, D) with at least {least} draws, "
@@ -29,13 +34,7 @@ def effective_sample_size(draws: Array) -> Array:
     """The number of independent draws that would give means as accurate, (D,).
 
     Blackjax's multi-chain estimate (Geyer's initial monotone sequence). 0 in a dimension where some
-    chain never moves: its draws say nothing about the target.
-
-    Args:
-      draws: (chains, draws, D), finite, at least 4 draws.
-
-    Raises:
-      ValueError: for another shape.
+    chain never moves: its draws say nothing about the target. At least 4 draws.
     """
     _check_draws(draws, 4)
     size = blackjax.diagnostics.effective_sample_size(draws)
@@ -45,13 +44,8 @@ def effective_sample_size(draws: Array) -> Array:
 def split_r_hat(draws: Array) -> Array:
     """Gelman and Rubin's ratio over half chains, (D,): near 1 when chains agree and are stationary.
 
-    Infinite in a dimension where some chain never moves.
-
-    Args:
-      draws: (chains, draws, D), finite, at least 4 draws; an odd last draw is left out.
-
-    Raises:
-      ValueError: for another shape.
+    Infinite in a dimension where some chain never moves. At least 4 draws; an odd last one is left
+    out.
     """
     _check_draws(draws, 4)
     half = draws.shape[1] // 2
@@ -66,15 +60,9 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     .. math:: \rho_t = \frac{\sum_{c,i} (x_{c,i} - m)(x_{c,i+t} - m)}{\sum_{c,i} (x_{c,i} - m)^2}
 
     with the mean m over all chains, so that chains which stay in different places correlate. The
-    sum at lag t has t terms less, which biases it towards 0. 1 at every lag where nothing moves.
-
-    Args:
-      draws: (chains, draws, D), finite.
-      max_lag: below the number of draws.
-
-    Raises:
-      ValueError: for another shape, or too few draws.
+    sum at lag t has t terms less: biased towards 0. 1 at every lag where nothing moves.
     """
+    check_counts(0, max_lag=max_lag)
     _check_draws(draws, max_lag + 1)
     count = draws.shape[1]
     centred = draws - jnp.mean(draws, axis=(0, 1), keepdims=True)
@@ -91,15 +79,7 @@ def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections
     .. math:: \Big( \frac1P \sum_{p=1}^P W_2^2(\theta_p^T X, \theta_p^T Y) \Big)^{1/2}
 
     over directions theta uniform on the sphere; in one dimension W_2 compares sorted values. Two
-    samples of one law have a distance of order N^(-1/2), not 0.
-
-    Args:
-      key: of the directions.
-      first, second: (N, D) each.
-      projections: P.
-
-    Raises:
-      ValueError: if the shapes differ, or for fewer than one projection.
+    samples of one law have a distance of order N^(-1/2), not 0. `first` and `second` are (N, D).
 
     References:
       Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
@@ -108,8 +88,8 @@ def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections
         raise ValueError(
             f"expected two samples of one shape (N, D), got {first.shape} and {second.shape}"
         )
-    if projections < 1:
-        raise ValueError(f"expected projections >= 1, got {projections}")
+    check_floating(first=first, second=second)
+    check_counts(projections=projections)
     directions = jax.random.normal(key, (projections, first.shape[1]), first.dtype)
 
     def squared_distance(direction: Array) -> Array:

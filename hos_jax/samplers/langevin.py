@@ -16,50 +16,43 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, PRNGKey, ScoreFn
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_floating_vectors
 
 
 class LangevinState(NamedTuple):
-    """State of one chain.
-
-    Attributes:
-      position: x, (D,), data units.
-      score: s1(x), (D,).
-    """
+    """State of one chain: the position x, (D,), data units, and s1(x), (D,)."""
 
     position: Array
     score: Array
 
 
 class LangevinInfo(NamedTuple):
-    """What happened in one step.
-
-    Attributes:
-      squared_jump: n2(x' - x), a scalar.
-      is_finite: whether position and score are numbers.
-    """
+    """What happened in one step: ||x' - x||^2, and whether position and score are numbers."""
 
     squared_jump: Array
     is_finite: Array
 
 
 def init(position: Array, score_fn: ScoreFn) -> LangevinState:
-    """The state of a chain at `position`, (D,)."""
-    return LangevinState(position, score_fn(position))
+    """The state of a chain at `position`; ValueError unless it and its score are floating, (D,)."""
+    check_floating_vectors(position=position)
+    score = score_fn(position)
+    check_floating_vectors(position=position, score=score)
+    return LangevinState(position, score)
+
+
+def _kernel(
+    rng_key: PRNGKey, state: LangevinState, score_fn: ScoreFn, step_size: Array | float
+) -> tuple[LangevinState, LangevinInfo]:
+    noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
+    jump = step_size * state.score + jnp.sqrt(2.0 * step_size) * noise
+    new_state = init(state.position + jump, score_fn)
+    return new_state, LangevinInfo(jnp.sum(jnp.square(jump)), all_finite(new_state))
 
 
 def build_kernel() -> Callable:
     """The kernel of one chain: `(rng_key, state, score_fn, step_size) -> (state, info)`."""
-
-    def kernel(
-        rng_key: PRNGKey, state: LangevinState, score_fn: ScoreFn, step_size: Array | float
-    ) -> tuple[LangevinState, LangevinInfo]:
-        noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
-        jump = step_size * state.score + jnp.sqrt(2.0 * step_size) * noise
-        new_state = init(state.position + jump, score_fn)
-        return new_state, LangevinInfo(jnp.sum(jnp.square(jump)), all_finite(new_state))
-
-    return kernel
+    return _kernel
 
 
 def as_top_level_api(score_fn: ScoreFn, step_size: Array | float) -> SamplingAlgorithm:
@@ -68,7 +61,7 @@ def as_top_level_api(score_fn: ScoreFn, step_size: Array | float) -> SamplingAlg
     Raises:
       ValueError: for a step size that is not positive.
     """
-    return SamplingAlgorithm.of(init, build_kernel(), score_fn, step_size)
+    return SamplingAlgorithm.of(init, _kernel, score_fn, step_size)
 
 
 def stability_limit(eigenvalues: Array) -> Array:
@@ -76,6 +69,8 @@ def stability_limit(eigenvalues: Array) -> Array:
 
     On a Gaussian x' = (I + eps s2) x + ... is stable for eps < 2 / max(-l); infinite if no
     eigenvalue l is negative. At the limit its variance is infinite: take half of it or less.
+    ValueError for another shape than (D,) and for integers.
     """
+    check_floating_vectors(eigenvalues=eigenvalues)
     steepest = jnp.max(-eigenvalues)
     return jnp.where(steepest > 0, 2.0 / jnp.where(steepest > 0, steepest, 1.0), jnp.inf)

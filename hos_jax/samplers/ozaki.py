@@ -8,9 +8,8 @@ l}, positive for every real eigenvalue l with the limits eps and 2 eps at 0: s2 
 and may be indefinite. On a Gaussian density the step is exact in law for any eps.
 
 The structure of s2 applies them (`SymmetricMatrix.function_product`): `Diagonal` elementwise,
-`IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank`, and `Dense` where one
-asks for it, by Lanczos. The kernel follows blackjax's contract:
-`kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
+`IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank` by Lanczos. The kernel
+follows blackjax's contract: `kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
 References:
   Ozaki, "A bridge between nonlinear time series models and nonlinear stochastic dynamical
@@ -19,31 +18,26 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import KRYLOV_VECTORS, HessianFn, SymmetricMatrix
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, PRNGKey, ScoreFn
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_floating_vectors
 
 # On mixtures: without a bound single chains leave the modes for good, and a bound of 0.1 makes the
 # law of the chains visibly too narrow.
-DEFAULT_GROWTH_BOUND = 1.0
+GROWTH_BOUND = 1.0
 
 DerivativesFn = Callable[[Array], tuple[Array, SymmetricMatrix]]
 
 
 class OzakiState(NamedTuple):
-    """State of one chain.
-
-    Attributes:
-      position: x, (D,), data units.
-      score: s1(x), (D,).
-      hessian: s2(x), structured (D, D).
-    """
+    """State of one chain: x, (D,), data units, with s1(x), (D,), and s2(x), structured (D, D)."""
 
     position: Array
     score: Array
@@ -51,13 +45,8 @@ class OzakiState(NamedTuple):
 
 
 class OzakiInfo(NamedTuple):
-    """What happened in one step.
-
-    Attributes:
-      squared_jump: n2(x' - x), a scalar.
-      is_finite: whether position, score and Hessian are numbers.
-      lanczos_error: the larger of the estimated relative errors of drift and noise, a scalar; 0
-        where no Lanczos is needed.
+    """What happened in one step: ||x' - x||^2, whether position, score and Hessian are numbers, and
+    the larger of the estimated relative errors of drift and noise, 0 where no Lanczos is needed.
     """
 
     squared_jump: Array
@@ -72,10 +61,9 @@ def relative_expm1(t: Array) -> Array:
     """
     small = jnp.abs(t) < 1e-2
     safe = jnp.where(small, 1.0, t)
-    near = jnp.where(small, t, 0.0)
-    series = 1.0 + near / 2 * (
-        1.0 + near / 3 * (1.0 + near / 4 * (1.0 + near / 5 * (1.0 + near / 6)))
-    )
+    near, series = jnp.where(small, t, 0.0), jnp.ones_like(t)
+    for order in (6, 5, 4, 3, 2):
+        series = 1.0 + near / order * series
     return jnp.where(small, series, jnp.expm1(safe) / safe)
 
 
@@ -85,14 +73,19 @@ def join(score_fn: ScoreFn, hessian_fn: HessianFn) -> DerivativesFn:
 
 
 def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
-    """The state of a chain at `position`, (D,)."""
-    return OzakiState(position, *derivatives_fn(position))
+    """The state of a chain at `position`; ValueError unless all three are floating and of one D."""
+    check_floating_vectors(position=position)
+    score, hessian = derivatives_fn(position)
+    check_floating_vectors(position=position, score=score, hessian_rows=hessian.shape[:-1])
+    return OzakiState(position, score, hessian)
 
 
+# Equal settings give the same function, for which loops are compiled once.
+@functools.lru_cache(maxsize=32)
 def build_kernel(
     *,
     krylov_vectors: int = KRYLOV_VECTORS,
-    growth_bound: float | None = DEFAULT_GROWTH_BOUND,
+    growth_bound: float | None = GROWTH_BOUND,
     dense: Literal["eigh", "lanczos"] = "eigh",
 ) -> Callable:
     """The kernel of one chain: `(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
@@ -100,13 +93,11 @@ def build_kernel(
     Args:
       krylov_vectors: of the Lanczos iterations, for a general `DiagonalPlusLowRank`, and for a
         `Dense` Hessian with dense="lanczos".
-      growth_bound: along directions in which log q is convex, l > 0, the linear diffusion runs away
-        as e^(eps l), farther than s2 at one point can be trusted; there it runs for the time
-        (g / l) tanh(eps l / g) only, g the bound: eps for a small eps, g / l for a large one (as
-        a smooth function it leaves Lanczos accurate). None for no bound.
-      dense: how the functions of a `Dense` Hessian are applied: "eigh" exactly, by an
-        eigendecomposition in each step, O(D^3); "lanczos" in O(K D^2) for K Krylov vectors, with
-        its error in the info.
+      growth_bound: g. Where log q is convex, l > 0, the linear diffusion runs away as e^(eps l),
+        farther than s2 at one point can be trusted; there it runs for the time
+        (g / l) tanh(eps l / g) only (smooth, so that Lanczos stays accurate). None for no bound.
+      dense: functions of a `Dense` Hessian by "eigh", exact, O(D^3) in each step, or by "lanczos",
+        O(K D^2) for K Krylov vectors, with its error in the info.
 
     Raises:
       ValueError: for a growth bound that is not positive; in a step, for another `dense`.
@@ -115,10 +106,7 @@ def build_kernel(
         raise ValueError(f"expected growth_bound > 0, got {growth_bound}")
 
     def kernel(
-        rng_key: PRNGKey,
-        state: OzakiState,
-        derivatives_fn: DerivativesFn,
-        step_size: Array | float,
+        rng_key: PRNGKey, state: OzakiState, derivatives_fn: DerivativesFn, step_size: Array | float
     ) -> tuple[OzakiState, OzakiInfo]:
         def time(eigenvalues: Array) -> Array:
             if growth_bound is None:
@@ -139,12 +127,11 @@ def build_kernel(
             return jnp.sqrt(2.0 * t * relative_expm1(2.0 * t * eigenvalues))
 
         noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
-        moved, drift_error = state.hessian.function_product(
-            drift, state.score, krylov_vectors=krylov_vectors, dense=dense
+        product = functools.partial(
+            state.hessian.function_product, krylov_vectors=krylov_vectors, dense=dense
         )
-        shaken, noise_error = state.hessian.function_product(
-            spread, noise, krylov_vectors=krylov_vectors, dense=dense
-        )
+        moved, drift_error = product(drift, state.score)
+        shaken, noise_error = product(spread, noise)
         jump = moved + shaken
         new_state = init(state.position + jump, derivatives_fn)
         return new_state, OzakiInfo(
@@ -157,15 +144,15 @@ def build_kernel(
 def as_top_level_api(
     derivatives_fn: DerivativesFn,
     step_size: Array | float,
-    *,
-    krylov_vectors: int = KRYLOV_VECTORS,
-    growth_bound: float | None = DEFAULT_GROWTH_BOUND,
-    dense: Literal["eigh", "lanczos"] = "eigh",
+    **settings: Any,
 ) -> SamplingAlgorithm:
     """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it.
+
+    The settings are those of `build_kernel`::
+
+        sampler = ozaki.as_top_level_api(ozaki.join(law.score, law.hessian), 0.2, growth_bound=None)
 
     Raises:
       ValueError: for a step size that is not positive, or see `build_kernel`.
     """
-    kernel = build_kernel(krylov_vectors=krylov_vectors, growth_bound=growth_bound, dense=dense)
-    return SamplingAlgorithm.of(init, kernel, derivatives_fn, step_size)
+    return SamplingAlgorithm.of(init, build_kernel(**settings), derivatives_fn, step_size)

@@ -23,11 +23,11 @@ from hos_jax import config as run_config
 from hos_jax.data import batch_at
 from hos_jax.errors import NonFiniteError, StorageError, UserError
 from hos_jax.files import locked
-from hos_jax.noise import example_keys, step_key
+from hos_jax.noise import example_keys, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.logs import RunLog, shows_progress
-from hos_jax.training.problem import EVALUATION_STEP, Problem, check_batch
+from hos_jax.training.problem import Problem, check_batch
 from hos_jax.training.state import TrainState, apply_gradients
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def _noise_levels(
     if smallest is None:
         return jnp.full((count,), config.noise, jnp.float32)
     index = (first_index + jnp.arange(count)).astype(jnp.float32)
-    offset = jax.random.uniform(jax.random.fold_in(key, 2**31 - 1), dtype=jnp.float32)
+    offset = jax.random.uniform(key, dtype=jnp.float32)
     quantile = (offset + index / config.training.batch_size) % 1.0
     return smallest * (largest / smallest) ** quantile
 
@@ -53,18 +53,21 @@ def _noise_levels(
 def _draw(
     config: ml_collections.ConfigDict,
     clean: jax.Array,
-    key: jax.Array,
+    part: str,
+    step: int | jax.Array,
     first_index: int | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Noise and noise levels for this device's part of a global batch, of images `clean`.
 
-    Neither depends on how the batch is split.
+    Neither depends on how the batch is split. `part` is "training" or "held-out", each with streams
+    of its own.
     """
     count = len(clean)
     first = first_index + parallel.device_index() * count
-    keys = example_keys(key, first, count)
+    keys = example_keys(stream_key(f"{part} noise", config.seed, step), first, count)
     noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:], clean.dtype))(keys)
-    return noise, _noise_levels(config, count, key, first)
+    level_key = stream_key(f"{part} levels", config.seed, step)
+    return noise, _noise_levels(config, count, level_key, first)
 
 
 def _one_step(problem: Problem) -> Callable:
@@ -73,8 +76,7 @@ def _one_step(problem: Problem) -> Callable:
 
     def train_step(state: TrainState, images: jax.Array):
         clean = problem.data.to_float(images)
-        key = step_key(config.seed, state.step)
-        noise, sigma = _draw(config, clean, key, 0)
+        noise, sigma = _draw(config, clean, "training", state.step, 0)
 
         def mean(values):
             return parallel.mean_over_devices(jnp.mean(values))
@@ -119,8 +121,8 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
 
     def evaluation_step(params, images, weights, first_index):
         clean = data.to_float(images)
-        key = step_key(config.seed, EVALUATION_STEP)
-        noise, sigma = _draw(config, clean, key, first_index)
+        # The same noise at every evaluation, so that they compare.
+        noise, sigma = _draw(config, clean, "held-out", 0, first_index)
         total = parallel.sum_over_devices(jnp.sum(weights))
 
         def mean(values):

@@ -19,13 +19,11 @@ from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
 from hos_jax.losses.objective import Objective
 from hos_jax.models.score_model import ScoreModel, outputs_of
+from hos_jax.noise import stream_key
 from hos_jax.training import parallel
 from hos_jax.training.state import TrainState, init_state, make_optimizer
 
 logger = logging.getLogger(__name__)
-
-# Held-out noise is the same at every evaluation, and never that of a training step.
-EVALUATION_STEP = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +123,7 @@ class Problem:
             raise UserError(str(error)) from error
 
     def _init_key(self) -> jax.Array:
-        return jax.random.key(self.config.seed)
+        return stream_key("parameters", self.config.seed)
 
     def _init_params(self, key: jax.Array) -> Any:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.

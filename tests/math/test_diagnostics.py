@@ -89,3 +89,19 @@ def test_wrong_shapes_raise():
         diagnostics.sliced_wasserstein(
             jax.random.key(0), jnp.zeros((3, 2)), jnp.zeros((3, 2)), projections=0
         )
+
+
+def test_integers_and_single_chains_are_refused():
+    whole, single = jnp.ones((2, 9, 1), int), jnp.ones((9, 1))
+    for draws in (whole, single):
+        for call in (
+            diagnostics.effective_sample_size,
+            diagnostics.split_r_hat,
+            lambda d: diagnostics.autocorrelation(d, 2),
+        ):
+            with pytest.raises(ValueError, match=r"floating-point|\(chains, draws, D\)"):
+                call(draws)
+    with pytest.raises(ValueError, match="max_lag >= 0, got -1"):
+        diagnostics.autocorrelation(jnp.ones((2, 9, 1)), -1)
+    with pytest.raises(ValueError, match="got first of int64"):
+        diagnostics.sliced_wasserstein(jax.random.key(0), whole[0], whole[0], projections=2)

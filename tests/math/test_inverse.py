@@ -283,13 +283,14 @@ def test_results_say_whether_the_solve_converged():
     key, sigmas = jax.random.key(0), jnp.array([3.0, 1.0, 0.5])
     for options, expected in ((EXACT, True), ({"tolerance": 1e-12, "max_iterations": 1}, False)):
         draw, converged = inverse.conditional_sample(
-            key, posterior, observation, return_converged=True, **options
+            jax.random.clone(key), posterior, observation, return_converged=True, **options
         )
         assert converged == expected
         np.testing.assert_array_equal(
-            draw, inverse.conditional_sample(key, posterior, observation, **options)
+            draw,
+            inverse.conditional_sample(jax.random.clone(key), posterior, observation, **options),
         )
-        arguments = key, posterior_fn, observation, jnp.ones(DIM), sigmas
+        arguments = jax.random.clone(key), posterior_fn, observation, jnp.ones(DIM), sigmas
         draw, converged = inverse.sample_posterior(*arguments, return_converged=True, **options)
         assert converged.shape == (3,) and np.all(converged == expected)
         np.testing.assert_array_equal(draw, inverse.sample_posterior(*arguments, **options))

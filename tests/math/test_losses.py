@@ -313,3 +313,49 @@ def test_mismatched_shapes_raise():
         losses.d2sm_residual_terms(vector, s2, longer, s2, vector)
     with pytest.raises(ValueError, match="one shape"):
         losses.residual_nll(longer, s2)
+
+
+def test_integers_and_plain_arrays_raise():
+    vector, whole, s2 = jnp.zeros(4), jnp.zeros(4, int), Diagonal(jnp.zeros(4))
+    with pytest.raises(ValueError, match="floating-point numbers, got noise of int64"):
+        losses.dsm(vector, whole, 0.5)
+    with pytest.raises(ValueError, match="floating-point numbers, got score1 of int64"):
+        losses.d2sm(whole, s2, vector, 0.5)
+    with pytest.raises(ValueError, match="floating-point numbers, got matrix of int64"):
+        losses.d2sm(vector, Diagonal(whole), vector, 0.5)
+    for call in (
+        lambda: losses.d2sm(vector, jnp.eye(4), vector, 0.5),
+        lambda: losses.residual_nll(vector, jnp.eye(4)),
+        lambda: losses.d2sm_residual_terms(vector, s2, vector, jnp.eye(4), vector),
+        lambda: losses.d3sm_diagonal(vector, vector, jnp.eye(4)),
+    ):
+        with pytest.raises(ValueError, match="expected a structured matrix"):
+            call()
+    with pytest.raises(ValueError, match="scaled_hessian_2"):
+        losses.d2sm_residual_terms(vector, s2, vector, s2, vector, Diagonal(jnp.zeros(5)))
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+def test_float32_has_the_digits_of_float64_at_every_sigma(sigma):
+    """Scores of the sizes that they have: s1 of 1 / sigma, s2 of 1 / sigma^2, alike at y and x."""
+    rng = np.random.default_rng(5)
+    noise, at_clean, change = rng.normal(size=(3, 50)).astype(np.float32)
+    diag, factor = rng.normal(size=50), rng.normal(size=(50, 3))
+
+    def values(dtype):
+        level = jnp.asarray(np.float32(sigma), dtype)
+        clean = jnp.asarray(at_clean / np.float32(sigma), dtype)
+        score = jnp.asarray(
+            (at_clean + 1e-3 * change).astype(np.float32) / np.float32(sigma), dtype
+        )
+        z = jnp.asarray(noise, dtype)
+        scaled = DiagonalPlusLowRank(*(jnp.asarray(np.float32(a), dtype) for a in (diag, factor)))
+        s2 = scaled.scale(1 / level**2)
+        units = level**2 * jnp.stack(
+            [losses.dsm(score, z, level), losses.dsm_vr(score, clean, z, level)]
+        )
+        pair = (score, s2, -score, s2, clean, s2)
+        second = jnp.stack([losses.d2sm(score, s2, z, level), losses.d2sm_vr(*pair, z, level)])
+        return np.concatenate([units, second * level**4])
+
+    np.testing.assert_allclose(values(jnp.float32), values(jnp.float64), rtol=3e-5)

@@ -132,7 +132,7 @@ def test_chains_between_modes_stay_near_them_at_large_steps():
     law = distributions.GaussianMixture(
         jnp.array([0.5, 0.5]), jnp.array([[-1.5, 0.0], [1.5, 0.3]]), stds=jnp.array([0.3, 0.4])
     )
-    for bound, expected in ((ozaki.DEFAULT_GROWTH_BOUND, 0), (None, 1)):
+    for bound, expected in ((ozaki.GROWTH_BOUND, 0), (None, 1)):
         derivatives_fn = ozaki.join(law.score, law.hessian)
         sampler = ozaki.as_top_level_api(derivatives_fn, 0.2, growth_bound=bound)
         states = jax.vmap(sampler.init)(law.sample(jax.random.key(0), 64))
@@ -263,6 +263,10 @@ def test_stability_limit_is_where_langevin_starts_to_diverge():
     assert grown[0] < 20 and grown[1] > 1e6
 
 
+def position_of(state):
+    return state.position
+
+
 def walk(key, position):
     """A random walk whose state tells every draw apart."""
     new = position + jax.random.normal(key, position.shape)
@@ -337,13 +341,13 @@ def test_annealing_finds_both_modes_in_their_proportions(name):
     count = 2000
     sigmas = geometric_sigmas(10.0, 0.05, 15)
     start = 10.0 * jax.random.normal(jax.random.key(0), (count, 2))
-    chains = anneal_chains(jax.random.key(1), sampler_at, start, sigmas, 20, keep_trajectory=True)
+    chains = anneal_chains(jax.random.key(1), sampler_at, start, sigmas, 20, collect=position_of)
     assert chains.is_finite.all() and chains.trajectory.shape == (15, count, 2)
-    np.testing.assert_array_equal(chains.positions, chains.trajectory[-1])
-    right = np.asarray(chains.positions[:, 0] > 0)
+    np.testing.assert_array_equal(chains.states.position, chains.trajectory[-1])
+    right = np.asarray(chains.states.position[:, 0] > 0)
     assert abs(right.mean() - 0.7) < 0.06
     for chosen, mean, std in ((right, [3.0, 1.0], 0.3), (~right, [-3.0, 0.0], 0.5)):
-        found = np.asarray(chains.positions)[chosen]
+        found = np.asarray(chains.states.position)[chosen]
         assert np.all(np.abs(found.mean(axis=0) - mean) < 0.1)
         np.testing.assert_allclose(found.std(axis=0), std, rtol=0.2)
 
@@ -359,3 +363,127 @@ def test_annealing_reports_diverged_chains_and_bad_arguments():
         anneal_chains(jax.random.key(0), sampler_at, start, jnp.ones(2), 0)
     with pytest.raises(ValueError, match="noise levels"):
         anneal_chains(jax.random.key(0), sampler_at, start, jnp.ones(0), 1)
+
+
+@pytest.fixture
+def counted():
+    """`counted(fn)`: the same function, of which every trace is counted in `counted.traces`."""
+
+    def wrap(function):
+        def traced(*arguments):
+            wrap.traces += 1
+            return function(*arguments)
+
+        return traced
+
+    wrap.traces = 0
+    return wrap
+
+
+def test_chains_compile_once_for_the_same_functions_and_shapes(counted):
+    def score(precision, x):
+        return -precision * x
+
+    traced = counted(score)
+    start, key = jnp.ones((3, 2)), jax.random.key(0)
+
+    def run(precision, step_size=0.1):
+        score_fn = jax.tree_util.Partial(traced, jnp.asarray(precision))
+        sampler = langevin.as_top_level_api(score_fn, step_size)
+        states = langevin.LangevinState(start, -precision * start)
+        chains = run_chains(
+            key, sampler.step, states, 6, burn_in=4, thinning=2, collect=position_of
+        )
+        return chains.trajectory
+
+    first = run(1.0)
+    once = counted.traces
+    np.testing.assert_array_equal(run(1.0), first)
+    # Numbers that are bound, and step sizes, are arguments of the program; none is remembered.
+    others = run(2.0), run(1.0, 0.2)
+    assert once > 0 and counted.traces == once
+    fresh = langevin.as_top_level_api(lambda x: -2.0 * x, 0.1)
+    states = langevin.LangevinState(start, -2.0 * start)
+    again = run_chains(key, fresh.step, states, 6, burn_in=4, thinning=2, collect=position_of)
+    np.testing.assert_allclose(others[0], again.trajectory, rtol=1e-12)
+    assert not np.allclose(others[1], first)
+
+
+def test_a_closure_made_anew_is_compiled_anew():
+    def end(mean):
+        sampler = langevin.as_top_level_api(lambda x: mean - x, 0.1)
+        states = jax.vmap(sampler.init)(jnp.zeros((2, 1)))
+        return run_chains(jax.random.key(0), sampler.step, states, 5).states.position
+
+    moved = 1.0 - 0.9**5
+    np.testing.assert_allclose(end(4.0) - end(0.0), np.full((2, 1), 4.0 * moved), rtol=1e-9)
+
+
+def test_annealing_compiles_once_for_the_same_functions_and_shapes(counted):
+    def sampler_at(scale, sigma):
+        return langevin.as_top_level_api(lambda x: -scale * x / (1 + sigma**2), 0.1 * sigma**2)
+
+    traced = counted(sampler_at)
+
+    def run(key, scale, sigmas, steps):
+        bound = jax.tree_util.Partial(traced, jnp.asarray(scale))
+        return anneal_chains(jax.random.key(key), bound, jnp.ones((3, 2)), sigmas, steps)
+
+    first = run(0, 1.0, jnp.array([2.0, 1.0]), 3)
+    once = counted.traces
+    assert once > 0 and first.finite_steps.tolist() == [6, 6, 6] and first.trajectory is None
+    same, other = run(0, 1.0, jnp.array([2.0, 1.0]), 3), run(0, 2.0, jnp.array([2.0, 1.0]), 3)
+    run(1, 1.0, jnp.array([3.0, 2.0, 1.0]), 5)
+    assert counted.traces == once
+    np.testing.assert_array_equal(same.states.position, first.states.position)
+    assert not np.allclose(other.states.position, first.states.position)
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+def test_float32_at_every_scale(sigma):
+    """A Gaussian of this size: the chains keep its variance, in units of sigma."""
+    scale = jnp.float32(sigma)
+    count = 2000
+    start = scale * jax.random.normal(jax.random.key(0), (count, 2), jnp.float32)
+    hessian = Diagonal(jnp.full(2, -1 / scale**2))
+    score = jax.tree_util.Partial(lambda scale, x: -x / scale**2, scale)
+    both = jax.tree_util.Partial(lambda scale, h, x: (-x / scale**2, h), scale, hessian)
+    for sampler, variance in (
+        (langevin.as_top_level_api(score, 0.1 * scale**2), 1 / 0.95),
+        (ozaki.as_top_level_api(both, 0.1 * scale**2), 1.0),
+    ):
+        chains = run_chains(jax.random.key(1), sampler.step, jax.vmap(sampler.init)(start), 40)
+        assert chains.is_finite.all() and chains.states.position.dtype == jnp.float32
+        found = np.var(np.asarray(chains.states.position, np.float64) / sigma)
+        assert abs(found - variance) < 5 * variance * np.sqrt(2 / (2 * count))
+
+
+def test_what_is_no_state_of_chains_is_refused():
+    vector, whole = jnp.ones(3), jnp.ones(3, int)
+    for position in (whole, jnp.ones((2, 3)), jnp.ones(())):
+        with pytest.raises(ValueError, match=r"floating-point|one shape \(D,\)"):
+            langevin.init(position, jnp.negative)
+        with pytest.raises(ValueError, match=r"floating-point|one shape \(D,\)"):
+            ozaki.init(position, lambda x: (x, Diagonal(vector)))
+    with pytest.raises(ValueError, match="one shape"):
+        langevin.init(vector, lambda x: x[:2])
+    with pytest.raises(ValueError, match="one shape"):
+        ozaki.init(vector, lambda x: (x, Diagonal(x[:2])))
+    for eigenvalues in (whole, jnp.ones((2, 3))):
+        with pytest.raises(ValueError, match=r"floating-point|one shape \(D,\)"):
+            langevin.stability_limit(eigenvalues)
+    for states in (jnp.ones(()), (jnp.ones((2, 3)), jnp.ones((3, 3))), ()):
+        with pytest.raises(ValueError, match=r"states of shape \(chains, ...\)"):
+            run_chains(jax.random.key(0), walk, states, 1)
+    with pytest.raises(ValueError, match=r"whole number steps >= 1, got 2\.5"):
+        run_chains(jax.random.key(0), walk, jnp.zeros((2, 1)), 2.5)
+
+    def sampler_at(sigma):
+        return langevin.as_top_level_api(jnp.negative, sigma)
+
+    for positions, sigmas in ((jnp.ones(3), [1.0]), (whole[None], [1.0]), (vector[None], [1])):
+        with pytest.raises(ValueError, match=r"floating-point|shape \(chains, D\)"):
+            anneal_chains(jax.random.key(0), sampler_at, positions, sigmas, 1)
+    for step_size in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="step_size > 0 and finite"):
+            langevin.as_top_level_api(jnp.negative, step_size)

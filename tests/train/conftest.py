@@ -16,7 +16,11 @@ if _CACHE:
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
+import jax  # noqa: E402
+
 from hos_jax.config import default_config  # noqa: E402
+
+jax.config.update("jax_debug_key_reuse", True)
 
 SMALL = command_line.SMALL | {"model.rank": 3, "optim.lr": 1e-3, "optim.ema": 0.9}
 

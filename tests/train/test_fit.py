@@ -2,12 +2,13 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import autodiff, distributions, fit
+from hos_jax import autodiff, distributions, fit, pointwise
 from hos_jax.linops import DiagonalPlusLowRank
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
@@ -39,11 +40,11 @@ def test_a_second_order_head_is_trained_for_a_score_that_was_not(law, loss):
     smooth = law.smooth(SIGMA)
     head = SecondOrderHead("low_rank", 2, positive_definite=loss == "residual_nll")
     hessian_fn = fit.train_second_order(
+        jax.random.key(1),
         smooth.score,
         HessianModel(NETWORK, head),
         law.sample,
         SIGMA,
-        jax.random.key(1),
         dim=3,
         steps=800,
         loss=loss,
@@ -60,10 +61,10 @@ def test_a_score_is_fitted_and_its_derivative_follows(law):
     smooth, model = law.smooth(SIGMA), ScoreModel(NETWORK, data_std=1.0)
     params = jax.jit(
         lambda key: fit.fit_score(
-            model, law.sample, SIGMA, key, dim=3, steps=800, learning_rate=5e-3
+            key, model, law.sample, SIGMA, dim=3, steps=800, learning_rate=5e-3
         )
     )(jax.random.key(2))
-    score_fn = fit.score_fn_of(model, params, SIGMA)
+    score_fn = pointwise.score_fn(model, params, SIGMA)
     assert relative_error(score_fn, smooth.score, law) < 0.02
     hessian_fn = autodiff.dense_hessian_fn(score_fn)
     error = relative_error(
@@ -73,12 +74,12 @@ def test_a_score_is_fitted_and_its_derivative_follows(law):
 
 
 def test_what_cannot_be_fitted_is_refused(law):
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        fit.minimize(lambda p, k: p, jnp.zeros(()), jax.random.key(0), steps=0)
+    with pytest.raises(ValueError, match="steps >= 1, got 0"):
+        fit.minimize(jax.random.key(0), lambda k, p: p, jnp.zeros(()), steps=0)
     model = HessianModel(NETWORK, SecondOrderHead("diagonal"))
     with pytest.raises(ValueError, match="second-order loss"):
         fit.train_second_order(
-            law.score, model, law.sample, 0.5, jax.random.key(0), dim=3, steps=1, loss="none"
+            jax.random.key(0), law.score, model, law.sample, 0.5, dim=3, steps=1, loss="none"
         )
 
 
@@ -86,11 +87,11 @@ def test_seeds_run_together_and_agree_with_one_alone(law):
     model = ScoreModel(NETWORK, data_std=1.0)
 
     def train(key):
-        return fit.fit_score(model, law.sample, SIGMA, key, dim=3, steps=5, batch_size=16)
+        return fit.fit_score(key, model, law.sample, SIGMA, dim=3, steps=5, batch_size=16)
 
     keys = jax.random.split(jax.random.key(4), 2)
     together = jax.jit(jax.vmap(train))(keys)
-    alone = jax.jit(train)(keys[1])
+    alone = jax.jit(train)(jax.random.clone(keys)[1])
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-5)
 
@@ -109,7 +110,7 @@ def test_rows_of_an_array_are_drawn_at_random(kind):
 def test_rows_of_an_array_are_fitted():
     model = ScoreModel(functools.partial(MLP, features=4, depth=1))
     sample = fit.rows(np.random.default_rng(0).normal(size=(20, 2)))
-    params = fit.fit_score(model, sample, SIGMA, jax.random.key(0), dim=2, steps=2)
+    params = fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=2, steps=2)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
@@ -129,4 +130,47 @@ def test_rows_refuse_what_is_no_data(data):
 def test_a_sampler_in_numpy_is_told_what_to_do(sample):
     model = ScoreModel(functools.partial(MLP, features=4, depth=1))
     with pytest.raises(TypeError, match=r"fit\.rows\(data\), or jnp\.asarray\(data\)"):
-        fit.fit_score(model, sample, SIGMA, jax.random.key(0), dim=3, steps=2)
+        fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=2)
+
+
+def test_what_was_trained_is_traced_once(law):
+    traces = []
+
+    def score_fn(noisy):
+        traces.append(noisy.shape)
+        return law.score(noisy)
+
+    model = HessianModel(NETWORK, SecondOrderHead("diagonal"))
+    hessian_fn = fit.train_second_order(
+        jax.random.key(0), score_fn, model, law.sample, SIGMA, dim=3, steps=1, batch_size=4
+    )
+    first = hessian_fn(jnp.zeros(3)).to_dense()
+    traces.clear()
+    assert np.any(hessian_fn(jnp.ones(3)).to_dense() != first) and not traces
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (
+            lambda key, count: jax.random.normal(key, (count, 4)),
+            r"shape \(128, 3\), got \(128, 4\)",
+        ),
+        (lambda key, count: jax.random.normal(key, (3,)), r"shape \(128, 3\), got \(3,\)"),
+        (lambda key, count: jax.random.randint(key, (count, 3), 0, 9), "got sample of int32"),
+    ],
+)
+def test_samples_of_another_form_are_refused(sample, message):
+    model = ScoreModel(NETWORK)
+    with pytest.raises(ValueError, match=message):
+        fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=1)
+    with pytest.raises(ValueError, match=r"whole number steps >= 1, got 1\.5"):
+        fit.fit_score(jax.random.key(0), model, fit.rows(np.ones((2, 3))), SIGMA, dim=3, steps=1.5)
+
+
+def test_the_order_of_version_0_1_works_with_a_warning():
+    model, sample = ScoreModel(functools.partial(MLP, features=4, depth=1)), fit.rows(np.eye(3))
+    new = fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=1)
+    with pytest.warns(DeprecationWarning, match="fit_score takes its key first"):
+        old = fit.fit_score(model, sample, SIGMA, jax.random.key(0), dim=3, steps=1)
+    chex.assert_trees_all_equal(new, old)

@@ -1,5 +1,6 @@
 """The objective is the losses at the right points, per dimension, whatever the noise level."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,3 +137,32 @@ def test_third_order_is_added_over_the_pair_and_centred_where_it_can_be(networks
     np.testing.assert_allclose(got["score3"], expected, rtol=1e-4, atol=1e-6)
     total = 2.0 * got["score1"] + got.get("score2", 0.0) + 5.0 * got["score3"]
     np.testing.assert_allclose(got["loss"], total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("second_order", [name for name in SECOND_ORDER if name != "none"])
+def test_losses_and_gradients_are_numbers_at_every_sigma(problem, second_order):
+    _, clean, noise, params, model = problem
+    objective = Objective("dsm_vr", second_order)
+
+    @jax.jit
+    def evaluate(params, sigma):
+        def loss(params):
+            values = objective.per_example(
+                lambda points, s: model.apply(params, points, s), clean, noise, sigma
+            )
+            return jnp.mean(values["loss"]), values
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    for sigma in 10.0 ** np.arange(-6, 7, 2):
+        gradients, values = evaluate(params, np.float32(sigma))
+        chex.assert_tree_all_finite((gradients, values))
+        assert np.all(values["score2"] != 0) and np.all(values["score1"] != 0)
+        assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradients["params"]["score2"]))
+
+
+def test_what_is_no_batch_is_refused(problem):
+    evaluate, clean, noise, *_ = problem
+    for x, z in ((clean, noise[:2]), (clean[0], noise[0]), (clean, noise.astype(int))):
+        with pytest.raises(ValueError, match=r"floating|clean and noise of one shape"):
+            Objective().per_example(evaluate, x, z, SIGMA)

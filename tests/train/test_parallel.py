@@ -255,8 +255,8 @@ except ValueError as error:
     refused = str(error)
 print(json.dumps({
     "devices": len(chains.states.position.sharding.device_set),
-    "annealed_devices": len(annealed.positions.sharding.device_set),
-    "annealed": np.asarray(annealed.positions).tolist(),
+    "annealed_devices": len(annealed.states.position.sharding.device_set),
+    "annealed": np.asarray(annealed.states.position).tolist(),
     "trajectory": np.asarray(chains.trajectory).tolist(),
     "refused": refused,
 }))

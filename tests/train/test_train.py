@@ -10,7 +10,7 @@ import pytest
 from hos_jax.config import load as load_config
 from hos_jax.data import batch_at, to_float
 from hos_jax.errors import UserError
-from hos_jax.noise import example_keys, step_key
+from hos_jax.noise import example_keys, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.logs import read_history
 from hos_jax.training.loop import (
@@ -19,7 +19,7 @@ from hos_jax.training.loop import (
     make_train_step,
     train_and_evaluate,
 )
-from hos_jax.training.problem import EVALUATION_STEP, Problem
+from hos_jax.training.problem import Problem
 
 
 def assert_same_bits(a, b):
@@ -69,7 +69,7 @@ def test_held_out_losses_are_the_average_over_every_image(small_config, tmp_path
     state = problem.init()
     got = make_evaluation(problem)(parallel.replicate(state.params))
     clean = to_float(problem.data.held_out, problem.data.value_range)
-    keys = example_keys(step_key(config.seed, EVALUATION_STEP), 0, len(clean))
+    keys = example_keys(stream_key("held-out noise", config.seed), 0, len(clean))
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
     out = problem.objective.per_example(
         lambda points, sigma: problem.model.apply(state.params, points, sigma),
@@ -89,7 +89,7 @@ def test_one_step_is_adam_on_the_objective(small_config):
     new_state, metrics = make_train_step(problem)(parallel.replicate(state), parallel.shard(images))
     new_state = parallel.unreplicate(new_state)
     clean = to_float(images, problem.data.value_range)
-    keys = example_keys(step_key(config.seed, 0), 0, 8)
+    keys = example_keys(stream_key("training noise", config.seed, 0), 0, 8)
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(keys)
 
     def loss(params):
@@ -137,6 +137,20 @@ def test_learning_rate_schedule_clipping_and_decay(small_config):
     np.testing.assert_allclose(moves[:2], [0.5, 1.0], rtol=1e-4)
     cosine = [0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * k / 4)) for k in range(4)]
     np.testing.assert_allclose(moves[2:], cosine, rtol=1e-4)
+
+
+def test_only_kernels_decay_and_the_state_stays_one_vector(small_config):
+    from hos_jax.training.state import make_optimizer
+
+    config = small_config(optim__weight_decay=0.1)
+    optimizer = make_optimizer(config.optim, 6)
+    params = {"Conv": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.ones(3)}, "scale": jnp.ones(2)}
+    state = optimizer.init(params)
+    # Of the form that checkpoints have had since version 0.1.
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (11,), (11,), ()]
+    update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(update["Conv"]["kernel"], -config.optim.lr * 0.1 * 2.0, rtol=1e-5)
+    assert not np.any(update["Conv"]["bias"]) and not np.any(update["scale"])
 
 
 def test_the_run_folder_holds_everything_that_made_it(small_config, tmp_path):
