@@ -95,7 +95,7 @@ def _reading(place: Any, name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise _missing(error, name) from error
+        raise missing_package(f"data set {name!r}", error.name or str(error), "tfds") from error
     except Exception as error:
         raise UserError(
             f"the prepared data in {place} cannot be read ({_named(error)}): "
@@ -113,7 +113,7 @@ def _prepare(builder: Any, name: str) -> None:
             tensorflow.config.set_visible_devices([], "GPU")
         builder.download_and_prepare(file_format=_FORMAT)
     except ImportError as error:
-        raise _missing(error, name) from error
+        raise missing_package(f"data set {name!r}", error.name or str(error), "tfds") from error
     except UserError:
         raise
     except Exception as error:  # network, checksum, disk: all that TFDS and requests may raise
@@ -142,10 +142,6 @@ def _check_network(builder: Any) -> None:
             f"cannot download {builder.name}: no connection to {urlsplit(url).netloc} "
             f"({type(error).__name__}): {_WITHOUT_DOWNLOAD}"
         ) from error
-
-
-def _missing(error: ImportError, name: str) -> UserError:
-    return missing_package(f"data set {name!r}", error.name or str(error), "tfds")
 
 
 def _named(error: Exception) -> str:

@@ -126,10 +126,8 @@ class DiagonalPlusLowRank(PlusLowRank):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class IsotropicPlusLowRank(DiagonalPlusLowRank):
-    """c I + U U^T: the low-rank structure whose matrix functions are of the same structure.
-
-    `diag` has c in every place, see `from_multiple`.
-    """
+    """c I + U U^T, `diag` having c in every place (see `from_multiple`): the low-rank structure
+    whose matrix functions are of the same structure."""
 
     @classmethod
     def from_multiple(cls, multiple: Array | float, factor: Array) -> IsotropicPlusLowRank:

@@ -57,14 +57,9 @@ def published_config(model: PublishedModel) -> ml_collections.ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import found and made.
-
-    Attributes:
-      description: one line that says what the file holds.
-      config: of the new run.
-      denoise_mse: mean squared error of the denoised held-out images that were looked at, or None;
-        the noise itself has sigma^2.
-    """
+    """What an import found and made: one line that says what the file holds, the config of the new
+    run, and the mean squared error of the denoised held-out images that were looked at, or None;
+    that of the noise itself is sigma^2."""
 
     description: str
     config: ml_collections.ConfigDict
