@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from hos_jax.types import Array
 
@@ -42,7 +43,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, ema: float)
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(ravel_pytree(params)[0]),
         first_nonfinite_step=jnp.full((), -1, jnp.int32),
     )
 
@@ -69,33 +70,44 @@ def apply_gradients(
     From the first non-finite loss or gradient on, parameters stay as they are, so that the state
     remains worth keeping while the host finds out.
     """
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema_params = None
-    if state.ema_params is not None:
-        change = 1.0 - ema_decay(ema, state.step)
-        ema_params = optax.incremental_update(params, state.ema_params, change)
-    gradient_norm = optax.tree.norm(gradients)
+    # As one vector: a few fused loops over all parameters, where hundreds of small arrays would
+    # make the compiler emit a dozen loops for each.
+    flat_gradients, _ = ravel_pytree(gradients)
+    flat_params, unravel = ravel_pytree(state.params)
+    # The optimizer needs parameters for the decay alone, and norms and biases do not decay.
+    kernels = jax.tree.map(lambda p: p if p.ndim > 1 else jnp.zeros_like(p), state.params)
+    updates, opt_state = optimizer.update(flat_gradients, state.opt_state, ravel_pytree(kernels)[0])
+    new_params = optax.apply_updates(flat_params, updates)
+    gradient_norm = jnp.linalg.norm(flat_gradients)
     finite = jnp.isfinite(gradient_norm) & jnp.isfinite(loss) & (state.first_nonfinite_step < 0)
-    norms = {
-        "norm/gradient": gradient_norm,
-        "norm/update": optax.tree.norm(updates),
-        "norm/parameters": optax.tree.norm(params),
-    }
-    old = state.params, state.ema_params, state.opt_state
-    params, ema_params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, ema_params, opt_state), old
-    )
     first_nonfinite = jnp.where(
         finite | (state.first_nonfinite_step >= 0), state.first_nonfinite_step, state.step
     )
-    return TrainState(state.step + 1, params, ema_params, opt_state, first_nonfinite), norms
+    norms = {
+        "norm/gradient": gradient_norm,
+        "norm/update": jnp.linalg.norm(updates),
+        "norm/parameters": jnp.linalg.norm(new_params),
+    }
+    ema_params = None
+    if state.ema_params is not None:
+        flat_ema, _ = ravel_pytree(state.ema_params)
+        change = (1.0 - ema_decay(ema, state.step)).astype(flat_ema.dtype)
+        new_ema = optax.incremental_update(new_params, flat_ema, change)
+        ema_params = unravel(jnp.where(finite, new_ema, flat_ema))
+    new_state = TrainState(
+        step=state.step + 1,
+        params=unravel(jnp.where(finite, new_params, flat_params)),
+        ema_params=ema_params,
+        opt_state=jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state
+        ),
+        first_nonfinite_step=first_nonfinite,
+    )
+    return new_state, norms
 
 
 def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
-    """Adam with gradient clipping, a learning-rate schedule, and decay of the kernels alone.
-
-    Norms' scales and biases, which are vectors, do not decay.
+    """Adam with gradient clipping and a learning-rate schedule.
 
     Args:
       optim: has lr, schedule ("constant", or "cosine" down to final_lr), warmup (steps), beta1,
@@ -117,13 +129,4 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
     adam = optax.adamw(
         schedule, optim.beta1, optim.beta2, optim.eps, weight_decay=optim.weight_decay
     )
-    # As one vector: a few fused loops over all parameters, where hundreds of small arrays would
-    # make the compiler emit a dozen loops for each.
-    flat = optax.flatten(optax.chain(clip, adam))
-
-    def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        # Parameters serve the decay alone.
-        kernels = jax.tree.map(lambda p: p if p.ndim > 1 else jnp.zeros_like(p), params)
-        return flat.update(gradients, state, kernels)
-
-    return optax.GradientTransformation(flat.init, update)
+    return optax.chain(clip, adam)

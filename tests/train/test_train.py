@@ -140,17 +140,20 @@ def test_learning_rate_schedule_clipping_and_decay(small_config):
 
 
 def test_only_kernels_decay_and_the_state_stays_one_vector(small_config):
-    from hos_jax.training.state import make_optimizer
+    from hos_jax.training.state import apply_gradients, init_state, make_optimizer
 
-    config = small_config(optim__weight_decay=0.1)
-    optimizer = make_optimizer(config.optim, 6)
+    optim = small_config(optim__weight_decay=0.1).optim
+    optimizer = make_optimizer(optim, 6)
     params = {"Conv": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.ones(3)}, "scale": jnp.ones(2)}
-    state = optimizer.init(params)
+    state = init_state(params, optimizer, 0.0)
     # Of the form that checkpoints have had since version 0.1.
-    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [(), (11,), (11,), ()]
-    update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
-    np.testing.assert_allclose(update["Conv"]["kernel"], -config.optim.lr * 0.1 * 2.0, rtol=1e-5)
-    assert not np.any(update["Conv"]["bias"]) and not np.any(update["scale"])
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state.opt_state)]
+    assert shapes == [(), (11,), (11,), ()]
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    after = apply_gradients(state, nothing, jnp.zeros(()), optimizer, 0.0)[0].params
+    expected = 2.0 * (1 - 0.1 * optim.lr)
+    np.testing.assert_allclose(after["Conv"]["kernel"], expected, rtol=1e-6)
+    assert np.all(after["Conv"]["bias"] == 1) and np.all(after["scale"] == 1)
 
 
 def test_the_run_folder_holds_everything_that_made_it(small_config, tmp_path):
