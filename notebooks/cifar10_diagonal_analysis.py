@@ -39,8 +39,7 @@ import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from hos_jax import UserError, autodiff, load_run, pointwise, train_and_evaluate
-from hos_jax.config import apply_runner
-from hos_jax.config.experiments import demo
+from hos_jax.config import apply_runner, named_config
 from hos_jax.data import load
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.evaluate import panel
@@ -59,7 +58,7 @@ if not RUN.is_dir():
     except UserError as error:
         data = "photos"
         print(error)
-    config = demo.get_config()
+    config = named_config("demo")
     apply_runner(config, "DoubleDiagonalHybridRunner")
     config.data.name = data
     config.noise = 0.5

@@ -36,8 +36,7 @@ import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from hos_jax import autodiff, load_run, pointwise, train_and_evaluate
-from hos_jax.config import apply_runner
-from hos_jax.config.experiments import demo
+from hos_jax.config import apply_runner, named_config
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.evaluate import panel
 from hos_jax.evaluation.held_out import held_out_examples, held_out_metrics
@@ -49,7 +48,7 @@ SHOWN, DIRECTIONS, PIXELS = 5, 5, 3
 # %%
 if not RUN.is_dir():
     logging.disable(logging.INFO)
-    config = demo.get_config()
+    config = named_config("demo")
     apply_runner(config, "DoubleDiagonalHybridRunner")
     config.noise = 0.5
     config.training.steps = STEPS

@@ -9,7 +9,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from hos_jax.errors import UserError, did_you_mean
+from hos_jax.config.named import find_config
+from hos_jax.errors import UserError
 
 EXAMPLES = """\
 Train scores of order one and two by denoising, and test what was trained.
@@ -25,9 +26,6 @@ Open what the published code saved, and give parameters to others (--help of eac
   hos-jax export_parameters --doc my_run --output my_run.safetensors
 
 runners:"""
-
-# Where a config is looked for by name: the user's own come first.
-CONFIG_FOLDERS = Path("configs"), Path(__file__).parents[1] / "config" / "experiments"
 
 
 def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
@@ -117,25 +115,6 @@ def describe_flags(values: flags.FlagValues) -> str:
             f"{flag.help}{default}", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
         )
     return "\n".join(lines)
-
-
-def find_config(name: str) -> Path:
-    """The file of a config given by path, or by name with or without .py or .yml.
-
-    Raises:
-      UserError: if there is none; lists those that there are.
-    """
-    given = Path(name)
-    if given.suffix == ".py" and given.is_file():
-        return given
-    stem = given.stem if given.suffix in (".py", ".yml", ".yaml") else given.name
-    for folder in CONFIG_FOLDERS:
-        path = folder / f"{stem}.py"
-        if path.is_file():
-            return path
-    known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("[!_]*.py")})
-    hint = did_you_mean(stem, known)
-    raise UserError(f"no config {name!r}: {hint}known are {', '.join(known)}")
 
 
 def _with_config_path(argv: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ __getattr__, __dir__ = lazily(
     checks="SAMPLERS validate",
     defaults="default_config",
     keys="",
+    named="find_config named_config",
     networks="",
     run_file="CONFIG_FILE IDENTITY check_same_images check_same_run differences from_plain load "
     "save to_plain versions",

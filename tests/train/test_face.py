@@ -13,7 +13,7 @@ import pytest
 
 import hos_jax
 from hos_jax import _names
-from hos_jax.cli.arguments import find_config
+from hos_jax.config import find_config, named_config
 
 MEMBERS = {name for name in _names.MOVED if name.rpartition(".")[0] in _names.MOVED}
 OLD_MODULES = sorted(set(_names.MOVED) - MEMBERS)
@@ -62,13 +62,27 @@ def test_the_command_is_the_module_and_main(tmp_path):
 def test_named_configs_are_found_everywhere_and_a_users_own_come_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("demo", "demo.yml", "demo.py", "configs/demo.py"):
-        assert find_config(name) == Path(hos_jax.__file__).parent / "config/experiments/demo.py"
+        assert find_config(name) == Path(__file__).parents[2] / "configs/demo.py"
     own = Path("configs/demo.py")
     own.parent.mkdir()
     own.touch()
     assert find_config("demo") == find_config("demo.yml") == own
-    with pytest.raises(hos_jax.UserError, match="did you mean demo"):
-        find_config("demos")
+    for name in ("demos", "other/demo.py"):
+        with pytest.raises(hos_jax.UserError, match="known are"):
+            find_config(name)
+
+
+def test_a_config_is_found_and_read_by_name():
+    assert named_config("unet_mnist").training.batch_size == 40
+
+
+def test_the_wheel_has_every_package_and_the_named_configs():
+    project = Path(__file__).parents[2]
+    setuptools = tomllib.loads((project / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(project) for path in project.glob("hos_jax/**/__init__.py")}
+    expected = {".".join(folder.parts) for folder in folders} | {"hos_jax.config.experiments"}
+    assert set(setuptools["packages"]) == expected
+    assert setuptools["package-dir"] == {"hos_jax.config.experiments": "configs"}
 
 
 def test_dir_lists_what_is_public():

@@ -4,11 +4,11 @@
         --doc diagonal_cifar10_0.5 --noise 0.5 --ni
 """
 
-from hos_jax.config.experiments import dsm_mnist
+from hos_jax.config import named_config
 
 
 def get_config():
-    config = dsm_mnist.get_config()
+    config = named_config("dsm_mnist")
     config.data.update(name="cifar10", random_flip=True)
     config.model.ngf = 128
     config.optim.ema = 0.999

@@ -4,10 +4,10 @@
         --doc low_rank_mnist_0.5 --noise 0.5 --ni
 """
 
-from hos_jax.config.experiments import dsm_mnist
+from hos_jax.config import named_config
 
 
 def get_config():
-    config = dsm_mnist.get_config()
+    config = named_config("dsm_mnist")
     config.training.batch_size = 40
     return config
