@@ -66,6 +66,11 @@ class PlusLowRank(SymmetricMatrix):
             raise ValueError(f"expected {expected}, got {found}; {OTHER_BATCHES}")
 
     @property
+    def rank(self) -> int:
+        """r, the number of columns of the factor."""
+        return self.factor.shape[-1]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return self.base.shape
 
@@ -131,5 +136,5 @@ class PlusLowRank(SymmetricMatrix):
 
     def _draw(self, key: PRNGKey, count: int) -> Array:
         base_key, low_rank_key = jax.random.split(key)
-        weights = jax.random.normal(low_rank_key, (count, self.factor.shape[-1]), self.dtype)
+        weights = jax.random.normal(low_rank_key, (count, self.rank), self.dtype)
         return self.base._draw(base_key, count) + weights @ self.factor.T

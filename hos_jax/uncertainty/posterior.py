@@ -51,6 +51,11 @@ class Posterior:
     violations: Violations | None = None
     third_cumulant: Array | None = None
 
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.covariance.dim
+
     def diagonal(self) -> Array:
         """The variance of each value, (D,), data units^2."""
         return self.covariance.diagonal()
