@@ -90,7 +90,7 @@ class _Part(NamedTuple):
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
+            loaded = np.load(file)  # which unpickles nothing unless it is asked to
             if isinstance(loaded, np.ndarray):
                 return {"images": loaded}
             with loaded:
