@@ -201,7 +201,7 @@ def fit_hessian(
       score_fn: s1 of the smoothed density at one point, (D,) -> (D,), 1 / data units.
       model: the second-order model; its head decides the structure of s2.
       loss: a second-order loss of `hos_jax.losses.objective.SECOND_ORDER`.
-      key, sample, sigma, **settings: see `fit_score`; sigma is the noise level of `score_fn`.
+      key, sample, sigma, settings: see `fit_score`; sigma is the noise level of `score_fn`.
 
     Raises:
       ValueError, TypeError: as `fit_score`.

@@ -29,7 +29,7 @@ def residual(score: Array, noise: Array, sigma: Array | float) -> Array:
 
 
 def dsm(score: Array, noise: Array, sigma: Array | float) -> Array:
-    r"""Denoising score matching, ||s1(y) + z / sigma||^2, a scalar in 1 / data units^2.
+    r"""Denoising score matching: the squared norm of s1(y) + z / sigma, in 1 / data units^2.
 
     Its mean over (x, z) is minimized by the score of the smoothed density q.
 

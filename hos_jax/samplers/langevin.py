@@ -27,7 +27,7 @@ class LangevinState(NamedTuple):
 
 
 class LangevinInfo(NamedTuple):
-    """What happened in one step: ||x' - x||^2, and whether position and score are numbers."""
+    """What one step did: squared norm of x' - x, and whether position and score are numbers."""
 
     squared_jump: Array
     is_finite: Array

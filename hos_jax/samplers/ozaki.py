@@ -45,8 +45,8 @@ class OzakiState(NamedTuple):
 
 
 class OzakiInfo(NamedTuple):
-    """What happened in one step: ||x' - x||^2, whether position, score and Hessian are numbers, and
-    the larger of the estimated relative errors of drift and noise, 0 where no Lanczos is needed.
+    """What one step did: squared norm of x' - x, whether position, score and Hessian are numbers,
+    and the larger of the estimated relative errors of drift and noise, 0 without Lanczos.
     """
 
     squared_jump: Array
