@@ -90,7 +90,7 @@ def run(values: flags.FlagValues) -> int:
             on_evaluation=_log_panel,
             make_room=None if values.resume_training else lambda: make_room(workdir),
             should_stop=stop,
-            on_compiled=keep_freed_memory,
+            on_compiled=keep_freed_memory if parallel.on_cpu() else lambda: None,
         )
     step = int(state.step)
     if stop.signal is not None and step < config.training.steps:
