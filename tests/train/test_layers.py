@@ -206,7 +206,7 @@ def test_processes_are_known_in_one_file():
     assert places and not elsewhere(places, KNOWS_PROCESSES)
 
 
-def test_devices_are_known_in_two_files():
+def test_devices_are_known_where_they_should_be():
     places = uses(PACKAGE, DEVICES, OF_ARRAYS)
     assert places and not elsewhere(places, KNOWS_DEVICES)
 
