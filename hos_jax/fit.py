@@ -143,8 +143,13 @@ def _fit(
         clean_key, noise_key = jax.random.split(key)
         clean = _draw(clean_key, sample, batch_size, dim)
         noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
+        probes = None
+        if objective.needs_probes:
+            probe_key = jax.random.fold_in(jax.random.clone(key), 2)
+            probes = jax.random.rademacher(probe_key, clean.shape, clean.dtype)
         model = functools.partial(evaluate, params)
-        return jnp.mean(objective.per_example(model, clean, noise, sigma)["loss"])
+        losses = objective.per_example(model, clean, noise, sigma, probes=probes)
+        return jnp.mean(losses["loss"])
 
     init_key, loop_key = jax.random.split(key)
     return minimize(loop_key, loss_fn, init(init_key, jnp.zeros((1, dim))), **settings)

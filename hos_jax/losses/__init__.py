@@ -9,6 +9,7 @@ from hos_jax.losses.second_order import (
     d2sm_residual,
     d2sm_residual_terms,
     d2sm_vr,
+    jacobian_regression,
     residual_nll,
 )
 from hos_jax.losses.third_order import d3sm, d3sm_contraction, d3sm_diagonal
@@ -26,6 +27,7 @@ __all__ = [
     "d3sm_diagonal",
     "dsm",
     "dsm_vr",
+    "jacobian_regression",
     "residual",
     "residual_nll",
 ]

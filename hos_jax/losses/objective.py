@@ -21,6 +21,7 @@ from hos_jax.losses.second_order import (
     d2sm_residual,
     d2sm_residual_terms,
     d2sm_vr,
+    jacobian_regression,
     residual_nll,
 )
 from hos_jax.losses.third_order import d3sm_diagonal
@@ -35,7 +36,9 @@ SECOND_ORDER = {
     "d2sm_residual": ("plus", "minus", "clean"),
     "d2sm_residual_plain": ("plus", "minus"),
     "residual_nll": ("plus",),
+    "jacobian": ("plus",),
 }
+RESIDUAL = ("d2sm_residual", "d2sm_residual_plain", "residual_nll")
 THIRD_ORDER = {"none": (), "d3sm_diagonal": ("plus", "minus")}
 _POINTS = ("plus", "minus", "clean")
 
@@ -49,8 +52,11 @@ class Objective:
     Attributes:
       first_order: "dsm" or "dsm_vr".
       second_order: "none", "d2sm", "d2sm_vr", "d2sm_residual" (adaptive control variates),
-        "d2sm_residual_plain" or "residual_nll".
+        "d2sm_residual_plain", "residual_nll" or "jacobian" (regression on the derivative of s1).
       first_order_weight: gamma sigma^2; published: 1 (diagonal model), 10 (low-rank model).
+      jacobian_weight: w in [0, 1) beside a residual loss, L_2 = (1 - w) L_residual + w L_jacobian;
+        of "d2sm_residual" the minimizer is then (1 - w) E[r r^T | y] + w C_J, with the covariance
+        C_J that the derivative of s1 implies.
       stop_gradient_score1: whether s1 is a constant in the published second-order losses; in the
         residual losses it always is.
       third_order: "none" or "d3sm_diagonal", centred by the model's covariance where it has one.
@@ -60,7 +66,7 @@ class Objective:
         the error of its prediction vanishes (Karras et al. 2022, table 1).
 
     Raises:
-      ValueError: for an unknown loss.
+      ValueError: for an unknown loss, a weight outside [0, 1), or one without a residual loss.
     """
 
     first_order: str = "dsm"
@@ -70,6 +76,7 @@ class Objective:
     third_order: str = "none"
     third_order_weight: float = 1.0
     balance_std: float | None = None
+    jacobian_weight: float = 0.0
 
     def __post_init__(self):
         for name, known in (
@@ -79,6 +86,15 @@ class Objective:
         ):
             if name not in known:
                 raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(known)}")
+        if not 0 <= self.jacobian_weight < 1:
+            raise ValueError(f"expected 0 <= jacobian_weight < 1, got {self.jacobian_weight}")
+        if self.jacobian_weight and self.second_order not in RESIDUAL:
+            raise ValueError(f"jacobian_weight needs one of {', '.join(RESIDUAL)} beside it")
+
+    @property
+    def needs_probes(self) -> bool:
+        """Whether `per_example` needs random directions of its own."""
+        return self.second_order == "jacobian" or self.jacobian_weight > 0
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -94,6 +110,7 @@ class Objective:
         noise: Array,
         sigma: Array | float,
         *,
+        probes: Array | None = None,
         mean: Callable[[Array], Array] = jnp.mean,
     ) -> dict[str, Array]:
         """The losses of a batch, each (N,): "loss", the weighted sum, and "score1" to "score3".
@@ -103,10 +120,12 @@ class Objective:
           clean: x, (N, H, W, C) or (N, D), data units.
           noise: z, of the shape of `clean`.
           sigma: scalar or one per example, (N,), data units.
+          probes: random signs of the shape of `clean`, drawn apart from it and the noise, where
+            `needs_probes` says so.
           mean: the batch mean that the control variates' coefficients use.
 
         Raises:
-          ValueError: for shapes that do not belong together, or integers.
+          ValueError: for shapes that do not belong together, integers, or probes that are missing.
         """
         check_floating(clean=clean, noise=noise)
         if clean.shape != noise.shape or clean.ndim < 2:
@@ -131,7 +150,16 @@ class Objective:
             return {"loss": first, **values}
         total = self.first_order_weight * first
         if self.second_order != "none":
-            values["score2"] = self._second_order(at, flat_noise, sigma, mean) / dim
+            second = 0.0
+            if self.second_order != "jacobian":
+                second = (1.0 - self.jacobian_weight) * self._second_order(
+                    at, flat_noise, sigma, mean
+                )
+            if self.needs_probes:
+                points = batch[:count].reshape(clean.shape)
+                jacobian = self._jacobian(model, points, at["plus"], sigma, probes)
+                second += jacobian * (self.jacobian_weight or 1.0)
+            values["score2"] = second / dim
             total = total + values["score2"]
         if self.third_order != "none":
             values["score3"] = self._third_order(at, flat_noise, sigma) / dim
@@ -161,6 +189,16 @@ class Objective:
             return d2sm_residual(jax.vmap(d2sm_residual_terms)(*pair, noise))
         terms = jax.vmap(d2sm_residual_terms)(*pair, noise, at["clean"].scaled_hessian)
         return d2sm_residual(terms, control_coefficients(terms, mean=mean))
+
+    def _jacobian(self, model, points: Array, outputs, sigma: Array, probes: Array | None) -> Array:
+        """`jacobian_regression` at the points y+, (N,)."""
+        if probes is None or probes.shape != points.shape:
+            found = None if probes is None else probes.shape
+            raise ValueError(f"expected probes of shape {points.shape}, got {found}")
+        flat = probes.reshape(len(points), -1)
+        _, products = jax.jvp(lambda y: model(y, sigma).score1, (points,), (probes,))
+        scaled = jax.lax.stop_gradient(jnp.square(sigma)[:, None] * products)
+        return jax.vmap(jacobian_regression)(outputs.scaled_hessian, flat, scaled)
 
     def _third_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         """The third-order loss summed over the antithetic pair, (N,)."""

@@ -1,13 +1,14 @@
 r"""Second-order denoising losses: fits of the Hessian s2(y) of log q, on structured matrices.
 
 Every loss takes network outputs at one example and returns one value; batch with `vmap`. No loss
-builds a D x D array unless it is handed a `Dense` one. Two families:
+builds a D x D array unless it is handed a `Dense` one. Three families:
 
 * `d2sm`, `d2sm_vr` take scores (s1, s2), as published by Meng et al. 2021, in 1 / data units and
   their square.
 * `d2sm_residual`, `residual_nll` take dimensionless quantities: the residual r = z + sigma s1(y)
   (see `hos_jax.losses.residual`), S = sigma^2 s2 and the covariance C = I + S. Residuals are used
   as constants: gradients stop at them.
+* `jacobian_regression` takes S and products with sigma^2 times the Jacobian of s1, a constant too.
 
 Vectors are (D,), the noise z among them; matrices are structures of `hos_jax.linops`; sigma is a
 scalar in data units. `plus`, `minus` and `clean` are the points y+ = x + sigma z, y- = x - sigma z
@@ -225,3 +226,29 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)
+
+
+def jacobian_regression(
+    scaled_hessian: SymmetricMatrix, probe: Array, scaled_product: Array
+) -> Array:
+    r"""Regression of S on the Jacobian of a learned s1, by one product with it, dimensionless.
+
+    .. math:: \tfrac12 \| S(y) v - \sigma^2 J(y) v \|^2, \qquad J = \nabla s_1
+
+    For probes v of independent entries of mean 0 and variance 1, drawn apart from y, its mean is
+    half of nF(S - sigma^2 J), so the minimizer in a family of structures is the one nearest to
+    sigma^2 (J + J^T) / 2. It has none of the noise of the residual losses, and all errors of the
+    derivative of s1, which they have not. Random signs have the least variance; for a diagonal S
+    they make it "optimal covariance matching", v * (S v) against v * (sigma^2 J v).
+
+    `scaled_product` is sigma^2 J(y) v, (D,), used as a constant.
+
+    References:
+      Ou, Zhang, Barber et al., "Diffusion Model with Optimal Covariance Matching", 2024,
+      arXiv 2406.10808 (the diagonal case).
+    """
+    check_floating_vectors(
+        probe=probe, scaled_product=scaled_product, scaled_hessian_rows=matrix_rows(scaled_hessian)
+    )
+    constant = jax.lax.stop_gradient(scaled_product)
+    return 0.5 * jnp.sum(jnp.square(scaled_hessian.matvec(probe) - constant))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -92,17 +93,10 @@ class Problem:
             lambda params: init_state(params, self.optimizer, ema), self._abstract_params()
         )
 
-    def losses(
-        self, params: Any, clean: jax.Array, noise: jax.Array, sigma: jax.Array, mean: Callable
-    ) -> dict:
+    def losses(self, params: Any, clean: jax.Array, *drawn: Any, **options: Any) -> dict:
         """The losses of a batch, each (N,); see `Objective.per_example`."""
-        return self.objective.per_example(
-            lambda points, sigma: outputs_of(self.model, params, points, sigma),
-            clean,
-            noise,
-            sigma,
-            mean=mean,
-        )
+        model = functools.partial(outputs_of, self.model, params)
+        return self.objective.per_example(model, clean, *drawn, **options)
 
     def _compiled_init(self) -> Callable:
         """`_init_params`, compiled as a whole where that is the faster way.
