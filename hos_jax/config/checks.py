@@ -116,6 +116,8 @@ def _validate_limits(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_combination(config: ml_collections.ConfigDict) -> None:
+    from hos_jax.losses.objective import RESIDUAL
+
     model, second_order = config.model, config.loss.second_order
     has_head = model.head != "none"
     _require(
@@ -133,6 +135,12 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         second_order != "residual_nll" or model.positive_definite,
         "loss.second_order=residual_nll needs model.positive_definite=True: the likelihood of an "
         "indefinite covariance does not exist",
+    )
+    weight = config.loss.jacobian_weight
+    _require(0 <= weight < 1, f"loss.jacobian_weight must be in [0, 1), got {weight}")
+    _require(
+        not weight or second_order in RESIDUAL,
+        f"loss.jacobian_weight={weight} needs loss.second_order to be one of {', '.join(RESIDUAL)}",
     )
     _validate_noise_range(config)
     sampler = config.sampling.sampler

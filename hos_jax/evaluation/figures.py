@@ -121,6 +121,7 @@ def calibration(
     middle.set_ylabel("share of errors inside the interval")
     for name, label in (
         ("model", "posterior's own"),
+        ("refined", "the same, refined by the derivative of s1"),
         ("predicted", "posterior's own, predicted"),
         ("pca", "principal components of the data"),
         ("random", "random"),
