@@ -229,8 +229,9 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     Returns:
       `model`, the share of n2(e) in each image's own leading directions, with `standard_error`;
       `refined`, in those after one step of `autodiff.refine_eigenpairs`, k products with the
-      derivative of s1; `predicted`, the share of the predicted variance there; `pca`, in the leading principal
-      components of the training images if there are two or more; `random`, in random ones: k / D.
+      derivative of s1; `predicted`, the share of the predicted variance in the model's own; `pca`,
+      in the leading principal components of the training images if there are two or more;
+      `random`, in random ones: k / D.
     """
     data = problem.data
     dim = int(np.prod(data.image_shape))

@@ -150,15 +150,14 @@ class Objective:
             return {"loss": first, **values}
         total = self.first_order_weight * first
         if self.second_order != "none":
-            second = 0.0
+            second = jnp.zeros_like(first)
             if self.second_order != "jacobian":
-                second = (1.0 - self.jacobian_weight) * self._second_order(
-                    at, flat_noise, sigma, mean
-                )
+                denoised = self._second_order(at, flat_noise, sigma, mean)
+                second += (1.0 - self.jacobian_weight) * denoised
             if self.needs_probes:
                 points = batch[:count].reshape(clean.shape)
-                jacobian = self._jacobian(model, points, at["plus"], sigma, probes)
-                second += jacobian * (self.jacobian_weight or 1.0)
+                derived = self._jacobian(model, points, at["plus"], sigma, probes)
+                second += derived * (self.jacobian_weight or 1.0)
             values["score2"] = second / dim
             total = total + values["score2"]
         if self.third_order != "none":
