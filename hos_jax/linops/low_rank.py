@@ -16,7 +16,6 @@ import abc
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import hos_jax.linops.woodbury as woodbury
 from hos_jax.linops.base import (
@@ -26,7 +25,6 @@ from hos_jax.linops.base import (
     SymmetricMatrix,
     over_batch,
 )
-from hos_jax.linops.lanczos import safe_sqrt
 from hos_jax.types import Array, PRNGKey
 
 
@@ -90,10 +88,7 @@ class PlusLowRank(SymmetricMatrix):
         Raises:
           ValueError: for a negative number; a traced one gives NaN.
         """
-        if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
-            raise ValueError(f"{type(self).__name__} can be scaled by c >= 0 only, got {factor}")
-        root = safe_sqrt(jnp.asarray(self._per_matrix(factor, 2), self.dtype))
-        return self._rebuild(self.base.scale(factor), self.factor * root)
+        return self._rebuild(self.base.scale(factor), self.factor * self._root(factor, 2))
 
     def add_identity(self, multiple: Array | float = 1.0) -> SymmetricMatrix:
         return self._rebuild(self.base.add_identity(multiple), self.factor)

@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank
+from hos_jax.linops import (
+    Dense,
+    Diagonal,
+    DiagonalPlusLowRank,
+    IsotropicPlusLowRank,
+    Local,
+    LocalPlusLowRank,
+)
+from hos_jax.linops.local import count_taps
 
-DIM = 7
+IMAGE = (2, 3, 2)
+DIM = 12
 # These tests mostly compile, which takes half the time without optimization.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 STRUCTURES = ["diagonal", "low_rank", "low_rank_wide", "low_rank_isotropic", "dense"]
+STRUCTURES += ["local", "local_low_rank"]
 
 
 def make(structure, seed, positive=False):
@@ -23,6 +33,11 @@ def make(structure, seed, positive=False):
     diag = jnp.asarray(rng.uniform(0.3, 2.0, DIM) if positive else rng.normal(size=DIM))
     if structure == "diagonal":
         return Diagonal(diag)
+    if structure.startswith("local"):
+        taps = jnp.asarray(0.3 * rng.normal(size=(DIM, count_taps(IMAGE, 2))))
+        local = Local(jnp.abs(diag), taps, IMAGE, 2)
+        factor = jnp.asarray(rng.normal(size=(DIM, 2)))
+        return local if structure == "local" else LocalPlusLowRank(local, factor)
     if structure == "low_rank_isotropic":
         return IsotropicPlusLowRank.from_multiple(diag[0], jnp.asarray(rng.normal(size=(DIM, 3))))
     if structure.startswith("low_rank"):
