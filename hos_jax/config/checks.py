@@ -14,7 +14,7 @@ from hos_jax.errors import UserError
 
 SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki")
 _POSITIVE = """
-noise optim.lr optim.eps model.ngf model.rank model.blocks model.depth model.patch_size
+noise optim.lr optim.eps model.ngf model.rank model.reach model.blocks model.depth model.patch_size
 training.steps training.batch_size training.log_every training.evaluate_every
 training.checkpoint_every training.keep_checkpoints training.steps_per_dispatch sampling.batch_size
 sampling.images sampling.chains sampling.steps sampling.levels sampling.steps_per_level

@@ -39,6 +39,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.depth = 3
     config.model.head = "low_rank"
     config.model.rank = 16
+    # Of the local heads: how many pixels away a value's neighbours may be.
+    config.model.reach = 2
     config.model.positive_definite = True
     config.model.third_order = "none"
     config.model.networks = "per_order"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from hos_jax.errors import UserError
-from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.heads import STRUCTURES, SecondOrderHead
 from hos_jax.models.mlp import MLP
 from hos_jax.models.refinenet import RefineNet
 from hos_jax.models.score_model import ScoreModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 NAMES = ("unet", "refinenet", "mlp")
-HEADS = ("none", "diagonal", "low_rank", "dense")
+HEADS = ("none", *STRUCTURES)
 THIRD_ORDER_HEADS = ("none", "diagonal")
 
 
@@ -52,7 +52,9 @@ def make_model(model: ConfigDict) -> ScoreModel:
     try:
         head = None
         if model.head != "none":
-            head = SecondOrderHead(model.head, model.rank, model.positive_definite)
+            head = SecondOrderHead(
+                model.head, model.rank, model.positive_definite, reach=model.reach
+            )
         return ScoreModel(
             _network(model),
             head,

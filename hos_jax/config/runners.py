@@ -25,6 +25,8 @@ RUNNERS = {
 def apply_runner(config, name: str) -> None:
     """Set what the runner decides in a config: the head, and the losses that go with it.
 
+    A config may have a local factor in place of the runner's diagonal, as local_low_rank.
+
     Raises:
       UserError: for a name that is no runner.
     """
@@ -33,7 +35,8 @@ def apply_runner(config, name: str) -> None:
         raise UserError(f"unknown runner {name!r}: {hint}choose one of {', '.join(RUNNERS)}")
     runner = RUNNERS[name]
     config.runner = name
-    config.model.head = runner.head
+    if config.model.head != f"local_{runner.head}":
+        config.model.head = runner.head
     if config.loss.first_order_weight is None:
         config.loss.first_order_weight = runner.first_order_weight
     if runner.head == "none":

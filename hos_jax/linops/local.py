@@ -20,7 +20,9 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,8 @@ Offset = tuple[int, int]
 
 
 def earlier_pixels(image_shape: ImageShape, reach: int) -> list[Offset]:
-    """The pixels before (0, 0) in raster order in a square of (2 m + 1)^2 that an image can have."""
+    """The pixels before (0, 0) in raster order, in a square of (2 m + 1)^2 around it; none that is
+    further away than the image is large."""
     height, width, _ = image_shape
     rows, columns = min(reach, height - 1), min(reach, width - 1)
     square = itertools.product(range(rows + 1), range(-columns, columns + 1))
@@ -72,8 +75,9 @@ def _shifted(image: Array, up: int, right: int) -> Array:
 
 def _times(matrices: Array, columns: Array) -> Array:
     """Small matrices (H, W, C, C) times columns (H, W, C, k), as sums that XLA fuses."""
-    channels = matrices.shape[-1]
-    return sum(matrices[..., c, None] * columns[..., c, None, :] for c in range(channels))
+    channels = range(matrices.shape[-1])
+    terms = (matrices[..., c, None] * columns[..., c, None, :] for c in channels)
+    return functools.reduce(operator.add, terms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +151,9 @@ class _Stencil:
             stacked = jnp.stack(solved, axis=1)
             return [stacked, *before[:-1]], stacked
 
-        start = [jnp.zeros((order.shape[1], channels, count), columns.dtype)] * max(delays, default=1)
+        start = [jnp.zeros((order.shape[1], channels, count), columns.dtype)] * max(
+            delays, default=1
+        )
         _, found = jax.lax.scan(step, start, (taps, arrange(self.same), arrange(columns)))
         flat = found.reshape(-1, channels, count)
         return jnp.take(flat, places, axis=0).reshape(columns.shape)
@@ -339,8 +345,8 @@ class Local(Solvable):
 
 
 def _bands(matrix: Local) -> Iterator[tuple[Offset, Array]]:
-    """The entries of L L^T of a single matrix between each pixel and one at an offset, (H, W, C, C),
-    each pair of pixels once."""
+    """The entries of L L^T of a single matrix: between each pixel and the one at an offset,
+    (H, W, C, C), each pair of pixels once."""
     stencil = matrix._stencil()
     identity = jnp.eye(matrix.image_shape[2], dtype=matrix.dtype)[None, None]
     scales = matrix.scales.reshape(*matrix.image_shape, 1)
@@ -382,7 +388,7 @@ class LocalPlusLowRank(PlusLowRank):
         self._check_base(self.local)
         return self.local
 
-    def _rebuild(self, base: SymmetricMatrix, factor: Array) -> SymmetricMatrix:
+    def _rebuild(self, base: Any, factor: Array) -> SymmetricMatrix:
         return type(self)(base, factor)
 
     def add_diagonal(self, diag: Array) -> LocalPlusLowRank:

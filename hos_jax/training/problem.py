@@ -58,11 +58,7 @@ class Problem:
             skip_unreadable=config.data.skip_unreadable,
         )
         dim = int(np.prod(data.image_shape))
-        if (
-            model.head is not None
-            and model.head.structure == "low_rank"
-            and config.model.rank > dim
-        ):
+        if model.head is not None and model.head.has_columns and config.model.rank > dim:
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
         _check_scale(config.model.data_std, data)
         balance = config.model.data_std if config.model.smallest_noise is not None else None
