@@ -21,7 +21,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -125,7 +125,7 @@ class _Stencil:
         """
         height, width, channels, count = columns.shape
         offsets = list(self.earlier)
-        slope = 1 + max((right for _, right in offsets), default=0)
+        slope = 1 + max((right for _, right in offsets if right > 0), default=0)
         order, places = _anti_diagonals(height, width, slope)
         delays = [slope * up - right for up, right in offsets]
 
@@ -344,34 +344,35 @@ class Local(Solvable):
         return self._on_maps(apply, self.scales[..., None] * columns)
 
 
-def _bands(matrix: Local) -> Iterator[tuple[Offset, Array]]:
+def _bands(matrix: Local) -> dict[Offset, Array]:
     """The entries of L L^T of a single matrix: between each pixel and the one at an offset,
     (H, W, C, C), each pair of pixels once."""
-    stencil = matrix._stencil()
-    identity = jnp.eye(matrix.image_shape[2], dtype=matrix.dtype)[None, None]
-    scales = matrix.scales.reshape(*matrix.image_shape, 1)
-    factor = {(0, 0): scales * (identity + stencil.same)}
+    stencil, shape = matrix._stencil(), matrix.image_shape
     # What lies outside of the image is no entry of L.
-    inside = jnp.ones((*matrix.image_shape[:2], 1, 1), matrix.dtype)
-    factor |= {o: scales * taps * _shifted(inside, *o) for o, taps in stencil.earlier.items()}
-    bands: dict[Offset, Array] = {}
-    for (first, left), (second, right) in itertools.product(factor.items(), repeat=2):
-        offset = first[0] - second[0], first[1] - second[1]
+    inside = jnp.ones((*shape[:2], 1, 1), matrix.dtype)
+    taps = [m * _shifted(inside, *offset) for offset, m in stencil.earlier.items()]
+    own = jnp.eye(shape[2], dtype=matrix.dtype)[None, None] + stencil.same
+    factor = matrix.scales.reshape(*shape, 1, 1) * jnp.stack([own, *taps], axis=-2)
+    pairs: dict[Offset, list[tuple[int, int]]] = {}
+    for pair in itertools.product(enumerate([(0, 0), *stencil.earlier]), repeat=2):
+        (left, (up, right)), (other, (other_up, other_right)) = pair
+        offset = up - other_up, right - other_right
         if offset[0] > 0 or (offset[0] == 0 and offset[1] <= 0):
-            product = _times(left, _shifted(right, *offset).mT)
-            bands[offset] = bands.get(offset, 0.0) + product
-    return iter(bands.items())
+            pairs.setdefault(offset, []).append((left, other))
+
+    def band(offset: Offset, left: np.ndarray, right: np.ndarray) -> Array:
+        other = _shifted(factor[..., right, :], *offset).reshape(*shape, -1)
+        rows = factor[..., left, :].reshape(*shape, -1)
+        return jnp.sum(rows[..., :, None, :] * other[..., None, :, :], axis=-1)
+
+    return {offset: band(offset, *np.transpose(found)) for offset, found in pairs.items()}
 
 
 def _inner_of_bands(first: Local, second: Local) -> Array:
     """<L L^T, L' L'^T> of single matrices."""
-    others = dict(_bands(second))
-    total = jnp.zeros((), first.dtype)
-    for offset, entries in _bands(first):
-        if offset in others:
-            times = 1.0 if offset == (0, 0) else 2.0
-            total = total + times * jnp.sum(entries * others[offset])
-    return total
+    bands, others = _bands(first), _bands(second)
+    sums = {o: jnp.sum(bands[o] * others[o]) for o in bands.keys() & others.keys()}
+    return 2.0 * functools.reduce(operator.add, sums.values()) - sums[0, 0]
 
 
 @jax.tree_util.register_dataclass
