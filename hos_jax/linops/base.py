@@ -292,10 +292,8 @@ class SymmetricMatrix(abc.ABC):
     def _top_eigenpairs(self, count: int, krylov_vectors: int | None) -> Eigenpairs:
         """The leading eigenpairs of a single matrix."""
         # Which random start it is does not matter; a fixed one gives the same answer each time.
-        key, sizes = jax.random.key(0), (self.dim, count)
-        return top_eigenpairs(
-            self.matvec, key, *sizes, krylov_vectors=krylov_vectors, dtype=self.dtype
-        )
+        key, options = jax.random.key(0), {"krylov_vectors": krylov_vectors, "dtype": self.dtype}
+        return top_eigenpairs(key, self.matvec, self.dim, count, **options)
 
     def _exact_function_product(
         self, function: SpectralFunction, vector: Array, dense: str

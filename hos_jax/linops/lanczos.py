@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from matfree import decomp
 
+from hos_jax._names import key_first
 from hos_jax.types import Array, PRNGKey
 
 # Vectors of a Krylov space for f(A) v, wherever one is made for it.
@@ -73,9 +74,10 @@ class Eigenpairs(NamedTuple):
         return self.residual_norms <= jnp.finfo(largest.dtype).eps ** 0.5 * largest
 
 
+@key_first
 def top_eigenpairs(
-    matvec: Callable[[Array], Array],
     key: PRNGKey,
+    matvec: Callable[[Array], Array],
     dim: int,
     count: int,
     *,
@@ -93,19 +95,17 @@ def top_eigenpairs(
     Copies of one eigenvalue appear in a Krylov space through rounding alone: with a degenerate
     spectrum the results are still eigenpairs, but a later copy may be missing. Matrix products run
     at the highest precision, those of `matvec` included, or TF32 would limit the accuracy.
-    Gradients flow through the eigenvalues; the eigenvectors are constants.
+    Gradients flow through the eigenvalues; the eigenvectors are constants. ValueError for another
+    `which`, and unless 1 <= count <= krylov_vectors <= dim.
 
     Args:
+      key: of the random start vector.
       matvec: v -> A v, (D,) -> (D,), linear with symmetric A; for a score at y,
         `functools.partial(autodiff.hessian_vector_product_fn(score_fn, symmetrize=True), y)`.
-      key: of the random start vector.
       dim, count: D and k.
       krylov_vectors: m, from k to D; min(D, 4 k + 30) unless given.
       which: "algebraic", descending by value, or "magnitude", descending by absolute value.
       dtype: floating type of the vectors that `matvec` is given.
-
-    Raises:
-      ValueError: unless 1 <= count <= krylov_vectors <= dim, and for another `which`.
     """
     size = min(dim, 4 * count + 30) if krylov_vectors is None else krylov_vectors
     if not 1 <= count <= size <= dim:
