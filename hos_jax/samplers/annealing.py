@@ -46,6 +46,8 @@ def anneal_chains(
         start = sigmas[0] * jax.random.normal(start_key, (chains, dim))
         samples = anneal_chains(key, sampler_at, start, sigmas, 20).states.position
 
+    ValueError if steps < 1, for other shapes or integers, or devices that do not divide the chains.
+
     Args:
       key: one key for all chains.
       sampler_at: `sigma -> SamplingAlgorithm` for one chain at that level; sigma is traced.
@@ -54,10 +56,6 @@ def anneal_chains(
       steps: per level, at least 1.
       collect: see `run_chains`; it keeps something of the state after each level.
       devices, progress: see `run_chains`; as there, functions must not change what they close over.
-
-    Raises:
-      ValueError: if steps < 1, for other shapes or integers, or devices that do not divide the
-        chains.
     """
     check_counts(steps=steps)
     positions, sigmas = jnp.asarray(positions), jnp.asarray(sigmas)

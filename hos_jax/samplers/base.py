@@ -18,6 +18,8 @@ from hos_jax.samplers.devices import over_devices
 from hos_jax.types import Array, PRNGKey, check_counts
 
 Step = Callable[[PRNGKey, Any], tuple[Any, Any]]
+# States, whether each chain is finite, its finite steps, and its largest `lanczos_error`.
+Carry = tuple[Any, Array, Array, Array]
 
 
 def as_partial(fn: Callable | None) -> Any:
@@ -73,6 +75,8 @@ class Chains:
       is_finite: whether a chain stayed finite throughout, (chains,). What another one holds is
         meaningless: leave it out of every average.
       finite_steps: the number of steps before a chain left finite values, (chains,).
+      lanczos_error: the largest `lanczos_error` of a finite step of each chain, (chains,); 0 where
+        the steps have none.
       trajectory: what `collect` gave at the kept steps, leaves (kept, chains, ...), numpy arrays;
         None without `collect`.
     """
@@ -80,14 +84,14 @@ class Chains:
     states: Any
     is_finite: np.ndarray
     finite_steps: np.ndarray
+    lanczos_error: np.ndarray
     trajectory: Any
 
     @classmethod
-    def of(cls, carry: tuple[Any, Array, Array], kept: list[Any], join: Callable) -> Chains:
-        """From (states, finite steps, finite), and the parts of the trajectory, to be joined."""
-        finite_steps, finite = jax.device_get(carry[1:])
+    def of(cls, carry: Carry, kept: list[Any], join: Callable) -> Chains:
+        """From where the chains are, and the parts of the trajectory, to be joined."""
         joined = jax.tree.map(lambda *leaves: join(leaves), *kept)
-        return cls(carry[0], finite, finite_steps, joined)
+        return cls(carry[0], *jax.device_get(carry[1:]), joined)
 
 
 def run_chains(
@@ -114,6 +118,9 @@ def run_chains(
         sampler = langevin.as_top_level_api(Partial(score, params), 0.1)  # score(params, noisy)
         chains = run_chains(key, sampler.step, jax.vmap(sampler.init)(start), 1000)
 
+    ValueError for numbers below 1 (burn-in: 0), a thinning that does not divide `steps`, states
+    without an axis of chains, or devices that do not divide the chains.
+
     Args:
       key: one key for all chains.
       step: `(key, state) -> (state, info)` for one chain; `info` has the field `is_finite`.
@@ -127,10 +134,6 @@ def run_chains(
       devices: chains are split evenly over these; None for all local devices if they divide the
         number of chains, else one.
       progress: the label of a progress bar; None for none.
-
-    Raises:
-      ValueError: for numbers below 1 (burn-in: 0), a thinning that does not divide `steps`, states
-        without an axis of chains, or devices that do not divide the chains.
     """
     check_counts(steps=steps, thinning=thinning, chunk=chunk)
     check_counts(0, burn_in=burn_in)
@@ -176,22 +179,24 @@ def _loops(structure: Any) -> tuple[Callable, Callable]:
     return burn, run_chunk
 
 
-def start_carry(states: Any) -> tuple[Any, Array, Array]:
-    """(states, finite steps, finite) of chains before their first step."""
+def start_carry(states: Any) -> Carry:
+    """Chains before their first step."""
     count = jax.tree.leaves(states)[0].shape[0]
-    return states, jnp.zeros(count, jnp.int32), jnp.ones(count, bool)
+    return states, jnp.ones(count, bool), jnp.zeros(count, jnp.int32), jnp.zeros(count, jnp.float32)
 
 
-def advance(step: Step, key: PRNGKey, carry: Any, start: Array | int, count: Array | int) -> Any:
-    """`count` steps of every chain: (states, finite steps, finite) after them."""
+def advance(step: Step, key: PRNGKey, carry: Carry, start: Array | int, count: Array | int) -> Any:
+    """Chains after `count` steps more."""
 
     def one_step(t, carry):
-        states, finite_steps, finite = carry
+        states, finite, finite_steps, error = carry
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, t), jnp.arange(len(finite))
         )
         states, info = jax.vmap(step)(keys, states)
         finite = finite & info.is_finite
-        return states, finite_steps + finite.astype(jnp.int32), finite
+        now = jnp.asarray(getattr(info, "lanczos_error", 0.0), error.dtype)
+        error = jnp.where(finite, jnp.maximum(error, now), error)
+        return states, finite, finite_steps + finite.astype(jnp.int32), error
 
     return jax.lax.fori_loop(start, start + count, one_step, carry)

@@ -90,6 +90,8 @@ def build_kernel(
 ) -> Callable:
     """The kernel of one chain: `(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
+    ValueError for a growth bound that is not positive; in a step, for another `dense`.
+
     Args:
       krylov_vectors: of the Lanczos iterations, for a general `DiagonalPlusLowRank`, and for a
         `Dense` Hessian with dense="lanczos".
@@ -98,9 +100,6 @@ def build_kernel(
         (g / l) tanh(eps l / g) only (smooth, so that Lanczos stays accurate). None for no bound.
       dense: functions of a `Dense` Hessian by "eigh", exact, O(D^3) in each step, or by "lanczos",
         O(K D^2) for K Krylov vectors, with its error in the info.
-
-    Raises:
-      ValueError: for a growth bound that is not positive; in a step, for another `dense`.
     """
     if growth_bound is not None and not growth_bound > 0:
         raise ValueError(f"expected growth_bound > 0, got {growth_bound}")
@@ -152,7 +151,6 @@ def as_top_level_api(
 
         sampler = ozaki.as_top_level_api(ozaki.join(law.score, law.hessian), 0.2, growth_bound=None)
 
-    Raises:
-      ValueError: for a step size that is not positive, or see `build_kernel`.
+    ValueError for a step size that is not positive, or see `build_kernel`.
     """
     return SamplingAlgorithm.of(init, build_kernel(**settings), derivatives_fn, step_size)
