@@ -9,9 +9,9 @@ then returns is said where it matters. Everything is in 1 / data units^2 for the
 1 / data units^3 for the third.
 
 Everywhere `score_fn` is s1, (D,) -> (D,), at the noise level `sigma`; `noisy` is one point y, (D,):
-batch with `vmap`. `chunk_size` tangents run through the network together, and memory is that of
-so many evaluations; it need not divide D. ValueError is raised for points and vectors that are not
-(D,), also by the closures, and for sizes below 1.
+batch with `vmap`. `chunk_size` tangents run through the network together, in the memory of so many
+evaluations; it need not divide D. ValueError for points and vectors that are not (D,), also by the
+closures, and for sizes below 1.
 """
 
 import functools
@@ -126,11 +126,8 @@ def posterior_eigenpairs(
 
 
 def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool = True) -> HessianFn:
-    """y -> s2(y), `Dense`, by Jacobian-vector products, `chunk_size` of them at a time.
-
-    Equal to `dense_hessian_fn`, with the memory of `chunk_size` evaluations and the (D, D) result
-    instead of D evaluations.
-    """
+    """y -> s2(y), `Dense`, by Jacobian-vector products, `chunk_size` of them at a time: equal to
+    `dense_hessian_fn`, in the memory of so many evaluations and the (D, D) result."""
     check_counts(chunk_size=chunk_size)
     product_fn = hessian_vector_product_fn(score_fn)
 
@@ -142,10 +139,8 @@ def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool =
 
 
 def chunked_hessian_diagonal_fn(score_fn: ScoreFn, *, chunk_size: int) -> Callable[[Array], Array]:
-    """y -> the diagonal of s2(y), (D,), exact, without a (D, D) array.
-
-    D Jacobian-vector products, `chunk_size` of them at a time, of which one number each is kept.
-    """
+    """y -> the diagonal of s2(y), (D,), exact, without a (D, D) array: D Jacobian-vector products,
+    `chunk_size` of them at a time, of which one number each is kept."""
     check_counts(chunk_size=chunk_size)
     product_fn = hessian_vector_product_fn(score_fn)
 

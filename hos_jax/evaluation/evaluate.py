@@ -15,15 +15,9 @@ import numpy as np
 
 from hos_jax import config as run_config
 from hos_jax.errors import UserError
-from hos_jax.evaluation import figures
+from hos_jax.evaluation import figures, held_out
 from hos_jax.evaluation.generate import course_curves, draw_samples
-from hos_jax.evaluation.held_out import (
-    Examples,
-    direction_scores,
-    first_held_out,
-    held_out_examples,
-    held_out_metrics,
-)
+from hos_jax.evaluation.held_out import Examples
 from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, measured, write_report
 from hos_jax.files import write_atomically
 from hos_jax.training.logs import RunLog, read_history, shows_progress
@@ -75,7 +69,7 @@ def posterior_figures(problem: Problem, examples: Examples) -> tuple[Any, Any]:
 
 def log_panel(problem: Problem, params: Any, step: int, log: RunLog) -> None:
     """The panel as an image in tensorboard; the `on_evaluation` of the command line."""
-    examples = first_held_out(problem, params, min(4, problem.config.sampling.images))
+    examples = held_out.first_held_out(problem, params, min(4, problem.config.sampling.images))
     figure = panel(problem, Examples(*examples, None))
     log.image(step, "held_out/denoising", figures.as_array(figure))
 
@@ -97,14 +91,13 @@ def evaluate_run(
         drawn.append(folder / name)
         figures.save(figure, drawn[-1])
 
-    result = held_out_metrics(run.problem, run.params)
-    examples = held_out_examples(
-        run.problem, run.params, max(config.sampling.images, REPORTED_IMAGES), DIRECTIONS
-    )
+    result = held_out.held_out_metrics(run.problem, run.params)
+    count = max(config.sampling.images, REPORTED_IMAGES)
+    examples = held_out.held_out_examples(run.problem, run.params, count, DIRECTIONS)
     shown = examples.first(config.sampling.images)
     draw(panel(run.problem, shown), "denoising.png")
     if config.model.head != "none":
-        result["directions"] = direction_scores(run.problem, run.params)
+        result["directions"] = held_out.direction_scores(run.problem, run.params)
         rows = result["reliability"], result.get("recalibrated", {}).get("reliability")
         draw(figures.calibration(*rows, result["directions"]), "calibration.png")
         directions, covariances = posterior_figures(run.problem, shown)

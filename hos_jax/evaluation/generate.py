@@ -11,19 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import pointwise, tweedie
+from hos_jax import pointwise, samplers, tweedie
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import geometric_sigmas, stream_key
-from hos_jax.samplers import (
-    SamplingAlgorithm,
-    anneal_chains,
-    diagnostics,
-    langevin,
-    ozaki,
-    run_chains,
-)
 from hos_jax.training.problem import Problem
+from hos_jax.types import Array
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +26,19 @@ KEPT = 10
 MEAN_IMAGES = 2000
 
 
-def sampler_at(problem: Problem, params: Any, sigma: jax.Array | float) -> SamplingAlgorithm:
+def sampler_at(problem: Problem, params: Any, sigma: Array | float) -> samplers.SamplingAlgorithm:
     """Langevin or Ozaki, as `sampling.sampler` says, for one flat image at one noise level."""
     shape, sampling = problem.data.image_shape, problem.config.sampling
     step_size = sampling.step_fraction * sigma**2
     model = problem.model, params, sigma, shape
     if "ozaki" not in sampling.sampler:
-        return langevin.as_top_level_api(pointwise.score_fn(*model), step_size)
-    return ozaki.as_top_level_api(
-        pointwise.derivatives_fn(*model), step_size, krylov_vectors=sampling.krylov_vectors
-    )
+        return samplers.langevin.as_top_level_api(pointwise.score_fn(*model), step_size)
+    settings = {"krylov_vectors": sampling.krylov_vectors}
+    return samplers.ozaki.as_top_level_api(pointwise.derivatives_fn(*model), step_size, **settings)
 
 
 @functools.lru_cache(maxsize=1)
-def make_denoiser(problem: Problem) -> Callable[[Any, jax.Array, jax.Array | float], jax.Array]:
+def make_denoiser(problem: Problem) -> Callable[[Any, Array, Array | float], Array]:
     """One Tweedie step: parameters, flat noisy images (N, D), sigma -> (N, H, W, C), data units."""
     shape = (-1, *problem.data.image_shape)
 
@@ -63,10 +55,8 @@ class Samples(NamedTuple):
 
     Attributes:
       images: the end of every chain, denoised, (chains, H, W, C), data units.
-      course: the same chains at several steps, the last included, each position denoised,
-        (kept, chains, H, W, C), data units.
-      steps: the number of steps taken at each, (kept,).
-      sigmas: the noise level of each, (kept,), data units.
+      course: the same at several steps, the last included, (kept, chains, H, W, C).
+      steps, sigmas: how many steps were taken by then, and the noise level there, (kept,).
     """
 
     images: np.ndarray
@@ -121,7 +111,7 @@ def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | No
     sampler = sampler_at(problem, params, config.noise)
     states = jax.jit(jax.vmap(sampler.init))(start)
     kept = max(k for k in range(1, KEPT + 1) if sampling.steps % k == 0)
-    chains = run_chains(
+    chains = samplers.run_chains(
         chain_key,
         sampler.step,
         states,
@@ -144,7 +134,7 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
     images = problem.data.to_float(problem.data.train[:MEAN_IMAGES])
     start = jnp.mean(images, axis=0).ravel()
     start += model.largest_noise * jax.random.normal(noise_key, size, jnp.float32)
-    chains = anneal_chains(
+    chains = samplers.anneal_chains(
         chain_key,
         lambda sigma: sampler_at(problem, params, sigma),
         start,
@@ -174,7 +164,8 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
     denoise = make_denoiser(problem)
     clean = data.to_float(data.train[: 2 * count]).reshape(2, count, int(np.prod(data.image_shape)))
     noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
-    distance_fn = jax.jit(functools.partial(diagnostics.sliced_wasserstein, projections=200))
+    wasserstein = samplers.diagnostics.sliced_wasserstein
+    distance_fn = jax.jit(functools.partial(wasserstein, projections=200))
     first = samples.course[0] - samples.course[0].mean(axis=0)
     correlation, distances = [], []
 

@@ -16,12 +16,7 @@ from hos_jax.linops.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, stream_key
 from hos_jax.training.problem import Problem
-from hos_jax.uncertainty import (
-    Posterior,
-    Violations,
-    calibration,
-    metrics,
-)
+from hos_jax.uncertainty import Posterior, Violations, calibration, metrics
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +29,8 @@ LARGEST_SAMPLE = 4_000_000
 
 
 class Denoised(NamedTuple):
-    """Denoising of a batch of images, flattened to (N, D), data units.
-
-    Attributes:
-      noisy, mean: (N, D).
-      posterior: of each image, or None for a first-order model.
-      outputs: what the model said.
-    """
+    """Denoising of a batch of images, flattened to (N, D), data units; the posteriors, or None for
+    a first-order model; and what the model said."""
 
     noisy: jax.Array
     mean: jax.Array
@@ -50,9 +40,7 @@ class Denoised(NamedTuple):
     @property
     def standard_deviation(self) -> jax.Array | None:
         """The predicted deviation of each value, (N, D), or None for a first-order model."""
-        if self.posterior is None:
-            return None
-        return jax.vmap(Posterior.standard_deviation)(self.posterior)
+        return None if self.posterior is None else self.posterior.standard_deviation()
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,7 +83,7 @@ def _batches(problem: Problem, limit: int | None = None):
 
 
 def _make_scores(problem: Problem, stride: int) -> Callable:
-    """`scores(clean, denoised, fresh)`: values per image, sums by bin, violations, samples.
+    """`scores(clean, denoised, fresh)`: values per image, violations, samples; and sums by bin.
 
     The samples are the predicted variances and the errors of every `stride`-th value, in units of
     sigma^2 and sigma.
@@ -111,13 +99,13 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
         posterior, variance = denoised.posterior, jnp.zeros_like(error)
         sums = violations = samples = None
         if posterior is not None:
-            covariance = jax.vmap(lambda c: c.scale(sigma**-2))(posterior.covariance)
+            covariance = posterior.covariance.scale(sigma**-2)
             values |= jax.vmap(metrics.covariance_scores)(scaled, covariance)._asdict()
             inside = jax.vmap(calibration.inside_intervals)(posterior, flat)
             for index, level in enumerate(calibration.LEVELS):
                 name = calibration.coverage_name(level)
                 values[name] = jnp.mean(inside[..., index].astype(error.dtype), axis=1)
-            variance = jax.vmap(lambda c: c.diagonal())(covariance)
+            variance = covariance.diagonal()
             sums = jax.vmap(calibration.bin_sums)(variance, scaled, inside)
             sums = jax.tree.map(lambda leaf: jnp.tensordot(fresh, leaf, 1), sums)
             violations = posterior.violations
@@ -125,7 +113,7 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
         if denoised.outputs.raw_third_order is not None:
             third = denoised.outputs.scaled_third_diagonal
             values["third_order"] = jax.vmap(metrics.third_order_score)(third, scaled, variance)
-        return values, sums, violations, samples
+        return (values, violations, samples), sums
 
     return scores
 
@@ -145,19 +133,13 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     data = problem.data
     stride = max(1, data.held_out.size // LARGEST_SAMPLE)
     scores, denoise = _make_scores(problem, stride), make_noise_and_denoise(problem)
-    parts, sums, violations, samples = [], [], [], []
+    parts, sums = [], []
     for clean, keys, fresh in _batches(problem):
         denoised = denoise(params, clean, keys)
-        found = jax.device_get(scores(clean, denoised, fresh.astype(np.float32)))
-        values, violated, sampled = (
-            jax.tree.map(lambda leaf, fresh=fresh: leaf[fresh], part)
-            for part in (found[0], found[2], found[3])
-        )
-        parts.append(values)
-        sums.append(found[1])
-        violations.append(violated)
-        samples.append(sampled)
-    joined = _join(parts)
+        found, total = jax.device_get(scores(clean, denoised, fresh.astype(np.float32)))
+        parts.append(jax.tree.map(lambda leaf, fresh=fresh: leaf[fresh], found))
+        sums.append(total)
+    joined, violations, samples = _join(parts)
     result: dict[str, Any] = {name: float(np.mean(values)) for name, values in joined.items()}
     errors = {name: _standard_error(values) for name, values in joined.items()}
     result |= {"standard_error": errors, "held_out_images": len(data.held_out)}
@@ -165,7 +147,7 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=float), *sums)
         result["reliability"] = calibration.reliability(total)
         if len(data.held_out) > 1:
-            result["recalibrated"] = recalibrate(*_join(samples))
+            result["recalibrated"] = recalibrate(*samples)
         result["violations"] = _violations(violations)
     return result
 
@@ -181,9 +163,8 @@ def _join(parts: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _violations(batches: list[Violations]) -> dict[str, Any]:
-    count = int(sum(batch.count.sum() for batch in batches))
-    largest = max(float(batch.largest.max()) for batch in batches)
+def _violations(found: Violations) -> dict[str, Any]:
+    count, largest = int(found.count.sum()), float(found.largest.max())
     if count:
         logger.warning(
             "%d values of the predicted covariances were not positive (up to %.3g sigma^2 below "
@@ -197,13 +178,9 @@ def _violations(batches: list[Violations]) -> dict[str, Any]:
 def recalibrate(variance: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     """Intervals whose widths are learned on every other image, tested on the images in between.
 
-    Args:
-      variance: predicted variances, (images, D), units of sigma^2.
-      error: (images, D), units of sigma.
-
-    Returns:
-      `multipliers` for `calibration.recalibrated_interval`, `coverage_50` ... `coverage_95` of the
-      images in between, and their `reliability`.
+    From predicted variances and errors, (images, D), units of sigma^2 and sigma: `multipliers` for
+    `calibration.recalibrated_interval`, `coverage_50` ... `coverage_95` of the images in between,
+    and their `reliability`.
     """
     learn, test = slice(0, None, 2), slice(1, None, 2)
     multipliers = calibration.interval_multipliers(variance[learn].ravel(), error[learn].ravel())
@@ -224,12 +201,10 @@ def recalibrate(variance: np.ndarray, error: np.ndarray) -> dict[str, Any]:
 def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     """How much of the error the posterior's leading directions hold, against other directions.
 
-    Over at most `DIRECTION_IMAGES` held-out images, for 1 ... k directions.
-
-    Returns:
-      `model`, the share of n2(e) in each image's own leading directions, with `standard_error`;
-      `predicted`, the share of the predicted variance there; `pca`, in the leading principal
-      components of the training images if there are two or more; `random`, in random ones: k / D.
+    Over at most `DIRECTION_IMAGES` held-out images, for 1 ... k directions: `model`, the share of
+    n2(e) in each image's own leading directions, with `standard_error`; `predicted`, the share of
+    the predicted variance there; `pca`, in the leading principal components of the training images
+    if there are two or more; `random`, in random ones: k / D.
     """
     data = problem.data
     dim = int(np.prod(data.image_shape))
@@ -243,8 +218,8 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     @jax.jit
     def scores(clean, denoised):
         error = clean.reshape(len(clean), -1) - denoised.mean
-        pairs = jax.vmap(lambda p: p.top_eigenpairs(count))(denoised.posterior)
-        total = jax.vmap(lambda p: p.covariance.trace())(denoised.posterior)
+        pairs = denoised.posterior.top_eigenpairs(count)
+        total = denoised.posterior.covariance.trace()
         shares = {
             "model": jax.vmap(calibration.captured_shares)(error, pairs.eigenvectors),
             "predicted": jnp.cumsum(pairs.eigenvalues, axis=1) / total[:, None],
@@ -284,13 +259,8 @@ def first_held_out(problem: Problem, params: Any, count: int) -> tuple[np.ndarra
 
 
 class Examples(NamedTuple):
-    """The first held-out images, to be shown.
-
-    Attributes:
-      clean: (N, H, W, C), data units.
-      denoised: their denoising.
-      eigenpairs: the leading ones of each posterior covariance, or None for a first-order model.
-    """
+    """The first held-out images, (N, H, W, C), data units, to be shown, with their denoising and
+    the leading eigenpairs of the posterior covariances, or None for a first-order model."""
 
     clean: np.ndarray
     denoised: Denoised
@@ -313,5 +283,5 @@ def held_out_examples(problem: Problem, params: Any, count: int, directions: int
     if posterior is None:
         return examples
     leading = min(directions, examples.denoised.mean.shape[1])
-    pairs = jax.jit(jax.vmap(lambda p: p.top_eigenpairs(leading)))(posterior)
+    pairs = jax.jit(lambda p: p.top_eigenpairs(leading))(posterior)
     return examples._replace(eigenpairs=pairs)

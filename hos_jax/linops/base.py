@@ -147,11 +147,8 @@ class SymmetricMatrix(abc.ABC):
 
     @abc.abstractmethod
     def scale(self, factor: Array | float) -> SymmetricMatrix:
-        """c A for a scalar c, or one for each matrix, (...).
-
-        Raises:
-          ValueError: for c < 0 where the structure has no such form.
-        """
+        """c A for a scalar c, or one for each matrix, (...); ValueError for c < 0 where that has no
+        such form."""
 
     @abc.abstractmethod
     def add_diagonal(self, diag: Array) -> SymmetricMatrix:
@@ -192,10 +189,8 @@ class SymmetricMatrix(abc.ABC):
 
         Exact for `Diagonal` and `Dense`, else by `lanczos.top_eigenpairs`, of which
         `residual_norms` and `converged` tell how good they are. Gradients flow through the
-        eigenvalues; the eigenvectors are constants.
-
-        Raises:
-          ValueError: unless 1 <= count <= D; for Lanczos see `lanczos.top_eigenpairs`.
+        eigenvalues; the eigenvectors are constants. ValueError unless 1 <= count <= D; for Lanczos
+        see `lanczos.top_eigenpairs`.
         """
         if not 1 <= count <= self.dim:
             raise ValueError(f"expected 1 <= count <= {self.dim}, got {count}")

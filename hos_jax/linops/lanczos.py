@@ -1,7 +1,6 @@
-r"""Lanczos iteration on symmetric matrices known by their products alone, by `matfree`.
+"""Lanczos iteration on symmetric matrices known by their products alone, by `matfree`.
 
-References:
-  Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
+See Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
 """
 
 from collections.abc import Callable
@@ -38,10 +37,8 @@ def krylov_space(
 
     There Lanczos would meet an invariant subspace and divide by zero: a diagonal of a few ulps of A
     is added, with which no Krylov space ends before D vectors. `noise`, numbers of order 1, (D,),
-    all different, tells it.
-
-    Returns:
-      Orthonormal vectors as rows, (K, D), the first along the start, and A on them, (K, K).
+    all different, tells it. Gives orthonormal vectors as rows, (K, D), the first along the start,
+    and A on them, (K, K).
     """
     # In units of A's own size, so that no square under- or overflows.
     scale = safe_norm(matvec(start)) / safe_norm(start)

@@ -38,11 +38,8 @@ def _step(kernel: Callable, target: Callable, step_size: Array | float, rng_key,
 class SamplingAlgorithm(NamedTuple):
     """A sampler with its target and settings fixed, as blackjax's inference loop takes it.
 
-    Both are `jax.tree_util.Partial`: samplers of one kernel and target share compiled programs.
-
-    Attributes:
-      init: `init(position, rng_key=None)` gives the state of a chain.
-      step: `step(rng_key, state)` gives the next state and an info.
+    `init(position, rng_key=None)` gives the state of a chain, `step(rng_key, state)` the next state
+    and an info. Both are `jax.tree_util.Partial`: those of one kernel and target compile once.
     """
 
     init: Callable
@@ -62,8 +59,7 @@ class SamplingAlgorithm(NamedTuple):
 
 def all_finite(tree: Any) -> Array:
     """Whether every number of a pytree is finite, a scalar."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,10 +79,8 @@ def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections
     .. math:: \Big( \frac1P \sum_{p=1}^P W_2^2(\theta_p^T X, \theta_p^T Y) \Big)^{1/2}
 
     over directions theta uniform on the sphere; in one dimension W_2 compares sorted values. Two
-    samples of one law have a distance of order N^(-1/2), not 0. `first` and `second` are (N, D).
-
-    References:
-      Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
+    samples of one law, (N, D) both, have a distance of order N^(-1/2), not 0. See Bonneel, Rabin,
+    Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
     """
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(

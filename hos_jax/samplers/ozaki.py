@@ -11,9 +11,8 @@ The structure of s2 applies them (`SymmetricMatrix.function_product`): `Diagonal
 `IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank` by Lanczos. The kernel
 follows blackjax's contract: `kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
-References:
-  Ozaki, "A bridge between nonlinear time series models and nonlinear stochastic dynamical
-  systems", 1992. Meng et al. 2021.
+See Ozaki, "A bridge between nonlinear time series models and nonlinear stochastic dynamical
+systems", 1992; Meng et al. 2021.
 """
 
 from __future__ import annotations
@@ -141,16 +140,12 @@ def build_kernel(
 
 
 def as_top_level_api(
-    derivatives_fn: DerivativesFn,
-    step_size: Array | float,
-    **settings: Any,
+    derivatives_fn: DerivativesFn, step_size: Array | float, **settings: Any
 ) -> SamplingAlgorithm:
     """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it.
 
-    The settings are those of `build_kernel`::
+    The settings are those of `build_kernel`; ValueError also for a step size that is not positive::
 
         sampler = ozaki.as_top_level_api(ozaki.join(law.score, law.hessian), 0.2, growth_bound=None)
-
-    ValueError for a step size that is not positive, or see `build_kernel`.
     """
     return SamplingAlgorithm.of(init, build_kernel(**settings), derivatives_fn, step_size)
