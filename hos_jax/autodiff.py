@@ -1,12 +1,9 @@
 r"""Derivatives of any score function by automatic differentiation: what direct models compete with.
 
-Second order: the Jacobian of s1 as a dense matrix, in chunks of bounded memory, one product at a
-time, and by random probes; its leading eigenpairs follow from products alone by
-`hos_jax.linops.lanczos.top_eigenpairs`. Third order: dense, its diagonal, its contractions.
-
-The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
-then returns is said where it matters. Everything is in 1 / data units^2 for the second order,
-1 / data units^3 for the third.
+The Jacobian J of s1 as a dense matrix, in chunks of bounded memory, by products, random probes and
+leading eigenpairs (`hos_jax.linops.lanczos.top_eigenpairs`), in 1 / data units^2; the third order
+dense, its diagonal, its contractions, in 1 / data units^3. J is symmetric for an exact score. That
+of a network need not be; what each function then returns is said where it matters.
 
 Everywhere `score_fn` is s1, (D,) -> (D,), at the noise level `sigma`; `noisy` is one point y, (D,):
 batch with `vmap`. `chunk_size` tangents run through the network together, in the memory of so many
@@ -95,8 +92,8 @@ def posterior_covariance_product_fn(
 
     .. math:: K v = \sigma^2 (v + \sigma^2 (J v + J^T v) / 2), \qquad J = \nabla s_1(y)
 
-    One product of each kind: about four evaluations of s1. The product with a unit vector is a row
-    of K. For a learned s1 nothing keeps K from having negative eigenvalues.
+    About four evaluations of s1. The product with a unit vector is a row of K. For a learned s1
+    nothing keeps K from having negative eigenvalues.
     """
     product_fn = hessian_vector_product_fn(score_fn, symmetrize=True)
     return lambda noisy, vector: sigma**2 * (vector + sigma**2 * product_fn(noisy, vector))

@@ -1,8 +1,7 @@
 """Pictures of a run: denoising panels, loss curves, sample grids.
 
-Figures are matplotlib's objects without pyplot: files, whatever its backend, and nothing of the
-process changes. A notebook shows one that ends a cell. Images are (N, H, W, C), data units;
-`value_range` is black and white of the data.
+Figures are matplotlib's without pyplot, so that nothing of the process changes; a notebook shows
+one that ends a cell. Images are (N, H, W, C), data units; `value_range` is their black and white.
 """
 
 from __future__ import annotations
@@ -138,10 +137,8 @@ def calibration(
 
 
 def _signed(axis: Any, image: np.ndarray, except_at: tuple[int, int] | None = None) -> None:
-    """Show numbers of both signs, (H, W, C) averaged over channels, 0 in white.
-
-    The pixel `except_at` may be larger than the colours reach.
-    """
+    """Show numbers of both signs, (H, W, C) averaged over channels, 0 in white; that at `except_at`
+    may be larger than the colours reach."""
     values = image.mean(axis=-1)
     sizes = np.abs(values)
     if except_at is not None:
@@ -177,10 +174,8 @@ def posterior_directions(
 
 
 def uncertain_pixels(deviation: np.ndarray, count: int) -> np.ndarray:
-    """Flat indices of the values of largest deviation, (count,), no two of them close together.
-
-    The deviation is (H, W, C); fewer distinct places than `count` repeat the first.
-    """
+    """Flat indices of the values of largest deviation, (H, W, C), no two of them close together,
+    (count,); fewer distinct places than `count` repeat the first."""
     height, width, _ = deviation.shape
     left = deviation.copy()
     radius = max(1, max(height, width) // 8)

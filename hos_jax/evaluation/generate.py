@@ -167,7 +167,8 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
     wasserstein = samplers.diagnostics.sliced_wasserstein
     distance_fn = jax.jit(functools.partial(wasserstein, projections=200))
     first = samples.course[0] - samples.course[0].mean(axis=0)
-    correlation, distances = [], []
+    correlation: list[float] = []
+    distances: list[float] = []
 
     def apart(a, b):
         key = jax.random.fold_in(directions_key, len(distances))

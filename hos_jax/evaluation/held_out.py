@@ -45,11 +45,8 @@ class Denoised(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Array], Denoised]:
-    """`denoise(params, clean, keys)`: add noise to clean images (N, H, W, C) and take it away.
-
-    Everything that looks at held-out images calls this one function, so that the network is
-    compiled once for each number of images.
-    """
+    """`denoise(params, clean, keys)`: add noise to clean images (N, H, W, C) and take it away; one
+    function for all, so that the network is compiled once for each number of images."""
     sigma = problem.config.noise
 
     @jax.jit
@@ -59,19 +56,16 @@ def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Ar
         outputs = outputs_of(problem.model, params, noisy, sigma)
         flat = noisy.reshape(len(noisy), -1)
         mean = jax.vmap(tweedie.posterior_mean, (0, 0, None))(flat, outputs.score1, sigma)
-        posterior = None
-        if outputs.head is not None:
-            posterior = pointwise.posteriors(flat, outputs, sigma)
+        known = outputs.head is not None
+        posterior = pointwise.posteriors(flat, outputs, sigma) if known else None
         return Denoised(flat, mean, posterior, outputs)
 
     return denoise
 
 
 def _batches(problem: Problem, limit: int | None = None):
-    """Held-out images in batches of one size, with the keys of their noise and which are new.
-
-    The last batch is moved back to keep its size; `fresh` leaves out the images that it repeats.
-    """
+    """Held-out images in batches of one size, with the keys of their noise and which are new: the
+    last batch is moved back to keep its size, and repeats some."""
     config, data = problem.config, problem.data
     total = len(data.held_out) if limit is None else min(limit, len(data.held_out))
     size = min(config.sampling.batch_size, total)
@@ -83,11 +77,8 @@ def _batches(problem: Problem, limit: int | None = None):
 
 
 def _make_scores(problem: Problem, stride: int) -> Callable:
-    """`scores(clean, denoised, fresh)`: values per image, violations, samples; and sums by bin.
-
-    The samples are the predicted variances and the errors of every `stride`-th value, in units of
-    sigma^2 and sigma.
-    """
+    """`scores(clean, denoised, fresh)`: values per image, violations, samples, which are predicted
+    variance and error of every `stride`-th value in units of sigma; and sums by bin."""
     sigma = problem.config.noise
 
     @jax.jit
@@ -102,9 +93,8 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
             covariance = posterior.covariance.scale(sigma**-2)
             values |= jax.vmap(metrics.covariance_scores)(scaled, covariance)._asdict()
             inside = jax.vmap(calibration.inside_intervals)(posterior, flat)
-            for index, level in enumerate(calibration.LEVELS):
-                name = calibration.coverage_name(level)
-                values[name] = jnp.mean(inside[..., index].astype(error.dtype), axis=1)
+            shares = jnp.mean(inside.astype(error.dtype), axis=1).T
+            values |= zip(map(calibration.coverage_name, calibration.LEVELS), shares, strict=True)
             variance = covariance.diagonal()
             sums = jax.vmap(calibration.bin_sums)(variance, scaled, inside)
             sums = jax.tree.map(lambda leaf: jnp.tensordot(fresh, leaf, 1), sums)
@@ -119,16 +109,14 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
 
 
 def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
-    """Averages over the whole held-out set, each with its standard error over images.
-
-    One image has no standard error: None; and no `recalibrated`.
+    """Averages over the whole held-out set, each with its standard error over images: None for one.
 
     `denoise_mse` in data units^2; with a second-order model also `nll_per_dim` and `calibration` of
     the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50` ... `coverage_95`,
     the shares of values inside their intervals, `reliability`, the same by predicted variance (see
-    `calibration.reliability`), `recalibrated` (see `recalibrate`) and `violations`: values of the
-    covariance that were none (see `uncertainty.Violations`). With a third-order model
-    `third_order` (see `metrics.third_order_score`).
+    `calibration.reliability`), `recalibrated` (see `recalibrate`) if there are two images, and
+    `violations` (see `uncertainty.Violations`). With a third-order model `third_order` (see
+    `metrics.third_order_score`).
     """
     data = problem.data
     stride = max(1, data.held_out.size // LARGEST_SAMPLE)
@@ -190,10 +178,9 @@ def recalibrate(variance: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     add = jax.jit(jax.vmap(calibration.bin_sums))
     sums = jax.device_get(add(variance[test], error[test], inside))
     total = jax.tree.map(lambda leaf: leaf.sum(axis=0, dtype=float), sums)
-    result: dict[str, Any] = {
-        calibration.coverage_name(level): float(inside[..., index].mean())
-        for index, level in enumerate(calibration.LEVELS)
-    }
+    shares = inside.mean(axis=(0, 1)).tolist()
+    names = map(calibration.coverage_name, calibration.LEVELS)
+    result: dict[str, Any] = dict(zip(names, shares, strict=True))
     result["reliability"] = calibration.reliability(total)
     return result | {"multipliers": multipliers.round(4).tolist()}
 
@@ -208,7 +195,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     """
     data = problem.data
     dim = int(np.prod(data.image_shape))
-    flat = data.train[:PCA_IMAGES].reshape(min(PCA_IMAGES, len(data.train)), -1)
+    flat = data.train[:PCA_IMAGES].reshape(-1, dim)
     count = min(DIRECTIONS, dim, max(len(flat) - 1, 1))
     principal = None
     if len(flat) > 1:
@@ -241,12 +228,12 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     return result | {"random": ((1 + np.arange(count)) / dim).tolist()}
 
 
-def _warn_of_unconverged(converged: Any) -> None:
-    if not np.all(converged):
+def _warn_of_unconverged(converged: np.ndarray) -> None:
+    if not converged.all():
         logger.warning(
             "%d of %d leading directions of posteriors did not converge: near ones are mixed",
-            np.sum(~np.asarray(converged)),
-            np.size(converged),
+            np.sum(~converged),
+            converged.size,
         )
 
 
@@ -272,11 +259,8 @@ class Examples(NamedTuple):
 
 
 def held_out_examples(problem: Problem, params: Any, count: int, directions: int) -> Examples:
-    """The first `count` held-out images with that many leading directions each, at most D.
-
-    A whole batch is denoised, as for the numbers: that is quicker than to compile the network for
-    another number of images.
-    """
+    """The first `count` held-out images with that many leading directions each, at most D."""
+    # A whole batch, as for the numbers: quicker than to compile for another number of images.
     batch = max(count, problem.config.sampling.batch_size)
     examples = Examples(*first_held_out(problem, params, batch), None).first(count)
     posterior = examples.denoised.posterior

@@ -54,10 +54,8 @@ def _floats(values: Any) -> str:
 
 
 def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:
-    """What the page needs of each of the held-out images, as base64 of float32.
-
-    Nothing where it would be too much: for large images, and for a dense covariance of any.
-    """
+    """What the page needs of each of the held-out images, as base64 of float32; nothing where it
+    would be too much: for large images, and for a dense covariance of any."""
     dim = int(np.prod(problem.data.image_shape))
     clean, denoised, pairs = examples
     if pairs is None or denoised.posterior is None or dim > LARGEST_DIM:

@@ -212,11 +212,8 @@ class SymmetricMatrix(abc.ABC):
         Args:
           function: f, elementwise on an array of eigenvalues; finite on the whole spectrum.
           vector: v, (..., D).
-          krylov_vectors: K, for Lanczos; at most D are used.
+          krylov_vectors: K, for Lanczos, of which at most D are used; ValueError below 2.
           dense: the way for a `Dense` matrix: exact, in O(D^3), or Lanczos, in O(K D^2).
-
-        Raises:
-          ValueError: for fewer than two Krylov vectors, or another `dense`.
         """
         if dense not in ("eigh", "lanczos"):
             raise ValueError(f"expected dense 'eigh' or 'lanczos', got {dense!r}")
@@ -287,8 +284,10 @@ class SymmetricMatrix(abc.ABC):
     def _top_eigenpairs(self, count: int, krylov_vectors: int | None) -> Eigenpairs:
         """The leading eigenpairs of a single matrix."""
         # Which random start it is does not matter; a fixed one gives the same answer each time.
-        key, options = jax.random.key(0), {"krylov_vectors": krylov_vectors, "dtype": self.dtype}
-        return top_eigenpairs(key, self.matvec, self.dim, count, **options)
+        key, sizes = jax.random.key(0), (self.dim, count)
+        return top_eigenpairs(
+            key, self.matvec, *sizes, krylov_vectors=krylov_vectors, dtype=self.dtype
+        )
 
     def _exact_function_product(
         self, function: SpectralFunction, vector: Array, dense: str

@@ -50,14 +50,12 @@ def krylov_space(
 
 
 class Eigenpairs(NamedTuple):
-    """Approximate eigenpairs of a symmetric matrix A.
+    """Approximate eigenpairs of a symmetric matrix A; of a batch each array has its leading axes.
 
     Attributes:
       eigenvalues: l, (k,), in the order asked for.
       eigenvectors: V, (D, k), orthonormal columns; signs are arbitrary.
       residual_norms: |A v - l v| of each pair, (k,); some eigenvalue lies that close to l.
-
-    Of a batch of matrices each has its leading axes.
     """
 
     eigenvalues: Array

@@ -85,11 +85,8 @@ class PlusLowRank(SymmetricMatrix):
         return self.base.squared_norm() + 2.0 * mixed + _gram_squared_norm(self.factor)
 
     def scale(self, factor: Array | float) -> SymmetricMatrix:
-        """c A for c >= 0, a scalar or one for each matrix (U U^T stays of that form only then).
-
-        Raises:
-          ValueError: for a negative number; a traced one gives NaN.
-        """
+        """c A for c >= 0, a scalar or one for each matrix (U U^T stays of that form only then);
+        ValueError for a negative number, NaN for a traced one."""
         if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
             raise ValueError(f"{type(self).__name__} can be scaled by c >= 0 only, got {factor}")
         root = safe_sqrt(jnp.asarray(self._per_matrix(factor, 2), self.dtype))

@@ -41,9 +41,8 @@ THIRD_ORDER = {"none": (), "d3sm_diagonal": ("plus", "minus")}
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Which losses are trained together, dimensionless.
-
-    L = L_2 + first_order_weight L_1 + third_order_weight L_3. ValueError for an unknown loss.
+    """Which losses are trained together: L_2 + first_order_weight L_1 + third_order_weight L_3,
+    dimensionless. ValueError for an unknown loss.
 
     Attributes:
       first_order: "dsm" or "dsm_vr".

@@ -9,12 +9,10 @@ alone, r r r is off by 3 sym(C (x) b), with it by 3 sym((C - C_model) (x) b) + b
 most of the variance away where the posterior is nearly Gaussian. C may be left out (0).
 
 Three forms of one loss, all for one example, and all valid at y- with the residual there
-(-z + sigma s1(y-)), so that an antithetic pair is a sum of two calls. In such a pair the control
-variate at the clean point cancels: the target is odd in z.
-
-`residual` is r at y, (D,), and `covariance` a model of C there, a structure of `hos_jax.linops`;
-both are used as constants: gradients stop at them. ||.|| is the Euclidean norm of all entries.
-ValueError for shapes that differ and for integers::
+(-z + sigma s1(y-)): an antithetic pair is a sum of two calls, in which the control variate at the
+clean point cancels. `residual` is r at y, (D,), and `covariance` a model of C there, a structure of
+`hos_jax.linops`; gradients stop at both. ||.|| is the Euclidean norm of all entries. ValueError for
+shapes that differ and for integers::
 
     loss = losses.d3sm_diagonal(third, residual, covariance)  # one example, third: (D,)
 """

@@ -86,8 +86,9 @@ class Chains:
     @classmethod
     def of(cls, carry: Carry, kept: list[Any], join: Callable) -> Chains:
         """From where the chains are, and the parts of the trajectory, to be joined."""
+        finite, finite_steps, error = jax.device_get(carry[1:])
         joined = jax.tree.map(lambda *leaves: join(leaves), *kept)
-        return cls(carry[0], *jax.device_get(carry[1:]), joined)
+        return cls(carry[0], finite, finite_steps, error, joined)
 
 
 def run_chains(
@@ -121,12 +122,10 @@ def run_chains(
       key: one key for all chains.
       step: `(key, state) -> (state, info)` for one chain; `info` has the field `is_finite`.
       states: initial states, a pytree whose leaves have the chains as leading axis.
-      steps: number of steps after the burn-in, at least 1.
-      burn_in: steps before the first that may be kept.
+      steps, burn_in: number of steps after and before the first that may be kept.
       thinning: every how many steps one is kept; divides `steps`.
       collect: `state -> pytree`, what is kept of one chain's state. None keeps nothing.
-      chunk: kept steps per compiled loop: how often the progress bar moves and, with a
-        trajectory, what is on the device at once.
+      chunk: kept steps per compiled loop: at once on the device, and per move of the progress bar.
       devices: chains are split evenly over these; None for all local devices if they divide the
         number of chains, else one.
       progress: the label of a progress bar; None for none.
@@ -136,13 +135,12 @@ def run_chains(
     if steps % thinning:
         raise ValueError(f"thinning must divide the number of steps, got {steps} and {thinning}")
     functions, structure = jax.tree.flatten((as_partial(step), as_partial(collect)))
-    burn, run_chunk = _loops(structure)
-    carry = start_carry(over_devices(states, devices))
+    run_chunk, carry = _chunk(structure), start_carry(over_devices(states, devices))
     parts = []
     with tqdm(total=burn_in + steps, desc=progress, disable=progress is None, unit="step") as bar:
         for start in range(0, burn_in, chunk * thinning):
             inner = min(chunk * thinning, burn_in - start)
-            carry = burn(functions, key, carry, start, inner)
+            carry, _ = run_chunk(functions, key, carry, jnp.arange(start, start + 1), inner)
             bar.update(inner)
         for start in range(burn_in, burn_in + steps, chunk * thinning):
             stop = min(start + chunk * thinning, burn_in + steps)
@@ -155,12 +153,8 @@ def run_chains(
 
 # Few, as each holds what its functions close over.
 @functools.lru_cache(maxsize=8)
-def _loops(structure: Any) -> tuple[Callable, Callable]:
-    """The compiled loops of `run_chains`; `structure` and `functions` give (step, collect)."""
-
-    @jax.jit
-    def burn(functions, key, carry, start, count):
-        return advance(jax.tree.unflatten(structure, functions)[0], key, carry, start, count)
+def _chunk(structure: Any) -> Callable:
+    """The compiled loop of `run_chains`; `structure` and `functions` give (step, collect)."""
 
     @jax.jit
     def run_chunk(functions, key, carry, starts, thinning):
@@ -172,7 +166,7 @@ def _loops(structure: Any) -> tuple[Callable, Callable]:
 
         return jax.lax.scan(keep, carry, starts)
 
-    return burn, run_chunk
+    return run_chunk
 
 
 def start_carry(states: Any) -> Carry:

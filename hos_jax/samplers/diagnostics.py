@@ -44,8 +44,7 @@ def effective_sample_size(draws: Array) -> Array:
 def split_r_hat(draws: Array) -> Array:
     """Gelman and Rubin's ratio over half chains, (D,): near 1 when chains agree and are stationary.
 
-    Infinite in a dimension where some chain never moves. At least 4 draws; an odd last one is left
-    out.
+    Infinite where some chain never moves. At least 4 draws; an odd last one is left out.
     """
     _check_draws(draws, 4)
     half = draws.shape[1] // 2

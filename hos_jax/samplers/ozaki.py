@@ -92,13 +92,11 @@ def build_kernel(
     ValueError for a growth bound that is not positive; in a step, for another `dense`.
 
     Args:
-      krylov_vectors: of the Lanczos iterations, for a general `DiagonalPlusLowRank`, and for a
-        `Dense` Hessian with dense="lanczos".
+      krylov_vectors: of Lanczos, for `DiagonalPlusLowRank`, and `Dense` with dense="lanczos".
       growth_bound: g. Where log q is convex, l > 0, the linear diffusion runs away as e^(eps l),
         farther than s2 at one point can be trusted; there it runs for the time
         (g / l) tanh(eps l / g) only (smooth, so that Lanczos stays accurate). None for no bound.
-      dense: functions of a `Dense` Hessian by "eigh", exact, O(D^3) in each step, or by "lanczos",
-        O(K D^2) for K Krylov vectors, with its error in the info.
+      dense: see `SymmetricMatrix.function_product`.
     """
     if growth_bound is not None and not growth_bound > 0:
         raise ValueError(f"expected growth_bound > 0, got {growth_bound}")

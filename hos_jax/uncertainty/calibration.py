@@ -1,10 +1,9 @@
 r"""Is a predicted posterior right? Measured on errors that were really made.
 
 `bin_sums` sorts values by their predicted variance, and `reliability` says for each bin what was
-predicted and what happened. `captured_shares` says how much of an error lies in given directions:
-the leading ones of the posterior should beat those of the data as a whole, and random ones.
-Variances are in units of sigma^2 and errors in units of sigma, so that noise levels compare.
-ValueError is raised for shapes that do not fit.
+predicted and what happened; by `captured_shares` the posterior's leading directions should beat
+others. Variances are in units of sigma^2 and errors in units of sigma, so that noise levels
+compare. ValueError for shapes that do not fit.
 """
 
 from typing import NamedTuple

@@ -130,8 +130,7 @@ class Conditioned(NamedTuple):
       mean: E[x | y, b] = m + K A^T S^-1 (b - A m), (D,), data units.
       guidance: A^T S^-1 (b - A m), (D,): where the observation pulls the mean, before K.
       relative_residual: |S w - (b - A m)| / |b - A m| of the solve for w, a scalar.
-      converged: whether that is at most ten times the tolerance, bool, a scalar; by rounding it is
-        not quite the residual that the solver follows.
+      converged: whether that is at most ten times the tolerance, which allows for rounding.
     """
 
     mean: Array

@@ -97,8 +97,7 @@ class Posterior:
         return self.mean[..., None, :] + self.covariance.sample(key, count)
 
     def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
-        """The directions in which x is least certain, by descending variance, data units^2: see
-        `SymmetricMatrix.top_eigenpairs`."""
+        """The directions of largest variance, data units^2, as `SymmetricMatrix` gives them."""
         return self.covariance.top_eigenpairs(count, krylov_vectors=krylov_vectors)
 
     def skewness(self) -> Array:
