@@ -175,7 +175,7 @@ class Case:
         @jax.jit
         def pilot(params, noisy):
             return autodiff.hutchinson_diagonal(
-                self.score_fn(params), noisy, jax.random.key(5), probes=PILOT, chunk_size=PILOT
+                jax.random.key(5), self.score_fn(params), noisy, probes=PILOT, chunk_size=PILOT
             )
 
         found = pilot(self.params, self.noisy[0])
@@ -237,7 +237,7 @@ class Case:
         def hutchinson(count):
             def estimate(params, noisy):
                 return autodiff.hutchinson_diagonal(
-                    score_fn(params), noisy, jax.random.key(6), probes=count, chunk_size=chunk
+                    jax.random.key(6), score_fn(params), noisy, probes=count, chunk_size=chunk
                 )
 
             return estimate
@@ -247,7 +247,7 @@ class Case:
                 product_fn = autodiff.hessian_vector_product_fn(score_fn(params), symmetrize=True)
                 matvec = functools.partial(product_fn, noisy)
                 return top_eigenpairs(
-                    matvec, jax.random.key(7), dim, EIGENPAIRS, krylov_vectors=min(dim, 21)
+                    jax.random.key(7), matvec, dim, EIGENPAIRS, krylov_vectors=min(dim, 21)
                 )
 
             return pairs

@@ -55,10 +55,10 @@ def programs(shape: tuple[int, int, int], options) -> dict[str, Compiled]:
 
     def by_autodiff(params, noisy):
         return autodiff.posterior_eigenpairs(
+            jax.random.key(0),
             functools.partial(score1, params),
             noisy,
             SIGMA,
-            jax.random.key(0),
             count=DIRECTIONS,
             krylov_vectors=30,
         )

@@ -65,10 +65,10 @@ class Images:
     def leading(self, params, noisy):
         """The leading directions of C from products alone, (D, k)."""
         pairs = autodiff.posterior_eigenpairs(
+            jax.random.key(0),
             self.score_fn(params),
             noisy,
             self.sigma,
-            jax.random.key(0),
             count=DIRECTIONS,
             krylov_vectors=30,
         )
@@ -77,7 +77,7 @@ class Images:
     def probed(self, params, noisy, probes):
         """The diagonal of C from random probes, `Diagonal`."""
         found = autodiff.hutchinson_diagonal(
-            self.score_fn(params), noisy, jax.random.key(1), probes=probes, chunk_size=25
+            jax.random.key(1), self.score_fn(params), noisy, probes=probes, chunk_size=25
         )
         return Diagonal(1.0 + self.sigma**2 * found.estimate)
 

@@ -89,17 +89,18 @@ def install_old_names() -> None:
 
 
 def key_first(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a JAX key that comes last, as in 0.1, come first, with a warning."""
+    """Let a JAX key that comes later, as in 0.1, come first, with a warning."""
 
     def is_key(argument: Any) -> bool:
-        return str(getattr(argument, "dtype", "")).startswith("key<")
+        return str(getattr(argument, "dtype", "")).startswith(("key<", "uint32"))
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
-        if arguments and not is_key(arguments[0]) and is_key(arguments[-1]):
+        place = next((i for i, argument in enumerate(arguments) if is_key(argument)), 0)
+        if place:
             message = f"{function.__name__} takes its key first; the next version needs it there"
             warnings.warn(message, DeprecationWarning, stacklevel=2)
-            arguments = (arguments[-1], *arguments[:-1])
+            arguments = (arguments[place], *arguments[:place], *arguments[place + 1 :])
         return function(*arguments, **options)
 
     return call

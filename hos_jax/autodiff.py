@@ -1,17 +1,14 @@
 r"""Derivatives of any score function by automatic differentiation: what direct models compete with.
 
-Second order: the Jacobian of s1 as a dense matrix, in chunks of bounded memory, one product at a
-time, and by random probes; its leading eigenpairs follow from products alone by
-`hos_jax.linops.lanczos.top_eigenpairs`. Third order: dense, its diagonal, its contractions.
-
-The Jacobian J of an exact score is symmetric. That of a network need not be; what each function
-then returns is said where it matters. Everything is in 1 / data units^2 for the second order,
-1 / data units^3 for the third.
+The Jacobian J of s1 as a dense matrix, in chunks of bounded memory, by products, random probes and
+leading eigenpairs (`hos_jax.linops.lanczos.top_eigenpairs`), in 1 / data units^2; the third order
+dense, its diagonal, its contractions, in 1 / data units^3. J is symmetric for an exact score. That
+of a network need not be; what each function then returns is said where it matters.
 
 Everywhere `score_fn` is s1, (D,) -> (D,), at the noise level `sigma`; `noisy` is one point y, (D,):
-batch with `vmap`. `chunk_size` tangents run through the network together, and memory is that of
-so many evaluations; it need not divide D. ValueError is raised for points and vectors that are not
-(D,), also by the closures, and for sizes below 1.
+batch with `vmap`. `chunk_size` tangents run through the network together, in the memory of so many
+evaluations; it need not divide D. ValueError for points and vectors that are not (D,), also by the
+closures, and for sizes below 1.
 """
 
 import functools
@@ -21,8 +18,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hos_jax._names import key_first
 from hos_jax.linops import Dense, HessianFn, lanczos
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_vectors
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_vectors
 
 # s2(y) v at one point: (D,), (D,) -> (D,).
 HessianVectorProductFn = Callable[[Array, Array], Array]
@@ -33,12 +31,6 @@ class Estimate(NamedTuple):
 
     estimate: Array
     standard_error: Array
-
-
-def _check_positive(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"expected {name} >= 1, got {size}")
 
 
 def _over_basis(function: Callable[[Array, Array], Array], noisy: Array, chunk_size: int) -> Array:
@@ -59,9 +51,7 @@ def dense_hessian_fn(
     D tangents (forward) or cotangents (reverse) run through the network together: time and memory
     are about D times those of one evaluation. With `symmetrize` it is (J + J^T) / 2, the nearest
     symmetric matrix in Frobenius norm; without it row i is the gradient of component i of s1.
-
-    Raises:
-      ValueError: for another `mode`.
+    ValueError for another `mode`.
     """
     if mode not in ("forward", "reverse"):
         raise ValueError(f"expected mode 'forward' or 'reverse', got {mode!r}")
@@ -102,18 +92,19 @@ def posterior_covariance_product_fn(
 
     .. math:: K v = \sigma^2 (v + \sigma^2 (J v + J^T v) / 2), \qquad J = \nabla s_1(y)
 
-    One product of each kind: about four evaluations of s1. The product with a unit vector is a row
-    of K. For a learned s1 nothing keeps K from having negative eigenvalues.
+    About four evaluations of s1. The product with a unit vector is a row of K. For a learned s1
+    nothing keeps K from having negative eigenvalues.
     """
     product_fn = hessian_vector_product_fn(score_fn, symmetrize=True)
     return lambda noisy, vector: sigma**2 * (vector + sigma**2 * product_fn(noisy, vector))
 
 
+@key_first
 def posterior_eigenpairs(
+    key: PRNGKey,
     score_fn: ScoreFn,
     noisy: Array,
     sigma: Array | float,
-    key: PRNGKey,
     *,
     count: int,
     krylov_vectors: int | None = None,
@@ -121,16 +112,14 @@ def posterior_eigenpairs(
     """The directions of largest posterior variance by s1 alone, and these variances, data units^2.
 
     Lanczos from a random start with k = `count` and m = `krylov_vectors`, of which at most D are
-    used, 4 k + 30 unless given: k + m + 1 products of `posterior_covariance_product_fn`.
-
-    Raises:
-      ValueError: unless 1 <= count <= krylov_vectors and count <= D.
+    used, 4 k + 30 unless given: k + m + 1 products of `posterior_covariance_product_fn`. ValueError
+    unless 1 <= count <= krylov_vectors and count <= D.
     """
     check_vectors(noisy=noisy)
     dim = noisy.shape[0]
     matvec = functools.partial(posterior_covariance_product_fn(score_fn, sigma), noisy)
     size = None if krylov_vectors is None else min(krylov_vectors, dim)
-    return lanczos.top_eigenpairs(matvec, key, dim, count, krylov_vectors=size, dtype=noisy.dtype)
+    return lanczos.top_eigenpairs(key, matvec, dim, count, krylov_vectors=size, dtype=noisy.dtype)
 
 
 def refine_eigenpairs(
@@ -189,12 +178,9 @@ def refine_eigenpairs(
 
 
 def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool = True) -> HessianFn:
-    """y -> s2(y), `Dense`, by Jacobian-vector products, `chunk_size` of them at a time.
-
-    Equal to `dense_hessian_fn`, with the memory of `chunk_size` evaluations and the (D, D) result
-    instead of D evaluations.
-    """
-    _check_positive(chunk_size=chunk_size)
+    """y -> s2(y), `Dense`, by Jacobian-vector products, `chunk_size` of them at a time: equal to
+    `dense_hessian_fn`, in the memory of so many evaluations and the (D, D) result."""
+    check_counts(chunk_size=chunk_size)
     product_fn = hessian_vector_product_fn(score_fn)
 
     def hessian_fn(noisy: Array) -> Dense:
@@ -205,17 +191,14 @@ def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool =
 
 
 def chunked_hessian_diagonal_fn(score_fn: ScoreFn, *, chunk_size: int) -> Callable[[Array], Array]:
-    """y -> the diagonal of s2(y), (D,), exact, without a (D, D) array.
-
-    D Jacobian-vector products, `chunk_size` of them at a time, of which one number each is kept.
-    """
-    _check_positive(chunk_size=chunk_size)
+    """y -> the diagonal of s2(y), (D,), exact, without a (D, D) array: D Jacobian-vector products,
+    `chunk_size` of them at a time, of which one number each is kept."""
+    check_counts(chunk_size=chunk_size)
     product_fn = hessian_vector_product_fn(score_fn)
 
-    def diagonal_fn(noisy: Array) -> Array:
-        return _over_basis(lambda index, unit: product_fn(noisy, unit)[index], noisy, chunk_size)
-
-    return diagonal_fn
+    return lambda noisy: _over_basis(
+        lambda index, unit: product_fn(noisy, unit)[index], noisy, chunk_size
+    )
 
 
 def _monte_carlo_mean(
@@ -226,7 +209,7 @@ def _monte_carlo_mean(
     Chunk means and sums of squares are merged by the update of Chan, Golub & LeVeque 1979, since
     a difference of a mean square and a squared mean would cancel in float32.
     """
-    _check_positive(probes=probes, chunk_size=chunk_size)
+    check_counts(probes=probes, chunk_size=chunk_size)
     chunk_size = min(chunk_size, probes)
 
     def step(index, state):
@@ -260,32 +243,30 @@ def _probe(score_fn: ScoreFn, noisy: Array, key: PRNGKey) -> Array:
     return probe * hessian_vector_product_fn(score_fn)(noisy, probe)
 
 
+@key_first
 def hutchinson_trace(
-    score_fn: ScoreFn, noisy: Array, key: PRNGKey, *, probes: int, chunk_size: int = 1
+    key: PRNGKey, score_fn: ScoreFn, noisy: Array, *, probes: int, chunk_size: int = 1
 ) -> Estimate:
     r"""tr s2(y), a scalar: the mean of v^T s2 v over Rademacher probes v, with a standard error.
 
     Unbiased. One probe has variance 2 (nF(s2) - sum_i s2_ii^2), so a diagonal s2 is found exactly.
     With one probe alone the standard error is infinite. Memory does not grow with the number of
-    probes; the value depends on `chunk_size` through rounding alone.
-
-    References:
-      Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1990.
+    probes; the value depends on `chunk_size` through rounding alone. See Hutchinson, "A Stochastic
+    Estimator of the Trace of the Influence Matrix", 1990.
     """
     probe = functools.partial(_probe, score_fn, noisy)
     return _monte_carlo_mean(lambda one: jnp.sum(probe(one)), key, probes, chunk_size)
 
 
+@key_first
 def hutchinson_diagonal(
-    score_fn: ScoreFn, noisy: Array, key: PRNGKey, *, probes: int, chunk_size: int = 1
+    key: PRNGKey, score_fn: ScoreFn, noisy: Array, *, probes: int, chunk_size: int = 1
 ) -> Estimate:
     r"""The diagonal of s2(y), (D,): the mean of v * (s2 v) over Rademacher probes v.
 
     Unbiased, with a standard error for each entry: one probe has variance sum_{j != i} s2_ij^2 at
-    entry i. Memory and one probe alone as in `hutchinson_trace`.
-
-    References:
-      Bekas, Kokiopoulou, Saad, "An Estimator for the Diagonal of a Matrix", 2007.
+    entry i. Memory and one probe alone as in `hutchinson_trace`. See Bekas, Kokiopoulou, Saad, "An
+    Estimator for the Diagonal of a Matrix", 2007.
     """
     probe = functools.partial(_probe, score_fn, noisy)
     return _monte_carlo_mean(probe, key, probes, chunk_size)
@@ -319,9 +300,9 @@ def third_derivative_contraction(score_fn: ScoreFn, noisy: Array, probe: Array) 
 
 def third_derivative_diagonal(score_fn: ScoreFn, noisy: Array, *, chunk_size: int = 1) -> Array:
     """s3(y)_iii, (D,), exact: D nested derivatives along the axes, `chunk_size` at a time."""
-    _check_positive(chunk_size=chunk_size)
-    return _over_basis(
-        lambda index, unit: third_derivative_contraction(score_fn, noisy, unit)[index],
-        noisy,
-        chunk_size,
-    )
+    check_counts(chunk_size=chunk_size)
+
+    def entry(index: Array, unit: Array) -> Array:
+        return third_derivative_contraction(score_fn, noisy, unit)[index]
+
+    return _over_basis(entry, noisy, chunk_size)

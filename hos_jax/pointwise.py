@@ -73,10 +73,8 @@ def derivatives_fn(
 def covariance_fn(
     model, params=None, sigma: Level = None, image_shape: Shape = None, *, score_fn: Score = None
 ) -> Callable[..., SymmetricMatrix]:
-    """C = I + sigma^2 s2 at one point, as the model gives it: structured (D, D), dimensionless.
-
-    It need not be positive definite; `posterior_fn` mends that.
-    """
+    """C = I + sigma^2 s2 at one point, as the model gives it: structured (D, D), dimensionless. It
+    need not be positive definite; `posterior_fn` mends that."""
     return _at_a_point(
         lambda _, out, s: out.covariance, model, params, sigma, image_shape, score_fn
     )
@@ -90,15 +88,9 @@ def posterior_fn(
 
 
 def posteriors(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Posterior:
-    """The posteriors at a batch of points, from what a model says there; what follows them all.
+    """The posteriors at a batch of points y, (N, D), data units, from what a model says there.
 
-    Args:
-      noisy: y, (N, D), data units.
-      outputs: of a model with a second order, at these points.
-      sigma: scalar, data units.
-
-    Raises:
-      ValueError: for the outputs of a first-order model.
+    ValueError for the outputs of a first-order model.
     """
 
     def posterior_of(noisy, score1, covariance, third):

@@ -29,30 +29,25 @@ from hos_jax.types import Array, ScoreFn, check_vectors
 
 
 def posterior_mean(noisy: Array, score1: Array, sigma: Array | float) -> Array:
-    r"""E[x | y] = y + sigma^2 s1(y), the denoised point, (D,), data units.
+    """E[x | y] = y + sigma^2 s1(y), the denoised point, (D,), data units.
 
-    References:
-      Efron, "Tweedie's Formula and Selection Bias", 2011; Meng et al. 2021, eq. 5.
+    See Efron, "Tweedie's Formula and Selection Bias", 2011; Meng et al. 2021, eq. 5.
     """
     check_vectors(noisy=noisy, score1=score1)
     return noisy + sigma**2 * score1
 
 
 def posterior_covariance(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
-    r"""Cov[x | y] = sigma^4 s2(y) + sigma^2 I, in data units^2, of the structure of `score2`.
-
-    References:
-      Meng et al. 2021, theorem 1.
-    """
+    """Cov[x | y] = sigma^4 s2(y) + sigma^2 I, in data units^2, of the structure of `score2` (Meng
+    et al. 2021, theorem 1)."""
     return score2.scale(sigma**4).add_identity(sigma**2)
 
 
 def posterior_third_cumulant(score3: Array, sigma: Array | float) -> Array:
     r"""kappa_3 = sigma^6 s3(y), data units^3, of the shape of `score3`.
 
-    For n = 3 no term but the scaled score is left, so the formula holds entry by entry and for
-    every linear function of s3: give the dense tensor, its diagonal s3_iii (the per-pixel third
-    central moments follow), or a contraction s3[v, v, .].
+    The formula holds entry by entry and for every linear function of s3: give the dense tensor, its
+    diagonal s3_iii (the per-pixel third central moments follow), or a contraction s3[v, v, .].
     """
     if score3.ndim not in (1, 3) or len(set(score3.shape)) != 1:
         raise ValueError(f"expected shape (D,) or (D, D, D), got {tuple(score3.shape)}")
@@ -94,8 +89,7 @@ def scores_to_cumulants(
 
     .. math:: \kappa_n = \sigma^{2n} s_n(y) + [n = 1]\, y + [n = 2]\, \sigma^2 I
 
-    References:
-      Efron 2011, section 2.
+    See Efron 2011, section 2.
     """
     parts = _of_noise("scores", scores, noisy, sigma)
     return tuple(sigma ** (2 * n) * s + part for n, s, part in parts)
@@ -113,10 +107,8 @@ def cumulants_to_scores(
 
 
 def _placed_products(first: Array, second: Array) -> Array:
-    """Sum of first (x) second over the ways to share out the indices, index 0 going to `first`.
-
-    For symmetric tensors of orders m and n - m: C(n - 1, m - 1) transposes of one outer product.
-    """
+    """Sum of first (x) second, symmetric tensors of orders m and n - m, over the C(n - 1, m - 1)
+    ways to share out the indices, index 0 going to `first`."""
     outer = jnp.tensordot(first, second, axes=0)
     positions = range(outer.ndim)
     total = jnp.zeros_like(outer)
@@ -128,10 +120,8 @@ def _placed_products(first: Array, second: Array) -> Array:
 
 
 def _proper_partitions(order: int, cumulants: Sequence[Array], moments: Sequence[Array]) -> Array:
-    """M_n - kappa_n, (D,) * n: the partitions of n indices into two blocks or more.
-
-    Grouped by the block that holds index 0: its cumulant times the moment of the other indices.
-    """
+    """M_n - kappa_n, (D,) * n: the partitions of n indices into two blocks or more, grouped by the
+    block that holds index 0: its cumulant times the moment of the other indices."""
     total = jnp.zeros_like(cumulants[0], shape=cumulants[0].shape * order)
     for size in range(1, order):
         total = total + _placed_products(cumulants[size - 1], moments[order - size - 1])
@@ -148,10 +138,7 @@ def cumulants_to_moments(cumulants: Sequence[Array]) -> tuple[Array, ...]:
 
     is computed as on the right, where the block of index 1 takes the indices A as well: 2^(n-1)
     terms of D^n entries at order n instead of one for each partition (1, 2, 5, 15, 52, ...).
-    Memory O(D^N); for small D.
-
-    References:
-      McCullagh, "Tensor Methods in Statistics", 1987, section 2.3.
+    Memory O(D^N); for small D. See McCullagh, "Tensor Methods in Statistics", 1987, section 2.3.
     """
     _check_tensors("cumulants", cumulants)
     moments: list[Array] = []
@@ -180,10 +167,7 @@ def scores_to_moments(
     r"""Raw moments E[x (x) ... (x) x | y], orders 1 to N, from the scores of the same orders.
 
     `scores_to_cumulants`, then `cumulants_to_moments`. The result obeys
-    M_{n+1} = sigma^2 grad_y M_n + M_n (x) M_1.
-
-    References:
-      Meng et al. 2021, section 3 (Tweedie's formula of high order).
+    M_{n+1} = sigma^2 grad_y M_n + M_n (x) M_1 (Meng et al. 2021, section 3).
     """
     return cumulants_to_moments(scores_to_cumulants(noisy, scores, sigma))
 

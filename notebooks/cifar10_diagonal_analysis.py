@@ -128,7 +128,7 @@ noisy = examples.denoised.noisy
 
 @jax.jit
 def leading(noisy, key):
-    pairs = autodiff.posterior_eigenpairs(score_fn, noisy, sigma, key, count=DIRECTIONS)
+    pairs = autodiff.posterior_eigenpairs(key, score_fn, noisy, sigma, count=DIRECTIONS)
     return jnp.sqrt(jnp.maximum(pairs.eigenvalues, 0.0)), pairs.eigenvectors.T
 
 

@@ -15,15 +15,9 @@ import numpy as np
 
 from hos_jax import config as run_config
 from hos_jax.errors import UserError
-from hos_jax.evaluation import figures
+from hos_jax.evaluation import figures, held_out
 from hos_jax.evaluation.generate import course_curves, draw_samples
-from hos_jax.evaluation.held_out import (
-    Examples,
-    direction_scores,
-    first_held_out,
-    held_out_examples,
-    held_out_metrics,
-)
+from hos_jax.evaluation.held_out import Examples
 from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, measured, write_report
 from hos_jax.files import write_atomically
 from hos_jax.training.logs import RunLog, read_history, shows_progress
@@ -41,33 +35,32 @@ SHOWN_SAMPLES = 100
 REPORTED_IMAGES = 8
 
 
+def _images(examples: Examples) -> tuple[Any, Any, Any]:
+    """Noisy and denoised images and the predicted deviations, None for a first-order model."""
+    flat = examples.denoised.noisy, examples.denoised.mean, examples.denoised.standard_deviation
+    return jax.tree.map(lambda a: np.asarray(a).reshape(examples.clean.shape), flat)
+
+
 def panel(problem: Problem, examples: Examples) -> Any:
     """The denoising panel of some held-out images, as a figure."""
-    clean, denoised = examples.clean, examples.denoised
-    noisy, mean = (np.asarray(a).reshape(clean.shape) for a in (denoised.noisy, denoised.mean))
-    predicted = denoised.standard_deviation
-    deviation = None if predicted is None else np.asarray(predicted).reshape(clean.shape)
-    return figures.denoising_panel(
-        clean, noisy, mean, deviation, problem.data.value_range, problem.config.noise
-    )
+    value_range, sigma = problem.data.value_range, problem.config.noise
+    return figures.denoising_panel(examples.clean, *_images(examples), value_range, sigma)
 
 
 def posterior_figures(problem: Problem, examples: Examples) -> tuple[Any, Any]:
     """Leading directions and covariance rows of some held-out images, two figures.
 
-    Raises:
-      ValueError: for the images of a first-order model.
+    ValueError for the images of a first-order model.
     """
     clean, denoised, pairs = examples
     if pairs is None:
         raise ValueError("a first-order model has no posterior to be drawn")
     shape, value_range = clean.shape[1:], problem.data.value_range
-    directions = np.moveaxis(np.asarray(pairs.eigenvectors), 2, 1).reshape(len(clean), -1, *shape)
-    directions = directions[:, :SHOWN_DIRECTIONS]
-    noisy, mean = (np.asarray(a).reshape(clean.shape) for a in (denoised.noisy, denoised.mean))
+    directions = np.moveaxis(np.asarray(pairs.eigenvectors), 2, 1)[:, :SHOWN_DIRECTIONS]
+    directions = directions.reshape(len(clean), -1, *shape)
+    noisy, mean, deviation = _images(examples)
     deviations = np.sqrt(np.asarray(pairs.eigenvalues)[:, :SHOWN_DIRECTIONS])
     first = figures.posterior_directions(noisy, mean, directions, deviations, value_range)
-    deviation = np.asarray(denoised.standard_deviation).reshape(clean.shape)
     pixels = np.stack([figures.uncertain_pixels(image, SHOWN_PIXELS) for image in deviation])
     rows = jax.jit(jax.vmap(jax.vmap(Posterior.row, (None, 0))))(denoised.posterior, pixels)
     rows = np.asarray(rows).reshape(len(clean), -1, *shape)
@@ -76,7 +69,7 @@ def posterior_figures(problem: Problem, examples: Examples) -> tuple[Any, Any]:
 
 def log_panel(problem: Problem, params: Any, step: int, log: RunLog) -> None:
     """The panel as an image in tensorboard; the `on_evaluation` of the command line."""
-    examples = first_held_out(problem, params, min(4, problem.config.sampling.images))
+    examples = held_out.first_held_out(problem, params, min(4, problem.config.sampling.images))
     figure = panel(problem, Examples(*examples, None))
     log.image(step, "held_out/denoising", figures.as_array(figure))
 
@@ -86,11 +79,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run: figures into `workdir / image_folder`, `metrics.json` and `report.html`.
 
-    Returns:
-      What was written to `metrics.json`.
-
-    Raises:
-      UserError: see `load_run_as`.
+    Returns what was written to `metrics.json`. UserError as `load_run_as`.
     """
     begun = time.monotonic()
     workdir = Path(workdir)
@@ -102,20 +91,18 @@ def evaluate_run(
         drawn.append(folder / name)
         figures.save(figure, drawn[-1])
 
-    result = held_out_metrics(run.problem, run.params)
-    examples = held_out_examples(
-        run.problem, run.params, max(config.sampling.images, REPORTED_IMAGES), DIRECTIONS
-    )
+    result = held_out.held_out_metrics(run.problem, run.params)
+    count = max(config.sampling.images, REPORTED_IMAGES)
+    examples = held_out.held_out_examples(run.problem, run.params, count, DIRECTIONS)
     shown = examples.first(config.sampling.images)
     draw(panel(run.problem, shown), "denoising.png")
     if config.model.head != "none":
-        result["directions"] = direction_scores(run.problem, run.params)
-        recalibrated = result.get("recalibrated", {}).get("reliability")
-        reliability, scores = result["reliability"], result["directions"]
-        draw(figures.calibration(reliability, recalibrated, scores), "calibration.png")
-        directions, rows = posterior_figures(run.problem, shown)
+        result["directions"] = held_out.direction_scores(run.problem, run.params)
+        rows = result["reliability"], result.get("recalibrated", {}).get("reliability")
+        draw(figures.calibration(*rows, result["directions"]), "calibration.png")
+        directions, covariances = posterior_figures(run.problem, shown)
         draw(directions, "directions.png")
-        draw(rows, "covariance_rows.png")
+        draw(covariances, "covariance_rows.png")
     history = read_history(workdir, at_most=4000)
     if history:
         draw(figures.loss_curves(history), "loss_curves.png")
@@ -144,11 +131,9 @@ def _sample(run: LoadedRun, draw: Callable[[Any, str], None]) -> dict[str, Any]:
         return result
     value_range = problem.data.value_range
     draw(figures.sample_grid(samples.images[:SHOWN_SAMPLES], value_range), "samples.png")
-    annealed = sampling.sampler.startswith("annealed")
-    titles = [
-        f"sigma {sigma:.2g}" if annealed else f"step {step}"
-        for step, sigma in zip(samples.steps, samples.sigmas, strict=True)
-    ]
+    titles = [f"step {step}" for step in samples.steps]
+    if sampling.sampler.startswith("annealed"):
+        titles = [f"sigma {sigma:.2g}" for sigma in samples.sigmas]
     shown = samples.course[:, : sampling.images]
     draw(figures.trajectories(shown, titles, value_range), "trajectories.png")
     curves = course_curves(problem, run.params, samples)

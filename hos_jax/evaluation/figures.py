@@ -1,8 +1,7 @@
 """Pictures of a run: denoising panels, loss curves, sample grids.
 
-Figures are matplotlib's objects without pyplot: files, whatever its backend, and nothing of the
-process changes. A notebook shows one that ends a cell. Images are (N, H, W, C), data units;
-`value_range` is black and white of the data.
+Figures are matplotlib's without pyplot, so that nothing of the process changes; a notebook shows
+one that ends a cell. Images are (N, H, W, C), data units; `value_range` is their black and white.
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from hos_jax.data import to_uint8
 
 
-def _axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of that many inches with axes (rows, columns)."""
+def _axes(
+    rows: int, columns: int, width: float, height: float, *, images: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """A figure of that many inches with axes (rows, columns), bare ones for images."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _image_axes(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """`_axes` for images: without ticks and frames."""
-    figure, axes = _axes(rows, columns, width, height)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axison = not images
     return figure, axes
 
 
@@ -42,6 +40,12 @@ def _map(image: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(image), axis=-1))
 
 
+def _titles(axes: Any, titles: list[str], size: int) -> None:
+    """The titles of the first axes of a row."""
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(title, fontsize=size)
+
+
 def denoising_panel(
     clean: np.ndarray,
     noisy: np.ndarray,
@@ -52,30 +56,23 @@ def denoising_panel(
 ) -> Any:
     """A figure with a row per image: clean, noisy, denoised, predicted deviation, realised error.
 
-    Args:
-      clean, noisy, denoised: images.
-      standard_deviation: of the posterior for each value, or None for a first-order model.
-      value_range: see above.
-      sigma: the noise level, for the title.
+    `standard_deviation` is that of the posterior for each value, None for a first-order model, and
+    `sigma` the noise level, for the title.
     """
-    error = denoised - clean
-    columns = ["clean", f"noisy, sigma {sigma:g}", "denoised", "predicted std", "|error|"]
-    if standard_deviation is None:
-        columns.remove("predicted std")
-    rows = len(clean)
-    width = 1.5 * len(columns) + 0.8
-    figure, axes = _image_axes(rows, len(columns), width, 1.5 * rows + 0.3)
-    maps = [_map(error)]
+    titles, maps = ["clean", f"noisy, sigma {sigma:g}", "denoised"], [_map(denoised - clean)]
     if standard_deviation is not None:
+        titles.append("predicted std")
         maps.insert(0, _map(standard_deviation))
+    titles.append("|error|")
+    rows, columns = len(clean), len(titles)
+    figure, axes = _axes(rows, columns, 1.5 * columns + 0.8, 1.5 * rows + 0.3, images=True)
     top = float(np.percentile(np.stack(maps), 99.5))
     for row in range(rows):
         for axis, image in zip(axes[row], (clean, noisy, denoised), strict=False):
             _show(axis, image[row], value_range)
         for axis, values in zip(axes[row, 3:], maps, strict=True):
             shade = axis.imshow(values[row], cmap="magma", vmin=0, vmax=top)
-    for axis, title in zip(axes[0], columns, strict=True):
-        axis.set_title(title, fontsize=10)
+    _titles(axes[0], titles, 10)
     bar = figure.colorbar(shade, ax=axes[:, -1], fraction=0.08, aspect=12 * rows)
     bar.ax.tick_params(labelsize=8)
     return figure
@@ -94,10 +91,8 @@ def calibration(
 ) -> Any:
     """A figure in three panels: variances, intervals, and the error in leading directions.
 
-    Args:
-      reliability: of Gaussian intervals, see `calibration.reliability`.
-      recalibrated: the same of recalibrated intervals, or None where there are none.
-      directions: see `held_out.direction_scores`.
+    From `calibration.reliability` of Gaussian intervals, the same of recalibrated ones, if there
+    are any, and `held_out.direction_scores`.
     """
     rows, better = _columns(reliability), _columns(recalibrated or [])
     predicted = np.sqrt(rows["predicted"])
@@ -119,18 +114,16 @@ def calibration(
             middle.plot(deviation, better[name], "o-", **style, label=f"{level}%, recalibrated")
     middle.set(xscale="log", ylim=(0, 1.02), xlabel="predicted deviation / sigma")
     middle.set_ylabel("share of errors inside the interval")
-    for name, label in (
-        ("model", "posterior's own"),
-        ("refined", "the same, refined by the derivative of s1"),
-        ("predicted", "posterior's own, predicted"),
-        ("pca", "principal components of the data"),
-        ("random", "random"),
+    for name, line, label in (
+        ("model", "o-", "posterior's own"),
+        ("refined", "o-", "the same, refined by the derivative of s1"),
+        ("predicted", "--", "posterior's own, predicted"),
+        ("pca", "o-", "principal components of the data"),
+        ("random", "o-", "random"),
     ):
-        if name not in directions:
-            continue
-        line = "--" if name == "predicted" else "o-"
-        count = 1 + np.arange(len(directions[name]))
-        right.plot(count, directions[name], line, markersize=3, label=label)
+        shares = directions.get(name)
+        if shares is not None:
+            right.plot(1 + np.arange(len(shares)), shares, line, markersize=3, label=label)
     right.set(xlabel="leading directions", ylim=(0, None))
     right.set_ylabel("share of the squared error")
     for axis in (left.xaxis, left.yaxis, middle.xaxis):
@@ -139,17 +132,14 @@ def calibration(
         axis.set_minor_formatter(NullFormatter())
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
-    left.legend(fontsize=8)
+        axis.legend(fontsize=8)
     middle.legend(fontsize=7, ncols=2)
-    right.legend(fontsize=8)
     return figure
 
 
 def _signed(axis: Any, image: np.ndarray, except_at: tuple[int, int] | None = None) -> None:
-    """Show numbers of both signs, (H, W, C) averaged over channels, 0 in white.
-
-    The pixel `except_at` may be larger than the colours reach.
-    """
+    """Show numbers of both signs, (H, W, C) averaged over channels, 0 in white; that at `except_at`
+    may be larger than the colours reach."""
     values = image.mean(axis=-1)
     sizes = np.abs(values)
     if except_at is not None:
@@ -167,14 +157,11 @@ def posterior_directions(
 ) -> Any:
     """A figure with a row per image: noisy, denoised, and the directions of largest variance.
 
-    Args:
-      noisy, mean: images.
-      directions: eigenvectors of the posterior covariance, (N, k, H, W, C), of either sign.
-      deviations: the square roots of their eigenvalues, (N, k), data units.
-      value_range: see above.
+    `directions` are eigenvectors of the posterior covariance, (N, k, H, W, C), of either sign, and
+    `deviations` the square roots of their eigenvalues, (N, k), data units.
     """
-    rows, count = directions.shape[:2]
-    figure, axes = _image_axes(rows, 2 + count, 1.4 * (2 + count), 1.55 * rows)
+    rows, columns = directions.shape[0], 2 + directions.shape[1]
+    figure, axes = _axes(rows, columns, 1.4 * columns, 1.55 * rows, images=True)
     for row in range(rows):
         for axis, image in zip(axes[row], (noisy[row], mean[row]), strict=False):
             _show(axis, image, value_range)
@@ -183,16 +170,13 @@ def posterior_directions(
         ):
             _signed(axis, image)
             axis.set_title(f"deviation {deviation:.2g}", fontsize=8)
-    axes[0, 0].set_title("noisy", fontsize=8)
-    axes[0, 1].set_title("denoised", fontsize=8)
+    _titles(axes[0], ["noisy", "denoised"], 8)
     return figure
 
 
 def uncertain_pixels(deviation: np.ndarray, count: int) -> np.ndarray:
-    """Flat indices of the values of largest deviation, (count,), no two of them close together.
-
-    The deviation is (H, W, C); fewer distinct places than `count` repeat the first.
-    """
+    """Flat indices of the values of largest deviation, (H, W, C), no two of them close together,
+    (count,); fewer distinct places than `count` repeat the first."""
     height, width, _ = deviation.shape
     left = deviation.copy()
     radius = max(1, max(height, width) // 8)
@@ -214,14 +198,11 @@ def covariance_rows(
 ) -> Any:
     """A figure with a row per image: denoised, then the covariance of chosen pixels with all.
 
-    Args:
-      mean: images.
-      pixels: flat indices of the chosen values, (N, k).
-      rows: their rows of the posterior covariance, (N, k, H, W, C), data units^2.
-      value_range: see above.
+    `pixels` are flat indices of the chosen values, (N, k), and `rows` their rows of the posterior
+    covariance, (N, k, H, W, C), data units^2.
     """
     count, chosen = pixels.shape
-    figure, axes = _image_axes(count, 1 + chosen, 1.5 * (1 + chosen), 1.5 * count + 0.2)
+    figure, axes = _axes(count, 1 + chosen, 1.5 * (1 + chosen), 1.5 * count + 0.2, images=True)
     for index in range(count):
         _show(axes[index, 0], mean[index], value_range)
         for number, (pixel, image) in enumerate(zip(pixels[index], rows[index], strict=True)):
@@ -230,9 +211,8 @@ def covariance_rows(
             _signed(axis, image, except_at=(row, column))
             for marked in (axis, axes[index, 0]):
                 marked.plot(column, row, "x", color=f"C{2 + number}", markersize=6)
-    axes[0, 0].set_title("denoised", fontsize=9)
-    for number in range(chosen):
-        axes[0, 1 + number].set_title(f"covariance with x {number + 1}", fontsize=9)
+    titles = [f"covariance with x {number + 1}" for number in range(chosen)]
+    _titles(axes[0], ["denoised", *titles], 9)
     return figure
 
 
@@ -240,7 +220,7 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
     """A figure with the images, (N, H, W, C), in a near-square grid."""
     columns = int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
-    figure, axes = _image_axes(rows, columns, 0.9 * columns, 0.9 * rows)
+    figure, axes = _axes(rows, columns, 0.9 * columns, 0.9 * rows, images=True)
     for axis, image in zip(axes.flat, images, strict=False):
         _show(axis, image, value_range)
     return figure
@@ -249,12 +229,11 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
 def trajectories(course: np.ndarray, titles: list[str], value_range: tuple[float, float]) -> Any:
     """A figure of chains over time, (kept, chains, H, W, C), with the titles of the kept steps."""
     kept, chains = course.shape[:2]
-    figure, axes = _image_axes(chains, kept, 0.9 * kept, 0.9 * chains + 0.3)
+    figure, axes = _axes(chains, kept, 0.9 * kept, 0.9 * chains + 0.3, images=True)
     for row in range(chains):
         for column in range(kept):
             _show(axes[row, column], course[column, row], value_range)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=8)
+    _titles(axes[0], titles, 8)
     return figure
 
 
@@ -264,10 +243,8 @@ def mixing_curves(curves: dict[str, list[float]]) -> Any:
     left.plot(curves["step"], curves["correlation"], "o-", markersize=4)
     left.axhline(0.0, color="gray", linewidth=0.8)
     left.set_title("correlation with the first kept step", fontsize=10)
-    for name, style, label in (
-        ("distance", "o-", "chains"),
-        ("distance_of_data", "--", "training images"),
-    ):
+    for name, style in (("distance", "o-"), ("distance_of_data", "--")):
+        label = "chains" if name == "distance" else "training images"
         steps = curves["step"][: len(curves[name])]
         right.plot(steps, curves[name], style, markersize=4, label=label)
     right.set_title("sliced Wasserstein distance from the data", fontsize=10)
@@ -295,13 +272,8 @@ def loss_curves(history: list[dict]) -> Any:
     for axis, name in zip(axes[0], names, strict=True):
         for group, style in (("train", "-"), ("held_out", "o-")):
             rows = [row for row in history if row["group"] == group and name in row]
-            axis.plot(
-                [row["step"] for row in rows],
-                [row[name] for row in rows],
-                style,
-                label=group.replace("_", " "),
-                markersize=4,
-            )
+            steps, values = [row["step"] for row in rows], [row[name] for row in rows]
+            axis.plot(steps, values, style, label=group.replace("_", " "), markersize=4)
         axis.set_title(_TITLES[name], fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

@@ -11,19 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import pointwise, tweedie
+from hos_jax import pointwise, samplers, tweedie
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import geometric_sigmas, stream_key
-from hos_jax.samplers import (
-    SamplingAlgorithm,
-    anneal_chains,
-    diagnostics,
-    langevin,
-    ozaki,
-    run_chains,
-)
 from hos_jax.training.problem import Problem
+from hos_jax.types import Array
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +26,19 @@ KEPT = 10
 MEAN_IMAGES = 2000
 
 
-def sampler_at(problem: Problem, params: Any, sigma: jax.Array | float) -> SamplingAlgorithm:
+def sampler_at(problem: Problem, params: Any, sigma: Array | float) -> samplers.SamplingAlgorithm:
     """Langevin or Ozaki, as `sampling.sampler` says, for one flat image at one noise level."""
     shape, sampling = problem.data.image_shape, problem.config.sampling
     step_size = sampling.step_fraction * sigma**2
     model = problem.model, params, sigma, shape
     if "ozaki" not in sampling.sampler:
-        return langevin.as_top_level_api(pointwise.score_fn(*model), step_size)
-    return ozaki.as_top_level_api(
-        pointwise.derivatives_fn(*model), step_size, krylov_vectors=sampling.krylov_vectors
-    )
+        return samplers.langevin.as_top_level_api(pointwise.score_fn(*model), step_size)
+    settings = {"krylov_vectors": sampling.krylov_vectors}
+    return samplers.ozaki.as_top_level_api(pointwise.derivatives_fn(*model), step_size, **settings)
 
 
 @functools.lru_cache(maxsize=1)
-def make_denoiser(problem: Problem) -> Callable[[Any, jax.Array, jax.Array | float], jax.Array]:
+def make_denoiser(problem: Problem) -> Callable[[Any, Array, Array | float], Array]:
     """One Tweedie step: parameters, flat noisy images (N, D), sigma -> (N, H, W, C), data units."""
     shape = (-1, *problem.data.image_shape)
 
@@ -63,10 +55,8 @@ class Samples(NamedTuple):
 
     Attributes:
       images: the end of every chain, denoised, (chains, H, W, C), data units.
-      course: the same chains at several steps, the last included, each position denoised,
-        (kept, chains, H, W, C), data units.
-      steps: the number of steps taken at each, (kept,).
-      sigmas: the noise level of each, (kept,), data units.
+      course: the same at several steps, the last included, (kept, chains, H, W, C).
+      steps, sigmas: how many steps were taken by then, and the noise level there, (kept,).
     """
 
     images: np.ndarray
@@ -81,32 +71,33 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
     Chains at one noise level start at uniform noise over the range of the data plus Gaussian noise
     of size sigma. Annealed ones start at Gaussian noise of the largest level around the mean of the
     training images: any other centre would be a wrong brightness that the first level, whose steps
-    are few, must undo.
-
-    Raises:
-      UserError: if no chain stayed finite.
+    are few, must undo. UserError if no chain stayed finite.
     """
-    config = problem.config
-    key = stream_key("chains", config.seed)
-    annealed = config.sampling.sampler.startswith("annealed")
-    run = _annealed if annealed else _single_level
-    label = config.sampling.sampler.replace("_", " ") if progress else None
-    if "langevin" in config.sampling.sampler and config.sampling.step_fraction > 2:
+    sampling, key = problem.config.sampling, stream_key("chains", problem.config.seed)
+    run = _annealed if sampling.sampler.startswith("annealed") else _single_level
+    label = sampling.sampler.replace("_", " ") if progress else None
+    if "langevin" in sampling.sampler and sampling.step_fraction > 2:
         logger.warning(
-            "sampling.step_fraction=%g: Langevin is stable below 2", config.sampling.step_fraction
+            "sampling.step_fraction=%g: Langevin is stable below 2", sampling.step_fraction
         )
-    trajectory, finite, steps, sigmas = run(problem, params, key, label)
+    chains, trajectory, steps, sigmas = run(problem, params, key, label)
+    finite = chains.is_finite
     if not finite.all():
         logger.warning("%d of %d chains diverged and are left out", np.sum(~finite), len(finite))
     if not finite.any():
         raise UserError("every chain diverged: choose a smaller sampling.step_fraction")
+    error = chains.lanczos_error[finite].max()
+    # The bound of `MatrixFunctionProduct.converged`.
+    if error > np.finfo(np.float32).eps ** 0.5:
+        logger.warning(
+            "steps of chains did not converge, by up to %.2g of their size: choose a larger "
+            "sampling.krylov_vectors than %d",
+            error,
+            sampling.krylov_vectors,
+        )
     denoise = make_denoiser(problem)
-    course = np.stack(
-        [
-            jax.device_get(denoise(params, positions, sigma))
-            for positions, sigma in zip(trajectory[:, finite], sigmas, strict=True)
-        ]
-    )
+    levels = zip(trajectory[:, finite], sigmas, strict=True)
+    course = np.stack([np.asarray(denoise(params, *level)) for level in levels])
     return Samples(course[-1], course, steps, sigmas)
 
 
@@ -120,7 +111,7 @@ def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | No
     sampler = sampler_at(problem, params, config.noise)
     states = jax.jit(jax.vmap(sampler.init))(start)
     kept = max(k for k in range(1, KEPT + 1) if sampling.steps % k == 0)
-    chains = run_chains(
+    chains = samplers.run_chains(
         chain_key,
         sampler.step,
         states,
@@ -131,7 +122,7 @@ def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | No
         progress=label,
     )
     steps = np.arange(1, kept + 1) * (sampling.steps // kept)
-    return chains.trajectory, chains.is_finite, steps, np.full(kept, config.noise, np.float32)
+    return chains, chains.trajectory, steps, np.full(kept, config.noise, np.float32)
 
 
 def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
@@ -141,9 +132,9 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
     sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, sampling.levels)
     sigmas = sigmas.astype(jnp.float32)
     images = problem.data.to_float(problem.data.train[:MEAN_IMAGES])
-    mean = jnp.mean(images, axis=0).ravel()
-    start = mean + model.largest_noise * jax.random.normal(noise_key, size, jnp.float32)
-    chains = anneal_chains(
+    start = jnp.mean(images, axis=0).ravel()
+    start += model.largest_noise * jax.random.normal(noise_key, size, jnp.float32)
+    chains = samplers.anneal_chains(
         chain_key,
         lambda sigma: sampler_at(problem, params, sigma),
         start,
@@ -155,35 +146,33 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
     last = len(sigmas) - 1
     kept = np.unique(np.linspace(0, last, min(KEPT, len(sigmas))).round().astype(int))
     steps = (kept + 1) * sampling.steps_per_level
-    return chains.trajectory[kept], chains.is_finite, steps, np.asarray(sigmas)[kept]
+    return chains, chains.trajectory[kept], steps, np.asarray(sigmas)[kept]
 
 
 def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, list[float]]:
     """How chains forget their start and approach the data, at the steps of `samples.course`.
 
-    Returns:
-      `step`; `correlation` of the denoised images with those at the first kept step, over chains
-      and pixels; `distance`, sliced Wasserstein, from training images that got the same noise and
-      were denoised by the same model; `distance_of_data`, that between two such sets of the same
-      size, which is what perfect samples would have. Both are empty with one training image.
+    `step`; `correlation` of the denoised images with those at the first kept step, over chains and
+    pixels; `distance`, sliced Wasserstein, from training images that got the same noise and were
+    denoised by the same model; `distance_of_data`, that between two such sets of the same size,
+    which is what perfect samples would have. Both are empty with one training image.
     """
     data = problem.data
     count = min(samples.course.shape[1], len(data.train) // 2)
-    noise_key, directions_key = jax.random.split(
-        stream_key("course of chains", problem.config.seed)
-    )
+    key = stream_key("course of chains", problem.config.seed)
+    noise_key, directions_key = jax.random.split(key)
     denoise = make_denoiser(problem)
     clean = data.to_float(data.train[: 2 * count]).reshape(2, count, int(np.prod(data.image_shape)))
     noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
-    distance_fn = jax.jit(functools.partial(diagnostics.sliced_wasserstein, projections=200))
+    wasserstein = samplers.diagnostics.sliced_wasserstein
+    distance_fn = jax.jit(functools.partial(wasserstein, projections=200))
     first = samples.course[0] - samples.course[0].mean(axis=0)
     correlation: list[float] = []
-    distance: list[float] = []
-    floor: list[float] = []
+    distances: list[float] = []
 
     def apart(a, b):
-        key = jax.random.fold_in(directions_key, len(distance) + len(floor))
-        return float(distance_fn(key, *(images.reshape(count, -1) for images in (a, b))))
+        key = jax.random.fold_in(directions_key, len(distances))
+        return float(distance_fn(key, a.reshape(count, -1), b.reshape(count, -1)))
 
     for images, sigma in zip(samples.course, samples.sigmas, strict=True):
         centred = images - images.mean(axis=0)
@@ -193,11 +182,7 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
             continue
         # In two parts, which are of the size that the chains mostly have: compiled once.
         half, other = (denoise(params, noisy, sigma) for noisy in clean + sigma * noise)
-        distance.append(apart(images[:count], half))
-        floor.append(apart(other, half))
-    return {
-        "step": samples.steps.tolist(),
-        "correlation": correlation,
-        "distance": distance,
-        "distance_of_data": floor,
-    }
+        distances.append(apart(images[:count], half))
+        distances.append(apart(other, half))
+    found = {"correlation": correlation, "distance": distances[::2]}
+    return {"step": samples.steps.tolist(), **found, "distance_of_data": distances[1::2]}

@@ -16,12 +16,7 @@ from hos_jax.linops.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, stream_key
 from hos_jax.training.problem import Problem
-from hos_jax.uncertainty import (
-    Posterior,
-    Violations,
-    calibration,
-    metrics,
-)
+from hos_jax.uncertainty import Posterior, Violations, calibration, metrics
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +29,8 @@ LARGEST_SAMPLE = 4_000_000
 
 
 class Denoised(NamedTuple):
-    """Denoising of a batch of images, flattened to (N, D), data units.
-
-    Attributes:
-      noisy, mean: (N, D).
-      posterior: of each image, or None for a first-order model.
-      outputs: what the model said.
-    """
+    """Denoising of a batch of images, flattened to (N, D), data units; the posteriors, or None for
+    a first-order model; and what the model said."""
 
     noisy: jax.Array
     mean: jax.Array
@@ -50,18 +40,13 @@ class Denoised(NamedTuple):
     @property
     def standard_deviation(self) -> jax.Array | None:
         """The predicted deviation of each value, (N, D), or None for a first-order model."""
-        if self.posterior is None:
-            return None
-        return jax.vmap(Posterior.standard_deviation)(self.posterior)
+        return None if self.posterior is None else self.posterior.standard_deviation()
 
 
 @functools.lru_cache(maxsize=1)
 def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Array], Denoised]:
-    """`denoise(params, clean, keys)`: add noise to clean images (N, H, W, C) and take it away.
-
-    Everything that looks at held-out images calls this one function, so that the network is
-    compiled once for each number of images.
-    """
+    """`denoise(params, clean, keys)`: add noise to clean images (N, H, W, C) and take it away; one
+    function for all, so that the network is compiled once for each number of images."""
     sigma = problem.config.noise
 
     @jax.jit
@@ -71,19 +56,16 @@ def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Ar
         outputs = outputs_of(problem.model, params, noisy, sigma)
         flat = noisy.reshape(len(noisy), -1)
         mean = jax.vmap(tweedie.posterior_mean, (0, 0, None))(flat, outputs.score1, sigma)
-        posterior = None
-        if outputs.head is not None:
-            posterior = pointwise.posteriors(flat, outputs, sigma)
+        known = outputs.head is not None
+        posterior = pointwise.posteriors(flat, outputs, sigma) if known else None
         return Denoised(flat, mean, posterior, outputs)
 
     return denoise
 
 
 def _batches(problem: Problem, limit: int | None = None):
-    """Held-out images in batches of one size, with the keys of their noise and which are new.
-
-    The last batch is moved back to keep its size; `fresh` leaves out the images that it repeats.
-    """
+    """Held-out images in batches of one size, with the keys of their noise and which are new: the
+    last batch is moved back to keep its size, and repeats some."""
     config, data = problem.config, problem.data
     total = len(data.held_out) if limit is None else min(limit, len(data.held_out))
     size = min(config.sampling.batch_size, total)
@@ -95,11 +77,8 @@ def _batches(problem: Problem, limit: int | None = None):
 
 
 def _make_scores(problem: Problem, stride: int) -> Callable:
-    """`scores(clean, denoised, fresh)`: values per image, sums by bin, violations, samples.
-
-    The samples are the predicted variances and the errors of every `stride`-th value, in units of
-    sigma^2 and sigma.
-    """
+    """`scores(clean, denoised, fresh)`: values per image, violations, samples, which are predicted
+    variance and error of every `stride`-th value in units of sigma; and sums by bin."""
     sigma = problem.config.noise
 
     @jax.jit
@@ -111,13 +90,12 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
         posterior, variance = denoised.posterior, jnp.zeros_like(error)
         sums = violations = samples = None
         if posterior is not None:
-            covariance = jax.vmap(lambda c: c.scale(sigma**-2))(posterior.covariance)
+            covariance = posterior.covariance.scale(sigma**-2)
             values |= jax.vmap(metrics.covariance_scores)(scaled, covariance)._asdict()
             inside = jax.vmap(calibration.inside_intervals)(posterior, flat)
-            for index, level in enumerate(calibration.LEVELS):
-                name = calibration.coverage_name(level)
-                values[name] = jnp.mean(inside[..., index].astype(error.dtype), axis=1)
-            variance = jax.vmap(lambda c: c.diagonal())(covariance)
+            shares = jnp.mean(inside.astype(error.dtype), axis=1).T
+            values |= zip(map(calibration.coverage_name, calibration.LEVELS), shares, strict=True)
+            variance = covariance.diagonal()
             sums = jax.vmap(calibration.bin_sums)(variance, scaled, inside)
             sums = jax.tree.map(lambda leaf: jnp.tensordot(fresh, leaf, 1), sums)
             violations = posterior.violations
@@ -125,39 +103,31 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
         if denoised.outputs.raw_third_order is not None:
             third = denoised.outputs.scaled_third_diagonal
             values["third_order"] = jax.vmap(metrics.third_order_score)(third, scaled, variance)
-        return values, sums, violations, samples
+        return (values, violations, samples), sums
 
     return scores
 
 
 def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
-    """Averages over the whole held-out set, each with its standard error over images.
-
-    One image has no standard error: None; and no `recalibrated`.
+    """Averages over the whole held-out set, each with its standard error over images: None for one.
 
     `denoise_mse` in data units^2; with a second-order model also `nll_per_dim` and `calibration` of
     the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50` ... `coverage_95`,
     the shares of values inside their intervals, `reliability`, the same by predicted variance (see
-    `calibration.reliability`), `recalibrated` (see `recalibrate`) and `violations`: values of the
-    covariance that were none (see `uncertainty.Violations`). With a third-order model
-    `third_order` (see `metrics.third_order_score`).
+    `calibration.reliability`), `recalibrated` (see `recalibrate`) if there are two images, and
+    `violations` (see `uncertainty.Violations`). With a third-order model `third_order` (see
+    `metrics.third_order_score`).
     """
     data = problem.data
     stride = max(1, data.held_out.size // LARGEST_SAMPLE)
     scores, denoise = _make_scores(problem, stride), make_noise_and_denoise(problem)
-    parts, sums, violations, samples = [], [], [], []
+    parts, sums = [], []
     for clean, keys, fresh in _batches(problem):
         denoised = denoise(params, clean, keys)
-        found = jax.device_get(scores(clean, denoised, fresh.astype(np.float32)))
-        values, violated, sampled = (
-            jax.tree.map(lambda leaf, fresh=fresh: leaf[fresh], part)
-            for part in (found[0], found[2], found[3])
-        )
-        parts.append(values)
-        sums.append(found[1])
-        violations.append(violated)
-        samples.append(sampled)
-    joined = _join(parts)
+        found, total = jax.device_get(scores(clean, denoised, fresh.astype(np.float32)))
+        parts.append(jax.tree.map(lambda leaf, fresh=fresh: leaf[fresh], found))
+        sums.append(total)
+    joined, violations, samples = _join(parts)
     result: dict[str, Any] = {name: float(np.mean(values)) for name, values in joined.items()}
     errors = {name: _standard_error(values) for name, values in joined.items()}
     result |= {"standard_error": errors, "held_out_images": len(data.held_out)}
@@ -165,7 +135,7 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=float), *sums)
         result["reliability"] = calibration.reliability(total)
         if len(data.held_out) > 1:
-            result["recalibrated"] = recalibrate(*_join(samples))
+            result["recalibrated"] = recalibrate(*samples)
         result["violations"] = _violations(violations)
     return result
 
@@ -181,9 +151,8 @@ def _join(parts: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _violations(batches: list[Violations]) -> dict[str, Any]:
-    count = int(sum(batch.count.sum() for batch in batches))
-    largest = max(float(batch.largest.max()) for batch in batches)
+def _violations(found: Violations) -> dict[str, Any]:
+    count, largest = int(found.count.sum()), float(found.largest.max())
     if count:
         logger.warning(
             "%d values of the predicted covariances were not positive (up to %.3g sigma^2 below "
@@ -197,13 +166,9 @@ def _violations(batches: list[Violations]) -> dict[str, Any]:
 def recalibrate(variance: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     """Intervals whose widths are learned on every other image, tested on the images in between.
 
-    Args:
-      variance: predicted variances, (images, D), units of sigma^2.
-      error: (images, D), units of sigma.
-
-    Returns:
-      `multipliers` for `calibration.recalibrated_interval`, `coverage_50` ... `coverage_95` of the
-      images in between, and their `reliability`.
+    From predicted variances and errors, (images, D), units of sigma^2 and sigma: `multipliers` for
+    `calibration.recalibrated_interval`, `coverage_50` ... `coverage_95` of the images in between,
+    and their `reliability`.
     """
     learn, test = slice(0, None, 2), slice(1, None, 2)
     multipliers = calibration.interval_multipliers(variance[learn].ravel(), error[learn].ravel())
@@ -213,10 +178,9 @@ def recalibrate(variance: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     add = jax.jit(jax.vmap(calibration.bin_sums))
     sums = jax.device_get(add(variance[test], error[test], inside))
     total = jax.tree.map(lambda leaf: leaf.sum(axis=0, dtype=float), sums)
-    result: dict[str, Any] = {
-        calibration.coverage_name(level): float(inside[..., index].mean())
-        for index, level in enumerate(calibration.LEVELS)
-    }
+    shares = inside.mean(axis=(0, 1)).tolist()
+    names = map(calibration.coverage_name, calibration.LEVELS)
+    result: dict[str, Any] = dict(zip(names, shares, strict=True))
     result["reliability"] = calibration.reliability(total)
     return result | {"multipliers": multipliers.round(4).tolist()}
 
@@ -224,18 +188,15 @@ def recalibrate(variance: np.ndarray, error: np.ndarray) -> dict[str, Any]:
 def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     """How much of the error the posterior's leading directions hold, against other directions.
 
-    Over at most `DIRECTION_IMAGES` held-out images, for 1 ... k directions.
-
-    Returns:
-      `model`, the share of n2(e) in each image's own leading directions, with `standard_error`;
-      `refined`, in those after one step of `autodiff.refine_eigenpairs`, k products with the
-      derivative of s1; `predicted`, the share of the predicted variance in the model's own; `pca`,
-      in the leading principal components of the training images if there are two or more;
-      `random`, in random ones: k / D.
+    Over at most `DIRECTION_IMAGES` held-out images, for 1 ... k directions: `model`, the share of
+    n2(e) in each image's own leading directions, with `standard_error`; `refined`, in those after
+    one step of `autodiff.refine_eigenpairs`, k products with the derivative of s1; `predicted`, the
+    share of the predicted variance in the model's own; `pca`, in the leading principal components
+    of the training images if there are two or more; `random`, in random ones: k / D.
     """
     data = problem.data
     dim = int(np.prod(data.image_shape))
-    flat = data.train[:PCA_IMAGES].reshape(min(PCA_IMAGES, len(data.train)), -1)
+    flat = data.train[:PCA_IMAGES].reshape(-1, dim)
     count = min(DIRECTIONS, dim, max(len(flat) - 1, 1))
     principal = None
     if len(flat) > 1:
@@ -245,11 +206,11 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     @jax.jit
     def scores(params, clean, denoised):
         error = clean.reshape(len(clean), -1) - denoised.mean
-        pairs = jax.vmap(lambda p: p.top_eigenpairs(count))(denoised.posterior)
+        pairs = denoised.posterior.top_eigenpairs(count)
         score_fn = pointwise.score_fn(problem.model, params, sigma, data.image_shape)
         refine = functools.partial(autodiff.refine_eigenpairs, score_fn)
         refined = jax.vmap(refine, (0, None, 0))(denoised.noisy, sigma, pairs.eigenvectors)
-        total = jax.vmap(lambda p: p.covariance.trace())(denoised.posterior)
+        total = denoised.posterior.covariance.trace()
         shares = {
             "model": jax.vmap(calibration.captured_shares)(error, pairs.eigenvectors),
             "refined": jax.vmap(calibration.captured_shares)(error, refined.eigenvectors),
@@ -272,12 +233,12 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     return result | {"random": ((1 + np.arange(count)) / dim).tolist()}
 
 
-def _warn_of_unconverged(converged: Any) -> None:
-    if not np.all(converged):
+def _warn_of_unconverged(converged: np.ndarray) -> None:
+    if not converged.all():
         logger.warning(
             "%d of %d leading directions of posteriors did not converge: near ones are mixed",
-            np.sum(~np.asarray(converged)),
-            np.size(converged),
+            np.sum(~converged),
+            converged.size,
         )
 
 
@@ -290,13 +251,8 @@ def first_held_out(problem: Problem, params: Any, count: int) -> tuple[np.ndarra
 
 
 class Examples(NamedTuple):
-    """The first held-out images, to be shown.
-
-    Attributes:
-      clean: (N, H, W, C), data units.
-      denoised: their denoising.
-      eigenpairs: the leading ones of each posterior covariance, or None for a first-order model.
-    """
+    """The first held-out images, (N, H, W, C), data units, to be shown, with their denoising and
+    the leading eigenpairs of the posterior covariances, or None for a first-order model."""
 
     clean: np.ndarray
     denoised: Denoised
@@ -308,16 +264,13 @@ class Examples(NamedTuple):
 
 
 def held_out_examples(problem: Problem, params: Any, count: int, directions: int) -> Examples:
-    """The first `count` held-out images with that many leading directions each, at most D.
-
-    A whole batch is denoised, as for the numbers: that is quicker than to compile the network for
-    another number of images.
-    """
+    """The first `count` held-out images with that many leading directions each, at most D."""
+    # A whole batch, as for the numbers: quicker than to compile for another number of images.
     batch = max(count, problem.config.sampling.batch_size)
     examples = Examples(*first_held_out(problem, params, batch), None).first(count)
     posterior = examples.denoised.posterior
     if posterior is None:
         return examples
     leading = min(directions, examples.denoised.mean.shape[1])
-    pairs = jax.jit(jax.vmap(lambda p: p.top_eigenpairs(leading)))(posterior)
+    pairs = jax.jit(lambda p: p.top_eigenpairs(leading))(posterior)
     return examples._replace(eigenpairs=pairs)

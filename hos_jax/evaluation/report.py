@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import importlib.resources
 import json
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ import numpy as np
 from hos_jax.evaluation.held_out import Examples
 from hos_jax.files import write_atomically
 from hos_jax.training.problem import Problem
-from hos_jax.uncertainty import Posterior, calibration
+from hos_jax.uncertainty import Interval, Posterior, calibration
 
 REPORT_FILE = "report.html"
 DIRECTIONS = 6
@@ -55,10 +54,8 @@ def _floats(values: Any) -> str:
 
 
 def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:
-    """What the page needs of each of the held-out images, as base64 of float32.
-
-    Nothing where it would be too much: for large images, and for a dense covariance of any.
-    """
+    """What the page needs of each of the held-out images, as base64 of float32; nothing where it
+    would be too much: for large images, and for a dense covariance of any."""
     dim = int(np.prod(problem.data.image_shape))
     clean, denoised, pairs = examples
     if pairs is None or denoised.posterior is None or dim > LARGEST_DIM:
@@ -66,28 +63,27 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
     parts = denoised.posterior.covariance.diagonal_plus_low_rank()
     if parts is None:
         return []
-    diag, factors = np.asarray(parts[0]), np.asarray(parts[1])
-    interval_fn = functools.partial(Posterior.marginal_interval, level=0.9)
-    if multipliers is not None:
-        interval_fn = functools.partial(
-            calibration.recalibrated_interval,
-            sigma=problem.config.noise,
-            multipliers=jnp.asarray(multipliers),
-            level=0.9,
-        )
+
+    def interval_fn(posterior: Posterior) -> Interval:
+        if multipliers is None:
+            return posterior.marginal_interval(0.9)
+        table, sigma = jnp.asarray(multipliers), problem.config.noise
+        return calibration.recalibrated_interval(posterior, sigma, table, 0.9)
+
     intervals = jax.jit(jax.vmap(interval_fn))(denoised.posterior)
+    arrays = {
+        "clean": clean,
+        "noisy": denoised.noisy,
+        "mean": denoised.mean,
+        "lower": intervals.lower,
+        "upper": intervals.upper,
+        "diag": parts[0],
+        "factor": parts[1],
+        "directions": pairs.eigenvectors.mT,
+        "deviations": np.sqrt(pairs.eigenvalues),
+    }
     return [
-        {
-            "clean": _floats(clean[index]),
-            "noisy": _floats(denoised.noisy[index]),
-            "mean": _floats(denoised.mean[index]),
-            "lower": _floats(intervals.lower[index]),
-            "upper": _floats(intervals.upper[index]),
-            "diag": _floats(diag[index]),
-            "factor": _floats(factors[index]),
-            "directions": _floats(np.asarray(pairs.eigenvectors[index]).T),
-            "deviations": _floats(np.sqrt(pairs.eigenvalues[index])),
-        }
+        {name: _floats(values[index]) for name, values in arrays.items()}
         for index in range(len(clean))
     ]
 
@@ -105,28 +101,18 @@ def measured(result: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def write_report(
-    problem: Problem,
-    examples: Examples,
-    result: dict[str, Any],
-    figures: Iterable[Path],
-    path: Path,
+    problem: Problem, examples: Examples, result: dict, figures: Iterable[Path], path: Path
 ) -> None:
-    """Write the page.
-
-    Of `examples`, with `DIRECTIONS` directions each, of what `evaluate_run` found, and of figures
-    whose names have `CAPTIONS`.
-    """
+    """Write the page of `examples`, with `DIRECTIONS` directions each, of what `evaluate_run`
+    found, and of figures whose names have `CAPTIONS`."""
     config = problem.config
     drawn = []
     for figure in sorted(figures, key=lambda figure: list(CAPTIONS).index(figure.name)):
         source = f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
         drawn.append({"source": source, "caption": CAPTIONS[figure.name]})
-    meanings = dict(MEANINGS)
-    for level in calibration.LEVELS:
-        percent = round(100 * level)
-        meanings[f"recalibrated_{percent}"] = RECALIBRATED.format(percent)
+    percents = [round(100 * level) for level in calibration.LEVELS]
+    meanings = MEANINGS | {f"recalibrated_{p}": RECALIBRATED.format(p) for p in percents}
     measures = [[*row, meanings[row[0]]] for row in measured(result) if row[0] in meanings]
-    recalibrated = result.get("recalibrated", {})
     runner = f"{config.runner}, " if config.runner else ""
     count = result["held_out_images"]
     content = {
@@ -138,7 +124,7 @@ def write_report(
         ),
         "measures": measures,
         "figures": drawn,
-        "images": _images(problem, examples, recalibrated.get("multipliers")),
+        "images": _images(problem, examples, result.get("recalibrated", {}).get("multipliers")),
         "shape": list(problem.data.image_shape),
         "range": list(problem.data.value_range),
     }

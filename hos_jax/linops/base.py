@@ -148,11 +148,8 @@ class SymmetricMatrix(abc.ABC):
 
     @abc.abstractmethod
     def scale(self, factor: Array | float) -> SymmetricMatrix:
-        """c A for a scalar c, or one for each matrix, (...).
-
-        Raises:
-          ValueError: for c < 0 where the structure has no such form.
-        """
+        """c A for a scalar c, or one for each matrix, (...); ValueError for c < 0 where that has no
+        such form."""
 
     @abc.abstractmethod
     def add_diagonal(self, diag: Array) -> SymmetricMatrix:
@@ -193,10 +190,8 @@ class SymmetricMatrix(abc.ABC):
 
         Exact for `Diagonal` and `Dense`, else by `lanczos.top_eigenpairs`, of which
         `residual_norms` and `converged` tell how good they are. Gradients flow through the
-        eigenvalues; the eigenvectors are constants.
-
-        Raises:
-          ValueError: unless 1 <= count <= D; for Lanczos see `lanczos.top_eigenpairs`.
+        eigenvalues; the eigenvectors are constants. ValueError unless 1 <= count <= D; for Lanczos
+        see `lanczos.top_eigenpairs`.
         """
         if not 1 <= count <= self.dim:
             raise ValueError(f"expected 1 <= count <= {self.dim}, got {count}")
@@ -218,11 +213,8 @@ class SymmetricMatrix(abc.ABC):
         Args:
           function: f, elementwise on an array of eigenvalues; finite on the whole spectrum.
           vector: v, (..., D).
-          krylov_vectors: K, for Lanczos; at most D are used.
+          krylov_vectors: K, for Lanczos, of which at most D are used; ValueError below 2.
           dense: the way for a `Dense` matrix: exact, in O(D^3), or Lanczos, in O(K D^2).
-
-        Raises:
-          ValueError: for fewer than two Krylov vectors, or another `dense`.
         """
         if dense not in ("eigh", "lanczos"):
             raise ValueError(f"expected dense 'eigh' or 'lanczos', got {dense!r}")
@@ -295,7 +287,7 @@ class SymmetricMatrix(abc.ABC):
         # Which random start it is does not matter; a fixed one gives the same answer each time.
         key, sizes = jax.random.key(0), (self.dim, count)
         return top_eigenpairs(
-            self.matvec, key, *sizes, krylov_vectors=krylov_vectors, dtype=self.dtype
+            key, self.matvec, *sizes, krylov_vectors=krylov_vectors, dtype=self.dtype
         )
 
     def _exact_function_product(

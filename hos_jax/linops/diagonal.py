@@ -135,5 +135,10 @@ class IsotropicPlusLowRank(DiagonalPlusLowRank):
         zeros = Diagonal(jnp.zeros(factor.shape[:-1], factor.dtype))
         return cls(zeros.add_identity(multiple).diag, factor)
 
+    @property
+    def multiple(self) -> Array:
+        """c, (...)."""
+        return self.diag[..., 0]
+
     def _exact_function_product(self, function: SpectralFunction, vector: Array, dense: str):
-        return isotropic_product(self.diag[0], self.factor, function, vector)
+        return isotropic_product(self.multiple, self.factor, function, vector)

@@ -1,7 +1,6 @@
-r"""Lanczos iteration on symmetric matrices known by their products alone, by `matfree`.
+"""Lanczos iteration on symmetric matrices known by their products alone, by `matfree`.
 
-References:
-  Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
+See Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
 """
 
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from matfree import decomp
 
+from hos_jax._names import key_first
 from hos_jax.types import Array, PRNGKey
 
 # Vectors of a Krylov space for f(A) v, wherever one is made for it.
@@ -37,10 +37,8 @@ def krylov_space(
 
     There Lanczos would meet an invariant subspace and divide by zero: a diagonal of a few ulps of A
     is added, with which no Krylov space ends before D vectors. `noise`, numbers of order 1, (D,),
-    all different, tells it.
-
-    Returns:
-      Orthonormal vectors as rows, (K, D), the first along the start, and A on them, (K, K).
+    all different, tells it. Gives orthonormal vectors as rows, (K, D), the first along the start,
+    and A on them, (K, K).
     """
     # In units of A's own size, so that no square under- or overflows.
     scale = safe_norm(matvec(start)) / safe_norm(start)
@@ -52,14 +50,12 @@ def krylov_space(
 
 
 class Eigenpairs(NamedTuple):
-    """Approximate eigenpairs of a symmetric matrix A.
+    """Approximate eigenpairs of a symmetric matrix A; of a batch each array has its leading axes.
 
     Attributes:
       eigenvalues: l, (k,), in the order asked for.
       eigenvectors: V, (D, k), orthonormal columns; signs are arbitrary.
       residual_norms: |A v - l v| of each pair, (k,); some eigenvalue lies that close to l.
-
-    Of a batch of matrices each has its leading axes.
     """
 
     eigenvalues: Array
@@ -73,9 +69,10 @@ class Eigenpairs(NamedTuple):
         return self.residual_norms <= jnp.finfo(largest.dtype).eps ** 0.5 * largest
 
 
+@key_first
 def top_eigenpairs(
-    matvec: Callable[[Array], Array],
     key: PRNGKey,
+    matvec: Callable[[Array], Array],
     dim: int,
     count: int,
     *,
@@ -93,19 +90,17 @@ def top_eigenpairs(
     Copies of one eigenvalue appear in a Krylov space through rounding alone: with a degenerate
     spectrum the results are still eigenpairs, but a later copy may be missing. Matrix products run
     at the highest precision, those of `matvec` included, or TF32 would limit the accuracy.
-    Gradients flow through the eigenvalues; the eigenvectors are constants.
+    Gradients flow through the eigenvalues; the eigenvectors are constants. ValueError for another
+    `which`, and unless 1 <= count <= krylov_vectors <= dim.
 
     Args:
+      key: of the random start vector.
       matvec: v -> A v, (D,) -> (D,), linear with symmetric A; for a score at y,
         `functools.partial(autodiff.hessian_vector_product_fn(score_fn, symmetrize=True), y)`.
-      key: of the random start vector.
       dim, count: D and k.
       krylov_vectors: m, from k to D; min(D, 4 k + 30) unless given.
       which: "algebraic", descending by value, or "magnitude", descending by absolute value.
       dtype: floating type of the vectors that `matvec` is given.
-
-    Raises:
-      ValueError: unless 1 <= count <= krylov_vectors <= dim, and for another `which`.
     """
     size = min(dim, 4 * count + 30) if krylov_vectors is None else krylov_vectors
     if not 1 <= count <= size <= dim:

@@ -83,11 +83,8 @@ class PlusLowRank(SymmetricMatrix):
         return self.base.squared_norm() + 2.0 * mixed + _gram_squared_norm(self.factor)
 
     def scale(self, factor: Array | float) -> SymmetricMatrix:
-        """c A for c >= 0, a scalar or one for each matrix (U U^T stays of that form only then).
-
-        Raises:
-          ValueError: for a negative number; a traced one gives NaN.
-        """
+        """c A for c >= 0, a scalar or one for each matrix (U U^T stays of that form only then);
+        ValueError for a negative number, NaN for a traced one."""
         return self._rebuild(self.base.scale(factor), self.factor * self._root(factor, 2))
 
     def add_identity(self, multiple: Array | float = 1.0) -> SymmetricMatrix:

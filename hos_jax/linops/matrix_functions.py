@@ -13,9 +13,8 @@ Derivatives are those of the function of a matrix (Daleckii and Krein), through 
 differences of f: finite and right at repeated eigenvalues and at 0, where those of eigenvectors are
 not.
 
-References:
-  Higham, "Functions of Matrices", 2008, theorem 3.11; Kressner, "A Krylov subspace method for the
-  approximation of bivariate matrix functions", 2019.
+See Higham, "Functions of Matrices", 2008, theorem 3.11; Kressner, "A Krylov subspace method for the
+approximation of bivariate matrix functions", 2019.
 """
 
 import functools
@@ -60,12 +59,6 @@ def _divided_difference(function: SpectralFunction, left: Array, right: Array) -
     return jnp.where(near, slope, (first - second) / jnp.where(near, 1.0, gap))
 
 
-def _table(function: SpectralFunction, rows: Array, columns: Array) -> Array:
-    """The divided differences of all pairs, (m, n)."""
-    left, right = jnp.meshgrid(rows, columns, indexing="ij")
-    return _divided_difference(function, left, right)
-
-
 def _closed(function: SpectralFunction, dtype) -> tuple[Callable, list[Any]]:
     """The function as `f(values, *constants)`, with the numbers it closes over as arguments."""
     one, constants = jax.closure_convert(function, jnp.zeros((), dtype))
@@ -95,7 +88,7 @@ def _spectral_jvp(of, primals, tangents):
     values, vectors = jnp.linalg.eigh(matrix)
     of_values, values_dot = jax.jvp(lambda c: of(values, *c), (constants,), (constants_dot,))
     turned = vectors.T @ (0.5 * (matrix_dot + matrix_dot.T)) @ vectors
-    table = _table(lambda value: of(value, *constants), values, values)
+    table = _divided_difference(lambda x: of(x, *constants), values[:, None], values[None])
     slope = vectors @ (table * turned + jnp.diag(values_dot)) @ vectors.T
     return (vectors * of_values[None]) @ vectors.T, slope
 
@@ -181,7 +174,8 @@ def _lanczos_backward(of, matvec, size, saved, cotangents):
     with the divided differences D of f at their values."""
     matrix, constants, right = saved
     left = _ritz(matvec, matrix, cotangents[0], size)
-    table = _table(lambda value: of(value, *constants), left.values, right.values)
+    pairs = left.values[:, None], right.values[None]
+    table = _divided_difference(lambda x: of(x, *constants), *pairs)
     weighted = left.vectors @ (left.weights[:, None] * table * right.weights[None, :])
 
     def along(matrix, constants):

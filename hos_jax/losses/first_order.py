@@ -31,10 +31,8 @@ def residual(score: Array, noise: Array, sigma: Array | float) -> Array:
 def dsm(score: Array, noise: Array, sigma: Array | float) -> Array:
     r"""Denoising score matching: the squared norm of s1(y) + z / sigma, in 1 / data units^2.
 
-    Its mean over (x, z) is minimized by the score of the smoothed density q.
-
-    References:
-      Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011, eq. 11.
+    Its mean over (x, z) is minimized by the score of the smoothed density q. See Vincent, "A
+    Connection Between Score Matching and Denoising Autoencoders", 2011, eq. 11.
     """
     check_floating_vectors(score=score, noise=noise)
     return jnp.sum(jnp.square(score + noise / sigma))
@@ -48,11 +46,9 @@ def dsm_vr(score: Array, score_clean: Array, noise: Array, sigma: Array | float)
 
     The subtracted terms do not change the gradient of the mean; for small sigma they cancel its
     variance, which otherwise grows as 1 / sigma^2. The form on the right is the one computed: the
-    squares of z / sigma, which would cancel, do not appear.
-
-    References:
-      Wang et al., "A Wasserstein Minimum Velocity Approach to Learning Unnormalized Models", 2020;
-      Song & Kingma, "How to Train Your Energy-Based Models", 2021, section 4.
+    squares of z / sigma, which would cancel, do not appear. See Wang et al., "A Wasserstein Minimum
+    Velocity Approach to Learning Unnormalized Models", 2020; Song & Kingma, "How to Train Your
+    Energy-Based Models", 2021, section 4.
     """
     check_floating_vectors(score=score, score_clean=score_clean, noise=noise)
     return jnp.sum(jnp.square(score)) + 2.0 * jnp.sum((score - score_clean) * noise) / sigma

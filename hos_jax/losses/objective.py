@@ -40,14 +40,12 @@ SECOND_ORDER = {
 }
 RESIDUAL = ("d2sm_residual", "d2sm_residual_plain", "residual_nll")
 THIRD_ORDER = {"none": (), "d3sm_diagonal": ("plus", "minus")}
-_POINTS = ("plus", "minus", "clean")
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Which losses are trained together, dimensionless.
-
-    L = L_2 + first_order_weight L_1 + third_order_weight L_3.
+    """Which losses are trained together: L_2 + first_order_weight L_1 + third_order_weight L_3,
+    dimensionless. ValueError for an unknown loss.
 
     Attributes:
       first_order: "dsm" or "dsm_vr".
@@ -101,7 +99,7 @@ class Objective:
         """The evaluation points needed, a subset of plus, minus, clean in this order."""
         needed = FIRST_ORDER[self.first_order] + SECOND_ORDER[self.second_order]
         needed += THIRD_ORDER[self.third_order]
-        return tuple(point for point in _POINTS if point in needed)
+        return tuple(point for point in ("plus", "minus", "clean") if point in needed)
 
     def per_example(
         self,
@@ -114,6 +112,8 @@ class Objective:
         mean: Callable[[Array], Array] = jnp.mean,
     ) -> dict[str, Array]:
         """The losses of a batch, each (N,): "loss", the weighted sum, and "score1" to "score3".
+
+        ValueError for shapes that do not belong together, or integers.
 
         Args:
           model: `model(points, sigma)` gives `ModelOutputs` at a batch of points.
@@ -183,10 +183,10 @@ class Objective:
         if name == "residual_nll":
             return jax.vmap(residual_nll)(plus, at["plus"].covariance)
         minus = residuals(at["minus"].score1, -noise, sigma)
-        pair = plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian
+        pair = plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian, noise
         if name == "d2sm_residual_plain":
-            return d2sm_residual(jax.vmap(d2sm_residual_terms)(*pair, noise))
-        terms = jax.vmap(d2sm_residual_terms)(*pair, noise, at["clean"].scaled_hessian)
+            return d2sm_residual(jax.vmap(d2sm_residual_terms)(*pair))
+        terms = jax.vmap(d2sm_residual_terms)(*pair, at["clean"].scaled_hessian)
         return d2sm_residual(terms, control_coefficients(terms, mean=mean))
 
     def _jacobian(self, model, points: Array, outputs, sigma: Array, probes: Array | None) -> Array:
@@ -204,9 +204,7 @@ class Objective:
 
         def loss(point: str, drawn: Array) -> Array:
             residuals = jax.vmap(residual)(at[point].score1, drawn, sigma)
-            arguments = [at[point].scaled_third_diagonal, residuals]
-            if self.second_order != "none":
-                arguments.append(at[point].covariance)
-            return jax.vmap(d3sm_diagonal)(*arguments)
+            known = () if self.second_order == "none" else (at[point].covariance,)
+            return jax.vmap(d3sm_diagonal)(at[point].scaled_third_diagonal, residuals, *known)
 
         return loss("plus", noise) + loss("minus", -noise)

@@ -1,14 +1,9 @@
 r"""Second-order denoising losses: fits of the Hessian s2(y) of log q, on structured matrices.
 
-Every loss takes network outputs at one example and returns one value; batch with `vmap`. No loss
-builds a D x D array unless it is handed a `Dense` one. Three families:
-
-* `d2sm`, `d2sm_vr` take scores (s1, s2), as published by Meng et al. 2021, in 1 / data units and
-  their square.
-* `d2sm_residual`, `residual_nll` take dimensionless quantities: the residual r = z + sigma s1(y)
-  (see `hos_jax.losses.residual`), S = sigma^2 s2 and the covariance C = I + S. Residuals are used
-  as constants: gradients stop at them.
-* `jacobian_regression` takes S and products with sigma^2 times the Jacobian of s1, a constant too.
+Every loss takes network outputs at one example and returns one value; batch with `vmap`. `d2sm` and
+`d2sm_vr` take scores (s1, s2), as published by Meng et al. 2021, in 1 / data units and its square;
+the others dimensionless quantities: the residual r = z + sigma s1(y), a constant at which gradients
+stop (see `hos_jax.losses.residual`), S = sigma^2 s2 and the covariance C = I + S.
 
 Vectors are (D,), the noise z among them; matrices are structures of `hos_jax.linops`; sigma is a
 scalar in data units. `plus`, `minus` and `clean` are the points y+ = x + sigma z, y- = x - sigma z
@@ -55,9 +50,8 @@ def d2sm(score1: Array, score2: SymmetricMatrix, noise: Array, sigma: Array | fl
     .. math:: \tfrac12 [ \|\psi(y)\|_F^2 + 2 \langle (I - z z^T)/\sigma^2, \psi(y) \rangle ],
         \qquad \psi = s_2 + s_1 s_1^T
 
-    References:
-      Meng, Song, Li, Ermon, "Estimating High Order Gradients of the Data Distribution by
-      Denoising", NeurIPS 2021, theorem 2.
+    See Meng, Song, Li, Ermon, "Estimating High Order Gradients of the Data Distribution by
+    Denoising", NeurIPS 2021, theorem 2.
     """
     check_floating_vectors(score1=score1, noise=noise, score2_rows=matrix_rows(score2))
     # The norm of psi and its contrast, term by term: no copy of the factor with one more column.
@@ -81,8 +75,7 @@ def d2sm_vr(
     .. math:: \tfrac12 [ \|\psi(y_+)\|_F^2 + \|\psi(y_-)\|_F^2
         + 2 \langle (I - z z^T)/\sigma^2, \psi(y_+) + \psi(y_-) - 2 \psi(x) \rangle ]
 
-    References:
-      Meng et al. 2021, section 4 (variance reduction).
+    See Meng et al. 2021, section 4 (variance reduction).
     """
     check_floating_vectors(
         score1_clean=score1_clean, noise=noise, score2_rows=matrix_rows(score2_clean)
@@ -93,12 +86,9 @@ def d2sm_vr(
 
 
 class ResidualTerms(NamedTuple):
-    """The parts of the residual loss: fit - correlation + coefficients . controls, and what the
-    regression of the coefficients needs.
-
-    With K control variates <S(x), M_k> and the loss's gradient noise G in S: slopes are
-    <-G, M_k>, (K,), and gram is <M_j, M_k>, (K, K), Frobenius inner products.
-    """
+    """The parts of the residual loss: fit - correlation + coefficients . controls, and for the
+    regression of the coefficients on K controls <S(x), M_k>, with the loss's gradient noise G in S,
+    the slopes <-G, M_k>, (K,), and gram, <M_j, M_k>, (K, K)."""
 
     fit: Array
     correlation: Array
@@ -127,8 +117,8 @@ def d2sm_residual_terms(
     r r^T is (I + S_x) z z^T (I + S_x) up to terms that the pair cancels: M_1 takes out its order 0
     and M_2 its order sigma^2.
 
-    `residual_minus` is -z + sigma s1(y-), `scaled_hessian_...` is S. Without
-    `scaled_hessian_clean` the controls are 0 (the plain residual form).
+    `residual_minus` is -z + sigma s1(y-), `scaled_hessian_...` is S. Without that at the clean
+    point the controls are 0 (the plain residual form).
     """
     matrices = [scaled_hessian_plus, scaled_hessian_minus]
     matrices += [] if scaled_hessian_clean is None else [scaled_hessian_clean]
@@ -162,8 +152,8 @@ def d2sm_residual_terms(
     slopes += outer_products(minus) - products(frozen_minus)
     mixed = 2.0 * (form * (power - 2.0) + frozen.trace())
     second = 2.0 * (turned @ turned) * (power - 4.0) + 2.0 * form**2
-    gram = [power**2 - 2.0 * power + noise.shape[0], mixed, second + 4.0 * frozen.squared_norm()]
-    grams = jnp.stack(gram)[jnp.array([[0, 1], [1, 2]])]
+    first, second = power**2 - 2.0 * power + noise.shape[0], second + 4.0 * frozen.squared_norm()
+    grams = jnp.array([[first, mixed], [mixed, second]])
     return ResidualTerms(fit, correlation, products(scaled_hessian_clean), slopes, grams)
 
 
@@ -184,13 +174,12 @@ def control_coefficients(
     first, mixed, second = mean(gram[:, 0, 0]), mean(gram[:, 0, 1]), mean(gram[:, 1, 1])
     # The second control is 0 where S is, and collinear with the first where S is a multiple of I:
     # what it has beyond the first must be more than rounding.
-    only_first = jnp.where(first > 0, slopes[0] / jnp.where(first > 0, first, 1.0), 0.0)
     beyond = first * second - mixed**2
     regular = beyond > 1e-3 * first * second
-    determinant = jnp.where(regular, beyond, 1.0)
     both = [second * slopes[0] - mixed * slopes[1], first * slopes[1] - mixed * slopes[0]]
-    alone = jnp.stack([only_first, jnp.zeros_like(only_first)])
-    return jnp.clip(jnp.where(regular, jnp.stack(both) / determinant, alone), 0.0, 2.0)
+    top = jnp.where(regular, jnp.stack(both), jnp.stack([slopes[0], jnp.zeros_like(first)]))
+    bottom = jnp.where(regular, beyond, first)
+    return jnp.clip(jnp.where(bottom > 0, top / jnp.where(bottom > 0, bottom, 1.0), 0.0), 0.0, 2.0)
 
 
 def d2sm_residual(terms: ResidualTerms, coefficients: Array | float = 0.0) -> Array:
@@ -205,9 +194,8 @@ def d2sm_residual(terms: ResidualTerms, coefficients: Array | float = 0.0) -> Ar
         terms = vmap(d2sm_residual_terms)(...)
         loss = d2sm_residual(terms, control_coefficients(terms))
 
-    References:
-      Centring as in Lu et al. 2022, "Maximum Likelihood Training for Score-Based Diffusion ODEs by
-      High-Order Denoising Score Matching", arXiv 2206.08265, theorem 3.2.
+    Centring as in Lu et al. 2022, "Maximum Likelihood Training for Score-Based Diffusion ODEs by
+    High-Order Denoising Score Matching", arXiv 2206.08265, theorem 3.2.
     """
     weights = jnp.broadcast_to(jnp.asarray(coefficients, terms.controls.dtype), (2,))
     return terms.fit - terms.correlation + terms.controls @ weights
@@ -219,8 +207,7 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     .. math:: \tfrac12 ( r^T C^{-1} r + \log\det C ), \qquad C = I + \sigma^2 s_2
 
     A proper scoring rule for the posterior covariance in units of sigma^2 (constant D/2 log 2 pi
-    left out), minimized by C(y) = E[r r^T | y]. For `DiagonalPlusLowRank` both terms go through
-    the r x r Woodbury matrix. `covariance` is C at y, positive definite.
+    left out), minimized by C(y) = E[r r^T | y]. `covariance` is C at y, positive definite.
     """
     check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
     constant = jax.lax.stop_gradient(residual)

@@ -9,12 +9,10 @@ alone, r r r is off by 3 sym(C (x) b), with it by 3 sym((C - C_model) (x) b) + b
 most of the variance away where the posterior is nearly Gaussian. C may be left out (0).
 
 Three forms of one loss, all for one example, and all valid at y- with the residual there
-(-z + sigma s1(y-)), so that an antithetic pair is a sum of two calls. In such a pair the control
-variate at the clean point cancels: the target is odd in z.
-
-`residual` is r at y, (D,), and `covariance` a model of C there, a structure of `hos_jax.linops`;
-both are used as constants: gradients stop at them. ||.|| is the Euclidean norm of all entries.
-ValueError for shapes that differ and for integers::
+(-z + sigma s1(y-)): an antithetic pair is a sum of two calls, in which the control variate at the
+clean point cancels. `residual` is r at y, (D,), and `covariance` a model of C there, a structure of
+`hos_jax.linops`; gradients stop at both. ||.|| is the Euclidean norm of all entries. ValueError for
+shapes that differ and for integers::
 
     loss = losses.d3sm_diagonal(third, residual, covariance)  # one example, third: (D,)
 """
@@ -39,11 +37,8 @@ def d3sm(scaled_third: Array, residual: Array, covariance: SymmetricMatrix | Non
 
     .. math:: \tfrac12 \|T\|_F^2 + \langle T, r r r - 3\,\mathrm{sym}(C \otimes r) \rangle
 
-    Args:
-      scaled_third: T = sigma^3 s3 at y, (D, D, D), symmetric (only its symmetric part is fitted).
-
-    References:
-      Order 3 of theorem 1 of Meng et al. 2021, centred as in Lu et al. 2022, arXiv 2206.08265.
+    `scaled_third` is T = sigma^3 s3 at y, (D, D, D); only its symmetric part is fitted. See Meng et
+    al. 2021, theorem 1 at order 3, centred as in Lu et al. 2022, arXiv 2206.08265.
     """
     check_floating_vectors(residual=residual)
     check_floating(scaled_third=scaled_third)
@@ -88,9 +83,8 @@ def d3sm_contraction(
     .. math:: \tfrac12 \|T[v,v,\cdot]\|^2
         + \langle T[v,v,\cdot], (v \cdot r)^2 r - (v^T C v)\, r - 2 (v \cdot r)\, C v \rangle
 
-    Args:
-      scaled_contraction: T[v, v, .] = sigma^3 s3[v, v, .] at y, (D,).
-      probe: v, (D,), drawn independently of the noise.
+    `scaled_contraction` is T[v, v, .] = sigma^3 s3[v, v, .] at y, (D,), and `probe` v, (D,), drawn
+    independently of the noise.
     """
     check_floating_vectors(scaled_contraction=scaled_contraction, residual=residual, probe=probe)
     along = jnp.sum(probe * residual)

@@ -2,11 +2,8 @@ r"""Annealed sampling: from pure noise to data through noise levels, with any ke
 
 At each level sigma_i, from the largest to the smallest, a few steps of Langevin or Ozaki on the
 density smoothed by sigma_i; the state of one level starts the next. It needs scores at every level:
-one noise-conditional model, or exact ones.
-
-References:
-  Song, Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019,
-  algorithm 1.
+one noise-conditional model, or exact ones. See Song, Ermon, "Generative Modeling by Estimating
+Gradients of the Data Distribution", 2019, algorithm 1.
 """
 
 from __future__ import annotations
@@ -46,18 +43,16 @@ def anneal_chains(
         start = sigmas[0] * jax.random.normal(start_key, (chains, dim))
         samples = anneal_chains(key, sampler_at, start, sigmas, 20).states.position
 
+    ValueError if steps < 1, for other shapes or integers, or devices that do not divide the chains.
+
     Args:
       key: one key for all chains.
       sampler_at: `sigma -> SamplingAlgorithm` for one chain at that level; sigma is traced.
       positions: where the chains start, (chains, D), such as sigmas[0] times standard normal noise.
       sigmas: the levels in the order they are run, (levels,), data units.
       steps: per level, at least 1.
-      collect: see `run_chains`; it keeps something of the state after each level.
-      devices, progress: see `run_chains`; as there, functions must not change what they close over.
-
-    Raises:
-      ValueError: if steps < 1, for other shapes or integers, or devices that do not divide the
-        chains.
+      collect, devices, progress: see `run_chains`; it keeps something after each level, and
+        functions must not change what they close over.
     """
     check_counts(steps=steps)
     positions, sigmas = jnp.asarray(positions), jnp.asarray(sigmas)

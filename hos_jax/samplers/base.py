@@ -18,6 +18,8 @@ from hos_jax.samplers.devices import over_devices
 from hos_jax.types import Array, PRNGKey, check_counts
 
 Step = Callable[[PRNGKey, Any], tuple[Any, Any]]
+# States, whether each chain is finite, its finite steps, and its largest `lanczos_error`.
+Carry = tuple[Any, Array, Array, Array]
 
 
 def as_partial(fn: Callable | None) -> Any:
@@ -36,11 +38,8 @@ def _step(kernel: Callable, target: Callable, step_size: Array | float, rng_key,
 class SamplingAlgorithm(NamedTuple):
     """A sampler with its target and settings fixed, as blackjax's inference loop takes it.
 
-    Both are `jax.tree_util.Partial`: samplers of one kernel and target share compiled programs.
-
-    Attributes:
-      init: `init(position, rng_key=None)` gives the state of a chain.
-      step: `step(rng_key, state)` gives the next state and an info.
+    `init(position, rng_key=None)` gives the state of a chain, `step(rng_key, state)` the next state
+    and an info. Both are `jax.tree_util.Partial`: those of one kernel and target compile once.
     """
 
     init: Callable
@@ -60,8 +59,7 @@ class SamplingAlgorithm(NamedTuple):
 
 def all_finite(tree: Any) -> Array:
     """Whether every number of a pytree is finite, a scalar."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +71,8 @@ class Chains:
       is_finite: whether a chain stayed finite throughout, (chains,). What another one holds is
         meaningless: leave it out of every average.
       finite_steps: the number of steps before a chain left finite values, (chains,).
+      lanczos_error: the largest `lanczos_error` of a finite step of each chain, (chains,); 0 where
+        the steps have none.
       trajectory: what `collect` gave at the kept steps, leaves (kept, chains, ...), numpy arrays;
         None without `collect`.
     """
@@ -80,14 +80,15 @@ class Chains:
     states: Any
     is_finite: np.ndarray
     finite_steps: np.ndarray
+    lanczos_error: np.ndarray
     trajectory: Any
 
     @classmethod
-    def of(cls, carry: tuple[Any, Array, Array], kept: list[Any], join: Callable) -> Chains:
-        """From (states, finite steps, finite), and the parts of the trajectory, to be joined."""
-        finite_steps, finite = jax.device_get(carry[1:])
+    def of(cls, carry: Carry, kept: list[Any], join: Callable) -> Chains:
+        """From where the chains are, and the parts of the trajectory, to be joined."""
+        finite, finite_steps, error = jax.device_get(carry[1:])
         joined = jax.tree.map(lambda *leaves: join(leaves), *kept)
-        return cls(carry[0], finite, finite_steps, joined)
+        return cls(carry[0], finite, finite_steps, error, joined)
 
 
 def run_chains(
@@ -114,36 +115,32 @@ def run_chains(
         sampler = langevin.as_top_level_api(Partial(score, params), 0.1)  # score(params, noisy)
         chains = run_chains(key, sampler.step, jax.vmap(sampler.init)(start), 1000)
 
+    ValueError for numbers below 1 (burn-in: 0), a thinning that does not divide `steps`, states
+    without an axis of chains, or devices that do not divide the chains.
+
     Args:
       key: one key for all chains.
       step: `(key, state) -> (state, info)` for one chain; `info` has the field `is_finite`.
       states: initial states, a pytree whose leaves have the chains as leading axis.
-      steps: number of steps after the burn-in, at least 1.
-      burn_in: steps before the first that may be kept.
+      steps, burn_in: number of steps after and before the first that may be kept.
       thinning: every how many steps one is kept; divides `steps`.
       collect: `state -> pytree`, what is kept of one chain's state. None keeps nothing.
-      chunk: kept steps per compiled loop: how often the progress bar moves and, with a
-        trajectory, what is on the device at once.
+      chunk: kept steps per compiled loop: at once on the device, and per move of the progress bar.
       devices: chains are split evenly over these; None for all local devices if they divide the
         number of chains, else one.
       progress: the label of a progress bar; None for none.
-
-    Raises:
-      ValueError: for numbers below 1 (burn-in: 0), a thinning that does not divide `steps`, states
-        without an axis of chains, or devices that do not divide the chains.
     """
     check_counts(steps=steps, thinning=thinning, chunk=chunk)
     check_counts(0, burn_in=burn_in)
     if steps % thinning:
         raise ValueError(f"thinning must divide the number of steps, got {steps} and {thinning}")
     functions, structure = jax.tree.flatten((as_partial(step), as_partial(collect)))
-    burn, run_chunk = _loops(structure)
-    carry = start_carry(over_devices(states, devices))
+    run_chunk, carry = _chunk(structure), start_carry(over_devices(states, devices))
     parts = []
     with tqdm(total=burn_in + steps, desc=progress, disable=progress is None, unit="step") as bar:
         for start in range(0, burn_in, chunk * thinning):
             inner = min(chunk * thinning, burn_in - start)
-            carry = burn(functions, key, carry, start, inner)
+            carry, _ = run_chunk(functions, key, carry, jnp.arange(start, start + 1), inner)
             bar.update(inner)
         for start in range(burn_in, burn_in + steps, chunk * thinning):
             stop = min(start + chunk * thinning, burn_in + steps)
@@ -156,12 +153,8 @@ def run_chains(
 
 # Few, as each holds what its functions close over.
 @functools.lru_cache(maxsize=8)
-def _loops(structure: Any) -> tuple[Callable, Callable]:
-    """The compiled loops of `run_chains`; `structure` and `functions` give (step, collect)."""
-
-    @jax.jit
-    def burn(functions, key, carry, start, count):
-        return advance(jax.tree.unflatten(structure, functions)[0], key, carry, start, count)
+def _chunk(structure: Any) -> Callable:
+    """The compiled loop of `run_chains`; `structure` and `functions` give (step, collect)."""
 
     @jax.jit
     def run_chunk(functions, key, carry, starts, thinning):
@@ -173,25 +166,27 @@ def _loops(structure: Any) -> tuple[Callable, Callable]:
 
         return jax.lax.scan(keep, carry, starts)
 
-    return burn, run_chunk
+    return run_chunk
 
 
-def start_carry(states: Any) -> tuple[Any, Array, Array]:
-    """(states, finite steps, finite) of chains before their first step."""
+def start_carry(states: Any) -> Carry:
+    """Chains before their first step."""
     count = jax.tree.leaves(states)[0].shape[0]
-    return states, jnp.zeros(count, jnp.int32), jnp.ones(count, bool)
+    return states, jnp.ones(count, bool), jnp.zeros(count, jnp.int32), jnp.zeros(count, jnp.float32)
 
 
-def advance(step: Step, key: PRNGKey, carry: Any, start: Array | int, count: Array | int) -> Any:
-    """`count` steps of every chain: (states, finite steps, finite) after them."""
+def advance(step: Step, key: PRNGKey, carry: Carry, start: Array | int, count: Array | int) -> Any:
+    """Chains after `count` steps more."""
 
     def one_step(t, carry):
-        states, finite_steps, finite = carry
+        states, finite, finite_steps, error = carry
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, t), jnp.arange(len(finite))
         )
         states, info = jax.vmap(step)(keys, states)
         finite = finite & info.is_finite
-        return states, finite_steps + finite.astype(jnp.int32), finite
+        now = jnp.asarray(getattr(info, "lanczos_error", 0.0), error.dtype)
+        error = jnp.where(finite, jnp.maximum(error, now), error)
+        return states, finite, finite_steps + finite.astype(jnp.int32), error
 
     return jax.lax.fori_loop(start, start + count, one_step, carry)

@@ -10,15 +10,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def over_devices(states: Any, devices: list[Any] | None = None) -> Any:
-    """The states, leaves (chains, ...), with their chains split evenly over devices.
+    """The states, a pytree of leaves (chains, ...), with their chains split evenly over devices, or
+    over all local ones if they divide the number of chains, else one.
 
-    Args:
-      states: of all chains, a pytree of arrays.
-      devices: None for all local devices if they divide the number of chains, else one.
-
-    Raises:
-      ValueError: for given devices that do not divide the number of chains, or states that do not
-        all have one.
+    ValueError for given devices that do not divide the number of chains, or states without one.
     """
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(states)]
     if len({shape[:1] for shape in shapes}) != 1 or not all(shapes):

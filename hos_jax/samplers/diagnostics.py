@@ -44,8 +44,7 @@ def effective_sample_size(draws: Array) -> Array:
 def split_r_hat(draws: Array) -> Array:
     """Gelman and Rubin's ratio over half chains, (D,): near 1 when chains agree and are stationary.
 
-    Infinite in a dimension where some chain never moves. At least 4 draws; an odd last one is left
-    out.
+    Infinite where some chain never moves. At least 4 draws; an odd last one is left out.
     """
     _check_draws(draws, 4)
     half = draws.shape[1] // 2
@@ -79,10 +78,8 @@ def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections
     .. math:: \Big( \frac1P \sum_{p=1}^P W_2^2(\theta_p^T X, \theta_p^T Y) \Big)^{1/2}
 
     over directions theta uniform on the sphere; in one dimension W_2 compares sorted values. Two
-    samples of one law have a distance of order N^(-1/2), not 0. `first` and `second` are (N, D).
-
-    References:
-      Bonneel, Rabin, Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
+    samples of one law, (N, D) both, have a distance of order N^(-1/2), not 0. See Bonneel, Rabin,
+    Peyre, Pfister, "Sliced and Radon Wasserstein Barycenters of Measures", 2015.
     """
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(

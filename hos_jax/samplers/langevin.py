@@ -56,11 +56,8 @@ def build_kernel() -> Callable:
 
 
 def as_top_level_api(score_fn: ScoreFn, step_size: Array | float) -> SamplingAlgorithm:
-    """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it.
-
-    Raises:
-      ValueError: for a step size that is not positive.
-    """
+    """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it;
+    ValueError for a step size that is not positive."""
     return SamplingAlgorithm.of(init, _kernel, score_fn, step_size)
 
 

@@ -11,9 +11,8 @@ The structure of s2 applies them (`SymmetricMatrix.function_product`): `Diagonal
 `IsotropicPlusLowRank` and `Dense` through eigenvalues, `DiagonalPlusLowRank` by Lanczos. The kernel
 follows blackjax's contract: `kernel(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
-References:
-  Ozaki, "A bridge between nonlinear time series models and nonlinear stochastic dynamical
-  systems", 1992. Meng et al. 2021.
+See Ozaki, "A bridge between nonlinear time series models and nonlinear stochastic dynamical
+systems", 1992; Meng et al. 2021.
 """
 
 from __future__ import annotations
@@ -90,17 +89,14 @@ def build_kernel(
 ) -> Callable:
     """The kernel of one chain: `(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
+    ValueError for a growth bound that is not positive; in a step, for another `dense`.
+
     Args:
-      krylov_vectors: of the Lanczos iterations, for a general `DiagonalPlusLowRank`, and for a
-        `Dense` Hessian with dense="lanczos".
+      krylov_vectors: of Lanczos, for `DiagonalPlusLowRank`, and `Dense` with dense="lanczos".
       growth_bound: g. Where log q is convex, l > 0, the linear diffusion runs away as e^(eps l),
         farther than s2 at one point can be trusted; there it runs for the time
         (g / l) tanh(eps l / g) only (smooth, so that Lanczos stays accurate). None for no bound.
-      dense: functions of a `Dense` Hessian by "eigh", exact, O(D^3) in each step, or by "lanczos",
-        O(K D^2) for K Krylov vectors, with its error in the info.
-
-    Raises:
-      ValueError: for a growth bound that is not positive; in a step, for another `dense`.
+      dense: see `SymmetricMatrix.function_product`.
     """
     if growth_bound is not None and not growth_bound > 0:
         raise ValueError(f"expected growth_bound > 0, got {growth_bound}")
@@ -142,17 +138,12 @@ def build_kernel(
 
 
 def as_top_level_api(
-    derivatives_fn: DerivativesFn,
-    step_size: Array | float,
-    **settings: Any,
+    derivatives_fn: DerivativesFn, step_size: Array | float, **settings: Any
 ) -> SamplingAlgorithm:
     """`init(position)` and `step(rng_key, state)` with everything else fixed, as blackjax has it.
 
-    The settings are those of `build_kernel`::
+    The settings are those of `build_kernel`; ValueError also for a step size that is not positive::
 
         sampler = ozaki.as_top_level_api(ozaki.join(law.score, law.hessian), 0.2, growth_bound=None)
-
-    Raises:
-      ValueError: for a step size that is not positive, or see `build_kernel`.
     """
     return SamplingAlgorithm.of(init, build_kernel(**settings), derivatives_fn, step_size)

@@ -1,10 +1,9 @@
 r"""Is a predicted posterior right? Measured on errors that were really made.
 
 `bin_sums` sorts values by their predicted variance, and `reliability` says for each bin what was
-predicted and what happened. `captured_shares` says how much of an error lies in given directions:
-the leading ones of the posterior should beat those of the data as a whole, and random ones.
-Variances are in units of sigma^2 and errors in units of sigma, so that noise levels compare.
-ValueError is raised for shapes that do not fit.
+predicted and what happened; by `captured_shares` the posterior's leading directions should beat
+others. Variances are in units of sigma^2 and errors in units of sigma, so that noise levels
+compare. ValueError for shapes that do not fit.
 """
 
 from typing import NamedTuple
@@ -23,11 +22,9 @@ LEAST_COUNT = 500
 
 
 class BinSums(NamedTuple):
-    """Sums over values, by bin of predicted variance; add those of batches up.
-
-    Number of values, their predicted variances and squared errors, (bins,), units of sigma^2, and
-    how many errors lie inside the central interval at each of `LEVELS`, (bins, levels).
-    """
+    """Sums over values, by bin of predicted variance, (bins,): their number, their predicted
+    variances and squared errors, units of sigma^2; and how many errors lie inside the central
+    interval at each of `LEVELS`, (bins, levels). Add those of batches up."""
 
     count: Array  # type: ignore[assignment]  # stands for the method `count` of tuples
     variance: Array
@@ -54,13 +51,8 @@ def coverage_name(level: float) -> str:
 
 
 def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
-    """Sums of one example.
-
-    Args:
-      variance: predicted variances, (D,), units of sigma^2.
-      error: clean value minus posterior mean, (D,), units of sigma.
-      inside: bool (D, levels), see `inside_intervals`.
-    """
+    """Sums of one example, from its predicted variances, (D,), units of sigma^2, the errors, clean
+    value minus posterior mean, (D,), units of sigma, and what `inside_intervals` gave."""
     check_vectors(variance=variance, error=error)
     if inside.shape != (variance.shape[0], len(LEVELS)):
         raise ValueError(f"expected shape (D, {len(LEVELS)}), got {tuple(inside.shape)}")
@@ -75,24 +67,16 @@ def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
 
 
 def reliability(sums: BinSums) -> list[dict[str, float]]:
-    """A row per bin that holds any value.
-
-    Returns:
-      `share` of all values; `predicted` and `realised`, the mean predicted variance and the mean
-      squared error, units of sigma^2; `coverage_50` ... `coverage_95`, the share of errors inside
-      the interval of that level.
+    """A row per bin that holds any value: its `share` of them all; `predicted` and `realised`, mean
+    predicted variance and squared error, units of sigma^2; `coverage_50` ... `coverage_95`, the
+    share of errors inside the interval of that level.
     """
-    count = np.asarray(sums.count, float)
-    rows = []
+    count, rows = np.asarray(sums.count, float), []
+    names = "share", "predicted", "realised", *map(coverage_name, LEVELS)
     for index in np.flatnonzero(count):
-        row = {
-            "share": float(count[index] / count.sum()),
-            "predicted": float(sums.variance[index] / count[index]),
-            "realised": float(sums.squared_error[index] / count[index]),
-        }
-        for level, inside in zip(LEVELS, np.asarray(sums.inside)[index], strict=True):
-            row[coverage_name(level)] = float(inside / count[index])
-        rows.append(row)
+        sizes = [sums.variance, sums.squared_error, *np.asarray(sums.inside).T]
+        means = [float(size[index] / count[index]) for size in sizes]
+        rows.append(dict(zip(names, [float(count[index] / count.sum()), *means], strict=True)))
     return rows
 
 
@@ -103,20 +87,11 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     predicted variance the multiplier is the quantile of |e| / sd at each of `LEVELS` (split
     conformal prediction within bins), so that new values from the same data are covered at the
     level, whatever their law and even where the variance is off. A bin with fewer than
-    `LEAST_COUNT` values gets the quantile of all values.
+    `LEAST_COUNT` values gets the quantile of all values. ValueError if there are no values.
 
-    Args:
-      variance: predicted variances of values that training did not see, (N,), units of sigma^2.
-      error: their errors, (N,), units of sigma.
-
-    Returns:
-      (bins, levels), for `recalibrated_interval`.
-
-    Raises:
-      ValueError: if there are no values.
-
-    References:
-      Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
+    From the predicted variances of values that training did not see, (N,), units of sigma^2, and
+    their errors, (N,), units of sigma: (bins, levels), for `recalibrated_interval`. See Vovk,
+    Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
     """
     check_vectors(variance=variance.shape, error=error.shape)
     if not len(error):
@@ -133,11 +108,8 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
 def recalibrated_interval(
     posterior: Posterior, sigma: Array | float, multipliers: Array, level: float
 ) -> Interval:
-    """Central intervals, mean +- m sd, (D,), with the m of `interval_multipliers`, (bins, levels).
-
-    Raises:
-      ValueError: unless the level is one of `LEVELS`.
-    """
+    """Central intervals, mean +- m sd, (D,), with the m of `interval_multipliers`, (bins, levels),
+    at one of `LEVELS`; ValueError for another."""
     if level not in LEVELS:
         raise ValueError(f"level must be one of {LEVELS}, got {level}")
     if multipliers.shape != (len(VARIANCE_EDGES) - 1, len(LEVELS)):
@@ -158,11 +130,8 @@ def captured_shares(error: Array, directions: Array) -> Array:
 
 
 def principal_directions(data: np.ndarray, count: int) -> np.ndarray:
-    """The leading principal components of data (N, D) as orthonormal columns, (D, count).
-
-    Raises:
-      ValueError: unless 1 <= count <= min(N - 1, D).
-    """
+    """The leading principal components of data (N, D) as orthonormal columns, (D, count), with
+    1 <= count <= min(N - 1, D), else ValueError."""
     if not 1 <= count <= min(len(data) - 1, data.shape[1]):
         raise ValueError(f"expected 1 <= count <= min(N - 1, D) for {data.shape}, got {count}")
     centred = np.asarray(data, np.float64) - data.mean(axis=0)

@@ -12,19 +12,15 @@ the Gaussian of these moments in place of the law of x given y, b given y is Gau
 .. math:: E[x \mid y, b] \approx m + K A^T S^{-1} (b - A m), \qquad
     \mathrm{Cov}[x \mid y, b] \approx K - K A^T S^{-1} A K
 
-All of it is exact where the law of x is Gaussian. The usual heuristic has K = r^2 I instead,
-whatever y is; `isotropic` gives that posterior, so that both run through the same functions. An
-offset c, of a dark frame say, is taken out of b.
+All of it is exact where the law of x is Gaussian (Boys et al., "Tweedie Moment Projected Diffusions
+for Inverse Problems", 2023, arXiv 2310.06721). The usual heuristic has K = r^2 I, whatever y is
+(Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023);
+`isotropic` gives that posterior. An offset c, of a dark frame say, is taken out of b.
 
 Nothing is a D x D array: A is a function, A^T its transpose by JAX, and S^-1 is applied by
 conjugate gradients, which needs products with K alone; `condition` says whether they converged. A
 number that is not finite among the measured ones makes the result NaN. All functions act on one
 point; batch with `vmap`.
-
-References:
-  Boys et al., "Tweedie Moment Projected Diffusions for Inverse Problems", 2023, arXiv 2310.06721;
-  Song, Vahdat, Mardani, Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023
-  (K = r^2 I).
 """
 
 import dataclasses
@@ -69,12 +65,8 @@ class Observation:
         return self.forward(vector) - self.forward(jnp.zeros_like(vector))
 
     def check(self, like: Array) -> None:
-        """See whether it is a measurement of points like this one, (D,); not if it is traced.
-
-        Raises:
-          ValueError: if a value is not finite, t is not positive, or the map is not affine, not
-            real or of another shape than b.
-        """
+        """ValueError unless it is a measurement of points like this one, (D,): b finite, t positive
+        (unless traced), and the map affine, real and of the shape of b."""
         check_vectors(like=like)
         predicted = jax.eval_shape(self.forward, like)
         check_vectors(values=self.values, predicted=predicted)
@@ -138,8 +130,7 @@ class Conditioned(NamedTuple):
       mean: E[x | y, b] = m + K A^T S^-1 (b - A m), (D,), data units.
       guidance: A^T S^-1 (b - A m), (D,): where the observation pulls the mean, before K.
       relative_residual: |S w - (b - A m)| / |b - A m| of the solve for w, a scalar.
-      converged: whether that is at most ten times the tolerance, bool, a scalar; by rounding it is
-        not quite the residual that the solver follows.
+      converged: whether that is at most ten times the tolerance, which allows for rounding.
     """
 
     mean: Array
@@ -165,10 +156,7 @@ def condition(
     """The posterior mean given the observation too, with what the solver says of itself.
 
     Conjugate gradients stop at a residual of `tolerance`, relative to n2(b - A m)^(1/2), or after
-    `max_iterations` products with S.
-
-    Raises:
-      ValueError: if the observation is none for this posterior, see `Observation.check`.
+    `max_iterations` products with S. ValueError as `Observation.check`.
     """
     observation.check(posterior.mean)
     predicted = observation.forward(posterior.mean)
@@ -228,11 +216,9 @@ def conditional_sample(
     """One draw of x given y and b, (D,), data units, exact for Gaussian posteriors.
 
     Matheron's rule: for x' ~ N(m, K) and b' = A x' + t n the point x' + K A^T S^-1 (b - b') has the
-    conditional mean and covariance. One solve, and no root of the conditional covariance. With
-    `return_converged` it is (draw, whether the solve converged, as `condition` tells it).
-
-    References:
-      Wilson et al., "Pathwise Conditioning of Gaussian Processes", 2021.
+    conditional mean and covariance (Wilson et al., "Pathwise Conditioning of Gaussian Processes",
+    2021). One solve, and no root of the conditional covariance. With `return_converged` it is
+    (draw, whether the solve converged, as `condition` tells it).
     """
     # Before the values are shaken: then they may be traced.
     observation.check(posterior.mean)
@@ -262,6 +248,7 @@ def descend(
 
     as the law of a Brownian path asks for. The last x is the result. Where x is drawn from its
     exact law the result is exact too, however far apart the levels are, but for the start.
+    ValueError if there is no level.
 
     Args:
       key: of all draws.
@@ -270,9 +257,6 @@ def descend(
       sigmas: the levels in falling order, (levels,), data units; the first is large against the
         data's standard deviation.
       has_aux: `draw_fn` gives (x, more), and the result is x with `more` of every level.
-
-    Raises:
-      ValueError: if there is no level.
     """
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")

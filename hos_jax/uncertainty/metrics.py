@@ -22,21 +22,16 @@ def third_order_score(scaled_third_diagonal: Array, error: Array, variance: Arra
 
     0 for the prediction of no skewness; negative on average where T says something true.
 
-    Args:
-      scaled_third_diagonal: T_iii = sigma^3 s3_iii, (D,).
-      error: e = (x - posterior mean) / sigma, (D,), dimensionless.
-      variance: the predicted C_ii, (D,), or zeros without a second-order model.
+    `scaled_third_diagonal` is T_iii = sigma^3 s3_iii, `error` e = (x - posterior mean) / sigma, and
+    `variance` the predicted C_ii, zeros without a second-order model; all (D,), dimensionless.
     """
     loss = d3sm_diagonal(scaled_third_diagonal, -error, Diagonal(variance))
     return loss / error.shape[0]
 
 
 def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceScores:
-    """Scores of a positive definite C, (D, D), against e = x - posterior mean, (D,), in any unit.
-
-    Raises:
-      ValueError: if the shapes differ.
-    """
+    """Scores of a positive definite C, (D, D), against e = x - posterior mean, (D,), in any unit;
+    ValueError if the shapes differ."""
     check_vectors(error=error, covariance_rows=covariance.shape[:-1])
     form, logdet = covariance.inverse_quadratic_form_and_logdet(error)
     dim = error.shape[0]

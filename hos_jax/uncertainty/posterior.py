@@ -3,10 +3,8 @@ r"""The posterior of a clean point given a noisy one, as an operator that one ca
 By Tweedie's formula x given y has mean y + sigma^2 s1(y) and covariance K = sigma^2 C, with
 C = I + sigma^2 s2(y). `Posterior` holds both; none of its methods makes a D x D array unless the
 covariance itself is `Dense`. The functions that make one take one point, batch with `vmap`; the
-posteriors that come out work as a batch too, each of their arrays with its leading axes.
-
-A covariance has to be positive definite, which an unconstrained second-order model or an autodiff
-Jacobian need not be. `posterior_from_covariance` repairs it and says what it repaired.
+posteriors that come out work as a batch too, each of their arrays with its leading axes. What an
+unconstrained model or an autodiff Jacobian gives need not be positive definite: it is repaired.
 """
 
 import dataclasses
@@ -41,8 +39,7 @@ class Posterior:
     Attributes:
       mean: E[x | y], (D,), data units.
       covariance: K = Cov[x | y], positive definite, structured (D, D), data units^2.
-      violations: what had to be repaired to make K positive definite, in units of sigma^2, where
-        that was looked for.
+      violations: what was repaired to make K positive definite, in units of sigma^2, or None.
       third_cumulant: the third central moment of each value, (D,), data units^3, or None.
     """
 
@@ -71,18 +68,15 @@ class Posterior:
     def row(self, index: Array | int) -> Array:
         """The covariances of the value at `index` with all others, (D,), data units^2.
 
-        A negative index counts from the end. A traced one that is out of range gives NaN.
-
-        Raises:
-          IndexError: if the index is out of range.
-          TypeError: unless it is one integer.
+        A negative index counts from the end. One that is out of range raises IndexError, or gives
+        NaN if it is traced; TypeError unless it is one integer.
         """
         kind = jnp.asarray(index)
         if kind.ndim or not jnp.issubdtype(kind.dtype, jnp.integer):
             raise TypeError(
                 f"expected one integer, got {kind.dtype} of shape {kind.shape}; use vmap for more"
             )
-        traced, dim = isinstance(index, jax.core.Tracer), self.covariance.dim
+        traced, dim = isinstance(index, jax.core.Tracer), self.dim
         place = kind.astype(jnp.int32) if traced else operator.index(index)
         if not traced and not -dim <= place < dim:
             raise IndexError(f"index {place} is out of range for {dim} values")
@@ -103,18 +97,12 @@ class Posterior:
         return self.mean[..., None, :] + self.covariance.sample(key, count)
 
     def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
-        """The directions in which x is least certain, by descending variance, data units^2: see
-        `SymmetricMatrix.top_eigenpairs`."""
+        """The directions of largest variance, data units^2, as `SymmetricMatrix` gives them."""
         return self.covariance.top_eigenpairs(count, krylov_vectors=krylov_vectors)
 
     def skewness(self) -> Array:
-        """kappa_3 / sd^3 of each value, (D,), dimensionless, between -2 and 2.
-
-        Larger values are cut off: a model's third moment over a small variance means little.
-
-        Raises:
-          ValueError: without a third-order model.
-        """
+        """kappa_3 / sd^3 of each value, (D,), dimensionless, cut off at -2 and 2: a model's third
+        moment over a small variance means little. ValueError without a third-order model."""
         if self.third_cumulant is None:
             raise ValueError("this posterior has no third cumulant: it needs a third-order model")
         skewness = self.third_cumulant / self.standard_deviation() ** 3
@@ -130,13 +118,8 @@ class Posterior:
         .. math:: m + \mathrm{sd} \, \frac{(1 + h (z - h))^3 - 1}{3 h}
             = m + \mathrm{sd} \, (z - h) \Big( 1 + u + \frac{u^2}{3} \Big), \qquad u = h (z - h)
 
-        which grows with z for every g.
-
-        Raises:
-          ValueError: unless 0 < level < 1.
-
-        References:
-          Wilson, Hilferty, "The Distribution of Chi-Square", 1931.
+        which grows with z for every g (Wilson, Hilferty, "The Distribution of Chi-Square", 1931).
+        ValueError unless 0 < level < 1.
         """
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1, got {level}")
@@ -162,21 +145,16 @@ def posterior_from_covariance(
     """The posterior from C in units of sigma^2, as second-order models give it.
 
     C is repaired where it is not positive definite: eigenvalues of `Dense`, variances of `Diagonal`
-    are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`.
+    are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`. ValueError if the shapes
+    differ, or for a floor that is not positive.
 
     Args:
       mean: E[x | y], (D,), data units.
-      covariance: C = K / sigma^2, structured (D, D), dimensionless.
+      covariance: C = K / sigma^2, structured (D, D), dimensionless (Meng et al. 2021, theorem 1).
       sigma: scalar, data units.
       scaled_third_diagonal: T_iii = sigma^3 s3_iii, (D,), dimensionless, of a third-order model.
       floor: smallest eigenvalue of C, positive; more where the floating type cannot resolve it
         beside the largest one.
-
-    Raises:
-      ValueError: if the shapes differ, or for a floor that is not positive.
-
-    References:
-      Meng et al. 2021, theorem 1 and section 5.
     """
     if not floor > 0:
         raise ValueError(f"expected floor > 0, got {floor}")

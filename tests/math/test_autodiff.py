@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,7 +138,7 @@ def test_hutchinson_is_unbiased_and_reports_its_standard_error(name):
     function, exact, variance = HUTCHINSON[name]
     probes, runs = 50, 2000
     keys = jax.random.split(jax.random.key(1), runs)
-    got = jit(jax.vmap(lambda key: function(SCORE_FN, NOISY, key, probes=probes)))(keys)
+    got = jit(jax.vmap(lambda key: function(key, SCORE_FN, NOISY, probes=probes)))(keys)
     assert got.estimate.shape == got.standard_error.shape == (runs, *np.shape(exact))
     error = np.sqrt(variance / probes)
     assert np.all(np.abs(got.estimate.mean(axis=0) - exact) < 4.5 * error / np.sqrt(runs))
@@ -162,7 +163,7 @@ def test_hutchinson_is_the_plain_mean_over_its_probes_in_any_chunks(name):
 
     @functools.partial(jit, static_argnums=(0, 1))
     def estimate(probes, chunk_size):
-        return function(SCORE_FN, NOISY, key, probes=probes, chunk_size=chunk_size)
+        return function(key, SCORE_FN, NOISY, probes=probes, chunk_size=chunk_size)
 
     for chunk_size in (3, 100):
         got = estimate(probes, chunk_size)
@@ -175,7 +176,7 @@ def test_hutchinson_is_the_plain_mean_over_its_probes_in_any_chunks(name):
 
 def test_hutchinson_finds_a_diagonal_matrix_exactly():
     scale = jnp.arange(1.0, DIM + 1)
-    got = autodiff.hutchinson_trace(lambda y: -scale * y, NOISY, jax.random.key(3), probes=3)
+    got = autodiff.hutchinson_trace(jax.random.key(3), lambda y: -scale * y, NOISY, probes=3)
     np.testing.assert_allclose(got.estimate, -15.0, rtol=1e-12)
     np.testing.assert_allclose(got.standard_error, 0.0, atol=1e-12)
 
@@ -185,7 +186,7 @@ def test_hutchinson_keeps_its_standard_error_in_float32():
     matrix = 1e4 * np.eye(3) + np.asarray([[0.0, 1, 0], [1, 0, 0], [0, 0, 0]])
     narrow = jnp.asarray(matrix, jnp.float32)
     got = autodiff.hutchinson_trace(
-        lambda y: narrow @ y, jnp.zeros(3, jnp.float32), jax.random.key(4), probes=4000
+        jax.random.key(4), lambda y: narrow @ y, jnp.zeros(3, jnp.float32), probes=4000
     )
     assert got.estimate.dtype == got.standard_error.dtype == jnp.float32
     # Each probe is off by +2 or -2.
@@ -195,8 +196,8 @@ def test_hutchinson_keeps_its_standard_error_in_float32():
 @functools.partial(jit, static_argnums=(2, 3, 4))
 def pairs_of_matrix(matrix, key, count, size, which="algebraic"):
     return lanczos.top_eigenpairs(
-        lambda v: matrix @ v,
         key,
+        lambda v: matrix @ v,
         matrix.shape[0],
         count,
         krylov_vectors=size,
@@ -281,7 +282,7 @@ def test_eigenpairs_of_a_score_batch_and_compile():
     @jax.vmap
     def pairs_fn(y, key):
         matvec = functools.partial(product_fn, y)
-        return lanczos.top_eigenpairs(matvec, key, 30, 2, krylov_vectors=29)
+        return lanczos.top_eigenpairs(key, matvec, 30, 2, krylov_vectors=29)
 
     hessian_fn = jit(jax.hessian(log_density))
     batch = jax.device_get(pairs_fn(points, jax.random.split(jax.random.key(11), 2)))
@@ -297,10 +298,10 @@ def test_posterior_directions_are_those_of_the_covariance_by_tweedie():
     product_fn = autodiff.posterior_covariance_product_fn(curl_fn, sigma)
     np.testing.assert_allclose(product_fn(NOISY, PROBE), covariance @ PROBE, rtol=1e-12)
     # More Krylov vectors than D are asked for, as on a small problem they are by default.
-    pairs = autodiff.posterior_eigenpairs(curl_fn, NOISY, sigma, jax.random.key(12), count=2)
+    pairs = autodiff.posterior_eigenpairs(jax.random.key(12), curl_fn, NOISY, sigma, count=2)
     assert_eigenpairs(pairs, covariance, np.linalg.eigvalsh(covariance)[::-1][:2], 1e-9)
     with pytest.raises(ValueError, match="shape"):
-        autodiff.posterior_eigenpairs(curl_fn, NOISY[None], sigma, jax.random.key(12), count=2)
+        autodiff.posterior_eigenpairs(jax.random.key(12), curl_fn, NOISY[None], sigma, count=2)
 
 
 def test_refined_directions_converge_at_the_rate_of_subspace_iteration():
@@ -392,7 +393,7 @@ def test_memory_is_that_of_a_chunk():
         (autodiff.hutchinson_trace, 1_000_000),
         (autodiff.hutchinson_diagonal, 1_000_000),
     ]:
-        used = bytes_of(lambda f, y, n, g=function: g(f, y, key, probes=n, chunk_size=4), probes)
+        used = bytes_of(lambda f, y, n, g=function: g(key, f, y, probes=n, chunk_size=4), probes)
         assert used < 8 * 4 * hidden
 
 
@@ -401,12 +402,24 @@ def test_memory_of_eigenpairs_is_that_of_the_krylov_vectors():
     diagonal = jax.ShapeDtypeStruct((dim,), jnp.float32)
     used = planned_memory(
         lambda a, key: lanczos.top_eigenpairs(
-            lambda v: a * v, key, dim, 4, krylov_vectors=size, dtype=jnp.float32
+            key, lambda v: a * v, dim, 4, krylov_vectors=size, dtype=jnp.float32
         ),
         diagonal,
         jax.random.key(13),
     )
     assert used < 6 * 4 * dim * size
+
+
+def test_the_order_of_arguments_of_version_0_1_works_with_a_warning():
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        new = autodiff.hutchinson_trace(key, SCORE_FN, NOISY, probes=2)
+        with pytest.warns(DeprecationWarning, match="hutchinson_trace takes its key first"):
+            old = autodiff.hutchinson_trace(SCORE_FN, NOISY, key, probes=2)
+        chex.assert_trees_all_equal(new, old)
+        new = lanczos.top_eigenpairs(key, lambda v: 2.0 * v, 5, 2)
+        with pytest.warns(DeprecationWarning, match="top_eigenpairs takes its key first"):
+            old = lanczos.top_eigenpairs(lambda v: 2.0 * v, key, 5, 2)
+        chex.assert_trees_all_equal(new, old)
 
 
 def test_bad_arguments_raise():
@@ -424,16 +437,16 @@ def test_bad_arguments_raise():
         autodiff.hessian_vector_product_fn(SCORE_FN)(NOISY, NOISY[1:])
     for function in (autodiff.hutchinson_trace, autodiff.hutchinson_diagonal):
         with pytest.raises(ValueError, match="use vmap"):
-            function(SCORE_FN, matrix, key, probes=2)
+            function(key, SCORE_FN, matrix, probes=2)
         with pytest.raises(ValueError, match="probes >= 1, got 0"):
-            function(SCORE_FN, NOISY, key, probes=0)
+            function(key, SCORE_FN, NOISY, probes=0)
         with pytest.raises(ValueError, match="chunk_size >= 1, got -1"):
-            function(SCORE_FN, NOISY, key, probes=2, chunk_size=-1)
+            function(key, SCORE_FN, NOISY, probes=2, chunk_size=-1)
     for count, size in [(0, 3), (4, 3), (2, 6)]:
         with pytest.raises(ValueError, match=f"<= dim, got {count}, {size} and 5"):
-            lanczos.top_eigenpairs(lambda v: v, key, 5, count, krylov_vectors=size)
+            lanczos.top_eigenpairs(key, lambda v: v, 5, count, krylov_vectors=size)
     with pytest.raises(ValueError, match="'magnitude', got 'least'"):
-        lanczos.top_eigenpairs(lambda v: v, key, 5, 2, which="least")
+        lanczos.top_eigenpairs(key, lambda v: v, 5, 2, which="least")
     with pytest.raises(ValueError, match="use vmap"):
         autodiff.third_derivative(SCORE_FN, matrix)
     with pytest.raises(ValueError, match="use vmap"):

@@ -354,3 +354,8 @@ def test_wrong_shapes_raise(structure):
     if structure.startswith(SUMS):
         with pytest.raises(ValueError, match="c >= 0"):
             matrix.scale(-1.0)
+
+
+def test_the_multiple_of_an_isotropic_matrix_is_each_matrixs_own():
+    matrix = IsotropicPlusLowRank.from_multiple(jnp.array([2.0, 3.0]), jnp.ones((2, DIM, 1)))
+    np.testing.assert_array_equal(matrix.multiple, [2.0, 3.0])

@@ -1,5 +1,7 @@
 """One model for a range of noise levels: its networks, its losses, its training, its samples."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,10 +106,15 @@ def test_training_and_annealed_samples(small_config, tmp_path):
     assert len(curves["distance"]) == 4 and np.isfinite(curves["distance"]).all()
 
 
-def test_ozaki_samples_at_one_level(small_config):
+def test_ozaki_samples_at_one_level(small_config, caplog):
     config = small_config(sampling__sampler="ozaki", sampling__krylov_vectors=4)
     problem = Problem.from_config(config)
-    samples = draw_samples(problem, problem.init().params)
+    with caplog.at_level(logging.WARNING):
+        samples = draw_samples(problem, problem.init().params)
+        assert not caplog.records
+        config.sampling.krylov_vectors = 2
+        draw_samples(Problem.from_config(config), problem.init().params)
+    assert "choose a larger sampling.krylov_vectors than 2" in caplog.text
     assert samples.course.shape == (5, 4, 8, 8, 1) and np.isfinite(samples.course).all()
     np.testing.assert_array_equal(samples.steps, [1, 2, 3, 4, 5])
 

@@ -6,9 +6,10 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
-from hos_jax.evaluation import report
+from hos_jax.evaluation import figures, report
 from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.evaluation.held_out import held_out_examples
 from hos_jax.linops import Dense
@@ -111,3 +112,10 @@ def test_sliders_and_keys_change_the_pictures(run_folder, tmp_path, size):
     assert re.match(r"Row \d+, column \d+: mean -?[\d.]+, 90% between", seen["readout"])
     assert seen["readout"] != seen["secondReadout"]
     assert seen["overflow"] <= 0
+
+
+def test_images_are_drawn_without_ticks_and_curves_with_them():
+    images = np.zeros((3, 4, 4, 1))
+    assert not any(axis.axison for axis in figures.sample_grid(images, (-1.0, 1.0)).axes)
+    history = [{"group": "train", "step": step, "score1": 1.0} for step in (1, 2)]
+    assert all(axis.axison for axis in figures.loss_curves(history).axes)
