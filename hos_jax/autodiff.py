@@ -159,7 +159,7 @@ def refine_eigenpairs(
     References:
       Saad, "Numerical Methods for Large Eigenvalue Problems", 2011, section 5.1.
     """
-    _check_positive(steps=steps)
+    check_counts(steps=steps)
     if eigenvectors.ndim != 2:
         raise ValueError(f"expected eigenvectors of shape (D, k), got {eigenvectors.shape}")
     check_vectors(noisy=noisy, rows=eigenvectors.shape[:1])

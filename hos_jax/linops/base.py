@@ -233,10 +233,6 @@ class SymmetricMatrix(abc.ABC):
         with jax.default_matmul_precision("highest"):
             return self._each(product, vector)
 
-    def diagonal_plus_low_rank(self) -> tuple[Array, Array] | None:
-        """a, (..., D), and U, (..., D, r), of a matrix kept as diag(a) + U U^T; else None."""
-        return None
-
     @abc.abstractmethod
     def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
         """A + B for shapes that agree."""

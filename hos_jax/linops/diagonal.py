@@ -61,9 +61,6 @@ class Diagonal(Solvable):
         repaired = Diagonal(jnp.maximum(self.diag, smallest))
         return repaired, Violations.of(self.diag, smallest)
 
-    def diagonal_plus_low_rank(self) -> tuple[Array, Array]:
-        return self.diag, jnp.zeros((*self.diag.shape, 0), self.dtype)
-
     def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
         return other.add_diagonal(self.diag)
 
@@ -118,9 +115,6 @@ class DiagonalPlusLowRank(PlusLowRank):
         factor = self.factor * safe_sqrt(share)[..., None]
         repaired = DiagonalPlusLowRank(jnp.maximum(self.diag, floor), factor)
         return repaired, Violations.of(self.diag, floor)
-
-    def diagonal_plus_low_rank(self) -> tuple[Array, Array]:
-        return self.diag, self.factor
 
 
 @jax.tree_util.register_dataclass
