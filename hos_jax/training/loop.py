@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import functools
 import logging
 import time
 import traceback
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,10 +56,9 @@ def _draw(
     step: int | jax.Array,
     first_index: int | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Noise and noise levels for this device's part of a global batch, of images `clean`.
+    """Noise and noise levels for this device's part `clean` of a batch, however that is split.
 
-    Neither depends on how the batch is split. `part` is "training" or "held-out", each with streams
-    of its own.
+    `part` is "training" or "held-out", each with streams of its own.
     """
     count = len(clean)
     first = first_index + parallel.device_index() * count
@@ -72,11 +70,10 @@ def _draw(
 
 def _one_step(problem: Problem) -> Callable:
     """`train_step(state, images) -> (state, metrics)` of one device."""
-    config = problem.config
 
     def train_step(state: TrainState, images: jax.Array):
         clean = problem.data.to_float(images)
-        noise, sigma = _draw(config, clean, "training", state.step, 0)
+        noise, sigma = _draw(problem.config, clean, "training", state.step, 0)
 
         def mean(values):
             return parallel.mean_over_devices(jnp.mean(values))
@@ -88,7 +85,7 @@ def _one_step(problem: Problem) -> Callable:
         gradients, losses = jax.grad(loss_fn, has_aux=True)(state.params)
         gradients, losses = parallel.mean_over_devices((gradients, losses))
         state, norms = apply_gradients(
-            state, gradients, losses["loss"], problem.optimizer, config.optim.ema
+            state, gradients, losses["loss"], problem.optimizer, problem.config.optim.ema
         )
         return state, {**losses, **norms}
 
@@ -102,13 +99,9 @@ def make_train_step(problem: Problem, steps: int = 1) -> Callable:
     all devices. With `steps` > 1 it takes that many steps in one call, by `lax.scan` over images
     (devices, steps, B / devices, H, W, C); then every metric of a device is (steps,).
     """
-    train_step = _one_step(problem)
-    if steps == 1:
-        return parallel.map_over_devices(train_step, donate_argnums=(0,))
-    return parallel.map_over_devices(
-        lambda state, images: jax.lax.scan(train_step, state, images),
-        donate_argnums=(0,),
-    )
+    step = _one_step(problem)
+    several = functools.partial(jax.lax.scan, step)
+    return parallel.map_over_devices(step if steps == 1 else several, donate_argnums=(0,))
 
 
 def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
@@ -132,15 +125,15 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
         return {name: mean(values) * total for name, values in losses.items()}
 
     mapped = parallel.map_over_devices(evaluation_step)
-    processes, process = parallel.process_count(), parallel.process_index()
     # One batch never needs more memory than a training step.
     batch_size = config.training.batch_size
-    per_process = batch_size // processes
+    per_process = batch_size // parallel.process_count()
+    own = parallel.process_index() * per_process + np.arange(per_process)
 
     def evaluate(params) -> dict[str, float]:
         sums: dict[str, float] = {}
         for start in range(0, len(data.held_out), batch_size):
-            index = start + process * per_process + np.arange(per_process)
+            index = start + own
             weights = (index < len(data.held_out)).astype(np.float32)
             images = data.held_out[np.minimum(index, len(data.held_out) - 1)]
             first = parallel.replicate(np.int32(start))
@@ -198,10 +191,7 @@ def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None)
 
 
 class _Averages:
-    """Metrics averaged over steps, in little memory however many they are.
-
-    Those of the last calls stay on the devices, so that the host need not wait for them.
-    """
+    """Metrics averaged over steps; the last stay on the devices: the host need not wait."""
 
     def __init__(self) -> None:
         self._recent: list[dict] = []
@@ -259,34 +249,26 @@ def train_and_evaluate(
     workdir = Path(workdir)
     problem = Problem.from_config(config)
     check_batch(problem)
-    parallel.check_agreement("the config", _checksum(config))
-    images = problem.data.identity()
-    parallel.check_agreement("the images", zlib.crc32(json.dumps(images).encode()) >> 1)
-    opened: list[RunFiles] = []
+    settings = run_config.to_plain(config)
+    settings["data"]["root"] = None  # every host may have the images elsewhere
+    parallel.check_agreement("the config", settings)
+    parallel.check_agreement("the images", problem.data.identity())
+    files: RunFiles | None = None
     try:
         with contextlib.ExitStack() as open_files:
 
             def begin() -> TrainState:
+                nonlocal files
                 state, files = _begin(problem, workdir, resume, make_room, open_files)
-                opened.append(files)
                 return state
 
             state = parallel.from_first_process(begin, problem.abstract_state)
-            files = opened[0] if opened else None
-            hooks = on_evaluation, should_stop, on_compiled
-            return _loop(problem, state, workdir, files, *hooks)
+            return _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled)
     except OSError as error:
         raise StorageError(
             f"cannot write to {error.filename or workdir} ({error.strerror or error}): the "
             "checkpoints that were saved are kept"
         ) from error
-
-
-def _checksum(config: ml_collections.ConfigDict) -> int:
-    """Of everything in a config that all processes of a run must have in common."""
-    settings = run_config.to_plain(config)
-    settings["data"]["root"] = None  # every host may have the images elsewhere
-    return zlib.crc32(json.dumps(settings, sort_keys=True).encode()) >> 1
 
 
 def _begin(
@@ -328,22 +310,16 @@ def _begin(
 
 
 def _batches(problem: Problem, step: int, count: int) -> Any:
-    """The batches of `count` steps, sharded: (devices, B / devices, H, W, C), with an axis of
-    steps after the first if there are several.
-    """
-    config = problem.config
-
-    def batch(index):
-        return batch_at(
-            problem.data.train,
-            index,
-            seed=config.seed,
-            batch_size=config.training.batch_size,
-            process_index=parallel.process_index(),
-            process_count=parallel.process_count(),
-            random_flip=config.data.random_flip,
-        )
-
+    """Sharded batches as `make_train_step` takes them."""
+    batch = functools.partial(
+        batch_at,
+        problem.data.train,
+        seed=problem.config.seed,
+        batch_size=problem.config.training.batch_size,
+        process_index=parallel.process_index(),
+        process_count=parallel.process_count(),
+        random_flip=problem.config.data.random_flip,
+    )
     if count == 1:
         return parallel.shard(batch(step))
     return parallel.shard(np.stack([batch(step + i) for i in range(count)]), axis=1)
@@ -379,15 +355,13 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
         if step % training.log_every == 0 or step == total:
             values = averages.values()
             _check_finite(problem, state, workdir, files)
-            if files is not None:
-                files.checkpoints.check()
             elapsed = time.monotonic() - window_begun
             values["images_per_second"] = averages.steps * training.batch_size / elapsed
             if files is not None:
+                files.checkpoints.check()
                 files.log.scalars(step, values, "train")
-            bar.set_postfix(
-                loss=f"{values['loss']:.4g}", images_s=f"{values['images_per_second']:.0f}"
-            )
+            speed = f"{values['images_per_second']:.0f}"
+            bar.set_postfix(loss=f"{values['loss']:.4g}", images_s=speed)
             averages, window_begun = _Averages(), time.monotonic()
         bar.update(count)
         evaluated = step % training.evaluate_every == 0 or step == total
@@ -416,9 +390,6 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
 
 
 def _save(files: RunFiles, step, state, held_out_loss: float | None, begun: float) -> None:
-    files.checkpoints.save(
-        step,
-        parallel.unreplicate(state),
-        held_out_loss=held_out_loss,
-        details={"seconds": files.seconds + time.monotonic() - begun},
-    )
+    details = {"seconds": files.seconds + time.monotonic() - begun}
+    state = parallel.unreplicate(state)
+    files.checkpoints.save(step, state, held_out_loss=held_out_loss, details=details)

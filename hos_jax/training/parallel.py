@@ -11,8 +11,10 @@ its own part of every batch to `shard`, and only the first one writes (`is_first
 from __future__ import annotations
 
 import itertools
+import json
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,12 +63,9 @@ def connect(
     Raises:
       UserError: if only a part is known, or the processes do not find one another.
     """
-    given = coordinator, processes, process_index
-    known = [
-        os.environ.get(name) if value is None else str(value)
-        for name, value in zip(ENVIRONMENT, given, strict=True)
-    ]
-    missing = [name for name, value in zip(ENVIRONMENT, known, strict=True) if value is None]
+    given = zip(ENVIRONMENT, (coordinator, processes, process_index), strict=True)
+    known = {name: os.environ.get(name) if value is None else value for name, value in given}
+    missing = [name for name, value in known.items() if value is None]
     if not detect:
         if len(missing) == len(ENVIRONMENT):
             return
@@ -76,7 +75,7 @@ def connect(
                 f"{', '.join(ENVIRONMENT)} in the environment: {', '.join(missing)} is missing"
             )
     try:
-        address, *numbers = known
+        address, *numbers = known.values()
         count, index = (None if value is None else int(value) for value in numbers)
     except ValueError as error:
         raise UserError(f"the number and index of processes must be whole: {error}") from error
@@ -126,10 +125,7 @@ def on_cpu() -> bool:
 def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> Any:
     """What `make()` returns in the first process, in every process; the others do not call it.
 
-    So only the first process needs the run folder.
-
-    They are of the structure, shapes and dtypes of `template()`, which the others call; abstract
-    arrays will do.
+    They call `template()`, arrays of that structure and those shapes and dtypes, abstract or not.
 
     Raises:
       UserError: in the other processes, if `make` raised anything in the first one.
@@ -153,17 +149,12 @@ def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> 
     return multihost_utils.broadcast_one_to_all(value)
 
 
-def check_agreement(what: str, checksum: int) -> None:
-    """Refuse processes that were started differently.
-
-    The checksum is of `what`, for the message, and less than 2^31.
-
-    Raises:
-      UserError: in every process, if one has another checksum than the first.
-    """
+def check_agreement(what: str, content: Any) -> None:
+    """Raise UserError in every process if one has other content, of JSON types, than the first."""
     if process_count() == 1:
         return
     wait_for_all()
+    checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode()) >> 1
     everyone = multihost_utils.process_allgather(np.int32(checksum))
     different = np.flatnonzero(everyone != everyone[0])
     if len(different):
@@ -180,9 +171,9 @@ def any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
 
 
-def map_over_devices(fn: Callable, *, donate_argnums: Sequence[int] = ()) -> Callable:
+def map_over_devices(fn: Callable, *, donate_argnums: tuple[int, ...] = ()) -> Callable:
     """`fn` compiled to run on every local device; donated arguments give up their memory."""
-    return jax.pmap(fn, axis_name=AXIS, donate_argnums=tuple(donate_argnums))
+    return jax.pmap(fn, axis_name=AXIS, donate_argnums=donate_argnums)
 
 
 def compile_for(mapped: Any, *arguments: Any) -> Any:
@@ -204,33 +195,28 @@ def compile_for(mapped: Any, *arguments: Any) -> Any:
         return lowered.compile()
 
 
+# These three stand inside mapped functions only.
 def mean_over_devices(tree: Any) -> Any:
-    """The average over all devices, leaf by leaf; inside a mapped function only."""
+    """The average over all devices, leaf by leaf."""
     return jax.lax.pmean(tree, AXIS)
 
 
 def sum_over_devices(tree: Any) -> Any:
-    """The sum over all devices, leaf by leaf; inside a mapped function only."""
+    """The sum over all devices, leaf by leaf."""
     return jax.lax.psum(tree, AXIS)
 
 
 def device_index() -> Array:
-    """The index of this device's part of the global batch; inside a mapped function only."""
+    """The index of this device's part of the global batch."""
     return jax.lax.axis_index(AXIS)
-
-
-def _sharding() -> jax.sharding.Sharding:
-    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
 
 def replicate(tree: Any) -> Any:
     """One copy of every leaf on each local device."""
-    count = jax.local_device_count()
-    copies = jax.tree.map(
-        lambda leaf: np.broadcast_to(np.asarray(leaf), (count, *np.shape(leaf))), tree
-    )
-    return jax.device_put(copies, _sharding())
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    copies = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (mesh.size, *np.shape(leaf))), tree)
+    return jax.device_put(copies, sharding)
 
 
 def unreplicate(tree: Any) -> Any:
