@@ -43,10 +43,7 @@ MOVED |= {
 def lazily(package: str, **files: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package that loads its files when they are used (PEP 562).
 
-    Args:
-      package: its name.
-      files: each public file or folder of the package, with the names that the package hands on
-        from it, separated by spaces.
+    `files` are its public files and folders, each with the names that the package hands on from it.
     """
     places = {name: file for file, names in files.items() for name in names.split()}
 
@@ -91,12 +88,10 @@ def install_old_names() -> None:
 def key_first(function: Callable[P, T]) -> Callable[P, T]:
     """Let a JAX key that comes last, as in 0.1, come first, with a warning."""
 
-    def is_key(argument: Any) -> bool:
-        return str(getattr(argument, "dtype", "")).startswith("key<")
-
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
-        if arguments and not is_key(arguments[0]) and is_key(arguments[-1]):
+        is_key = [str(getattr(each, "dtype", "")).startswith("key<") for each in arguments]
+        if arguments and not is_key[0] and is_key[-1]:
             message = f"{function.__name__} takes its key first; the next version needs it there"
             warnings.warn(message, DeprecationWarning, stacklevel=2)
             arguments = (arguments[-1], *arguments[:-1])

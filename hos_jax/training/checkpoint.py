@@ -139,9 +139,9 @@ class Checkpoints:
 
         Args:
           template: a state of the same structure, shapes and dtypes (abstract arrays will do).
-          move_unreadable: rename unreadable newer checkpoints into `corrupt_checkpoints` beside
-            the folder, so that a run that goes on can save those steps again. Done only once an
-            older one was read: when none can be, the fault may not be theirs.
+          move_unreadable: once one was read, rename newer ones into `corrupt_checkpoints` beside
+            the folder, so that these steps can be saved again. Where none can be read, the fault
+            may not be theirs.
 
         Raises:
           UserError: if none can be read.

@@ -96,8 +96,8 @@ def make_train_step(problem: Problem, steps: int = 1) -> Callable:
     """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
 
     `images` are those of `Problem.data`, (devices, B / devices, H, W, C); metrics are averages over
-    all devices. With `steps` > 1 it takes that many steps in one call, by `lax.scan` over images
-    (devices, steps, B / devices, H, W, C); then every metric of a device is (steps,).
+    all devices. Several `steps` in one call are a `lax.scan` over images (devices, steps,
+    B / devices, H, W, C); then every metric of a device is (steps,).
     """
     step = _one_step(problem)
     several = functools.partial(jax.lax.scan, step)
@@ -154,16 +154,15 @@ class RunFiles(NamedTuple):
 
 
 def _check_finite(problem, state: TrainState, workdir: Path, files: RunFiles | None) -> None:
-    step = int(parallel.unreplicate(state.first_nonfinite_step))
-    if step >= 0:
+    if (step := int(parallel.unreplicate(state.first_nonfinite_step))) >= 0:
         operation = _first_nonfinite_operation(problem, parallel.unreplicate(state), step)
         _stop_nonfinite(f"the loss or its gradient{operation}", step + 1, workdir, files)
 
 
 def _first_nonfinite_operation(problem: Problem, state: TrainState, step: int) -> str:
-    """In words, where JAX is asked to look for NaN; the parameters are still those of that step.
+    """In words, where JAX is asked to look for NaN: the step once more, operation by operation.
 
-    The step is taken once more, operation by operation: to JAX a mapped function is one operation.
+    To JAX a mapped function is one operation. The parameters are still those of that step.
     """
     looks = jax.config.jax_debug_nans or jax.config.jax_debug_infs  # type: ignore[attr-defined]
     if not looks or parallel.process_count() > 1:
@@ -283,7 +282,7 @@ def _begin(
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
         run_config.check_same_images(workdir, problem.data.identity())
-    state = None if resume else problem.init()
+    state, seconds = None if resume else problem.init(), 0.0
     if make_room is not None:
         make_room()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -296,14 +295,13 @@ def _begin(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )
     open_files.callback(checkpoints.close)
-    seconds = 0.0
     if state is None and not checkpoints.steps():
         logger.warning("%s has no checkpoint yet: starting from step 0", workdir)
         state = problem.init()
     elif state is None:
-        restored = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
-        logger.info("resumed from step %d", restored.step)
-        state, seconds = restored.state, restored.details["seconds"]
+        step, state, details = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
+        logger.info("resumed from step %d", step)
+        seconds = details["seconds"]
     log = RunLog(workdir, int(state.step))
     open_files.callback(log.close)
     return state, RunFiles(checkpoints, log, seconds)
@@ -328,7 +326,8 @@ def _batches(problem: Problem, step: int, count: int) -> Any:
 def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled) -> TrainState:
     """Train from `state` on; `files` is None in all processes but the first."""
     training = problem.config.training
-    step, total = int(state.step), training.steps
+    first = step = int(state.step)
+    total = training.steps
     if step >= total:
         logger.info("the run already has %d of %d steps", step, total)
         return jax.device_get(state)
@@ -338,7 +337,6 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
     begun, window_begun, averages = time.monotonic(), time.monotonic(), _Averages()
     shown = files is not None and shows_progress()
     bar = tqdm(total=total, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
-    first = step
     while step < total and not parallel.any_process(should_stop()):
         stride = training.steps_per_dispatch
         count = min(stride - step % stride, total - step)

@@ -64,7 +64,7 @@ class Problem:
 
     def init(self) -> TrainState:
         """The state before the first step; UserError if the network does not fit the image size."""
-        return self._init_state(self._compiled_init()(self._init_key()))
+        return self._init_state(self._compiled_init()(stream_key("parameters", self.config.seed)))
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, which a checkpoint must have; raises as `init`."""
@@ -94,12 +94,9 @@ class Problem:
 
     def _abstract_params(self) -> Any:
         try:
-            return jax.eval_shape(self._init_params, self._init_key())
+            return jax.eval_shape(self._init_params, jax.random.key(0))
         except ValueError as error:
             raise UserError(str(error)) from error
-
-    def _init_key(self) -> jax.Array:
-        return stream_key("parameters", self.config.seed)
 
     def _init_params(self, key: jax.Array) -> Any:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
@@ -122,11 +119,8 @@ def _check_scale(data_std: float, data: ImageData) -> None:
 def check_batch(problem: Problem) -> None:
     """Raise UserError for a batch that these devices or images cannot make; for training alone."""
     batch_size, devices = problem.config.training.batch_size, parallel.device_count()
+    setting, available = f"training.batch_size={batch_size}", len(problem.data.train)
     if batch_size % devices:
-        raise UserError(
-            f"training.batch_size={batch_size} does not divide over {devices} devices: "
-            "choose a multiple"
-        )
-    available = len(problem.data.train)
+        raise UserError(f"{setting} does not divide over {devices} devices: choose a multiple")
     if batch_size > available:
-        raise UserError(f"training.batch_size={batch_size} exceeds the {available} training images")
+        raise UserError(f"{setting} exceeds the {available} training images")
