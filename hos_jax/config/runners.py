@@ -23,11 +23,7 @@ RUNNERS = {
 
 
 def apply_runner(config, name: str) -> None:
-    """Set what the runner decides in a config: the head, and the losses that go with it.
-
-    Raises:
-      UserError: for a name that is no runner.
-    """
+    """Set what a runner decides: the head and its losses; UserError for a name that is none."""
     if name not in RUNNERS:
         hint = did_you_mean(name, RUNNERS, cutoff=0.3)
         raise UserError(f"unknown runner {name!r}: {hint}choose one of {', '.join(RUNNERS)}")
