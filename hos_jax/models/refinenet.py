@@ -2,15 +2,9 @@ r"""The published image network: a dilated RefineNet with InstanceNorm++ and one
 
 The architecture is that of Song & Ermon 2019 (arXiv 1907.05600), built on RefineNet (Lin et al.
 2017, arXiv 1611.06612); Meng et al. 2021 (arXiv 2111.04726) learn second-order scores with it.
-`hos_jax.migrate.refinenet_weights` converts weights of that implementation.
 
-Images are NHWC, (B, H, W, C). Three operations are computed in another, equal form than the one
-in which the architecture is usually described; the tests compare each with the plain form:
-
-* a 3x3 convolution followed by 2x2 mean pooling is one 4x4 convolution of stride 2, where it does
-  not go by Winograd's filtering;
-* a 1x1 convolution followed by 2x2 mean pooling is done in the other order;
-* the 5x5 average pooling is a sum of five shifted images along each axis.
+Convolutions with 2x2 mean pooling, and the 5x5 average pooling, are computed in another, equal form
+than the one in which the architecture is usually described; tests compare each with the plain form.
 
 Of every unit, `features` is the number of output channels, `dilation` the distance between the taps
 of its 3x3 convolutions and `dtype` that of the computation; parameters are float32.
@@ -91,8 +85,7 @@ def mean_pool_2x2(x: jax.Array) -> jax.Array:
     """Means of disjoint 2x2 squares, (B, H, W, C) -> (B, H/2, W/2, C), for even H and W."""
     batch, height, width, channels = x.shape
     # The gradient of a reshape and a mean is a broadcast; that of a windowed mean is slow on CPU.
-    squares = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return squares.mean((2, 4))
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def convolve_and_halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -273,14 +266,10 @@ LeanNormConvolution = nn.remat(
 
 
 class ResidualBlock(nn.Module):
-    """Two ELU convolutions beside a shortcut.
+    """Two ELU convolutions beside a shortcut; `features` are the input's channels unless `down`.
 
     A block with `down` and dilation 1 halves the image; with `down` and a dilation it only
     dilates, and its shortcut is a dilated 3x3 convolution, as published.
-
-    Attributes:
-        features: equal to the input's channels unless `down`.
-        down: whether the block halves the image or starts a dilated stage.
     """
 
     features: int
@@ -371,8 +360,7 @@ class RefineBlock(nn.Module):
     def __call__(self, inputs: Sequence[jax.Array]) -> jax.Array:
         """Maps arrays (B, H_i, W_i, C_i) to one (B, H_0, W_0, features)."""
         adapted = [
-            ResidualConvUnit(2, dtype=self.dtype, name=f"adapt_{i}")(x)
-            for i, x in enumerate(inputs)
+            ResidualConvUnit(2, self.dtype, name=f"adapt_{i}")(x) for i, x in enumerate(inputs)
         ]
         x = adapted[0]
         if len(adapted) > 1:
@@ -384,8 +372,8 @@ class RefineBlock(nn.Module):
 class RefineNet(nn.Module):
     """The published image network.
 
-    Works for images whose height and width are even and at least 8 (the first downsampling
-    halves them once; everything after it keeps the size). There is no noise-level input.
+    The first downsampling halves the image, everything after it keeps the size. There is no
+    noise-level input.
 
     Call `init` on one image, outside `jit` or with XLA's back-end optimization off: its two hundred
     random arrays take minutes to optimize as one program on CPU.
@@ -417,10 +405,8 @@ class RefineNet(nn.Module):
             ValueError: where the images are not (B, H, W, C) with H and W even and at least 8.
         """
         if images.ndim != 4 or any(n < SMALLEST_SIZE or n % 2 for n in images.shape[1:3]):
-            raise ValueError(
-                f"RefineNet takes images (B, H, W, C) with H and W even and at least "
-                f"{SMALLEST_SIZE}, not {images.shape}"
-            )
+            wanted = f"images (B, H, W, C) with H and W even and at least {SMALLEST_SIZE}"
+            raise ValueError(f"RefineNet takes {wanted}, not {images.shape}")
         narrow, broad = self.features, 2 * self.features
         residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         refine_block = nn.remat(RefineBlock) if self.remat else RefineBlock
@@ -434,8 +420,7 @@ class RefineNet(nn.Module):
             skips.append(x)
         coarser: list[jax.Array] = []
         for i, (features, blocks) in enumerate(((broad, 1), (broad, 1), (narrow, 1), (narrow, 3))):
-            x = refine_block(features, blocks, self.dtype, name=f"refine{i + 1}")(
-                [skips.pop(), *coarser]
-            )
+            inputs = [skips.pop(), *coarser]
+            x = refine_block(features, blocks, self.dtype, name=f"refine{i + 1}")(inputs)
             coarser = [x]
         return LeanNormConvolution(self.out_channels, dtype=self.dtype, name="end")(x)

@@ -44,15 +44,13 @@ def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
             f"{noisy.shape}; a single point x is the batch x[None]"
         )
     if not jnp.issubdtype(noisy.dtype, jnp.floating):
+        remedy = "hos_jax.data.to_float makes them of images in bytes"
         raise ValueError(
-            f"expected noisy points of floating-point numbers, got {noisy.dtype}: "
-            "hos_jax.data.to_float makes them of images in bytes"
+            f"expected noisy points of floating-point numbers, got {noisy.dtype}: {remedy}"
         )
     if jnp.shape(sigma) not in ((), (1,), noisy.shape[:1]):
-        raise ValueError(
-            f"expected one sigma, or one for each of {len(noisy)} points, got the shape "
-            f"{jnp.shape(sigma)}"
-        )
+        wanted = f"one sigma, or one for each of {len(noisy)} points"
+        raise ValueError(f"expected {wanted}, got the shape {jnp.shape(sigma)}")
     images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
     return images, jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
 
@@ -152,8 +150,7 @@ class ScoreModel(nn.Module):
       output_units: "dimensionless", or "score" for imported networks whose outputs are s1 and s2
         themselves; the latter needs an unconstrained head and `data_std=None`.
       third_order: whether the diagonal of T = sigma^3 s3 is an output too.
-      noise_conditional: whether the network is given sigma, (N,), as a second input: one model for
-        a range of noise levels.
+      noise_conditional: whether the network is given sigma, (N,), as a second input.
     """
 
     network: Callable[..., nn.Module]

@@ -102,10 +102,10 @@ def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int)
 
     if parts == 1:
         return of_part((images, cotangent)).astype(images.dtype)
-    both = [array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent)]
+    first, second = (array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent))
     zeros = jnp.zeros(_kernel_shape(images.shape, cotangent.shape), jnp.float32)
     zeros, _ = _varying_alike(zeros, images)
-    total, _ = lax.scan(lambda total, part: (total + of_part(part), None), zeros, tuple(both))
+    total, _ = lax.scan(lambda total, part: (total + of_part(part), None), zeros, (first, second))
     return total.astype(images.dtype)
 
 

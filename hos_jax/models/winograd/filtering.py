@@ -46,10 +46,8 @@ OUTPUT, FILTER, INPUT = minimal_filter()
 
 
 def combine(matrix: np.ndarray, arrays: Sequence[Array], axis: int) -> Array:
-    """The linear combinations of arrays that the rows of a small matrix give, along a new axis.
-
-    Every coefficient is multiplied by, zeros too, in one loop over all rows.
-    """
+    """The linear combinations that the rows of a small matrix give, along a new axis, in one loop
+    that multiplies by every coefficient, zeros too."""
     shape = [1] * (arrays[0].ndim + 1)
     shape[axis] = len(matrix)
     terms = [
@@ -60,10 +58,8 @@ def combine(matrix: np.ndarray, arrays: Sequence[Array], axis: int) -> Array:
 
 
 def combine_in_pairs(matrix: np.ndarray, arrays: Sequence[Array]) -> Array:
-    """The same along a new first axis, for the rows of `POINTS` and infinity.
-
-    Those of a point and its opposite share their even and odd parts, and zeros are left out.
-    """
+    """The same along a new first axis, for the rows of `POINTS` and infinity: those of a point and
+    its opposite share their even and odd parts, and zeros are left out."""
 
     def along(row: np.ndarray) -> Array:
         used = [(c, array) for c, array in zip(row.tolist(), arrays, strict=True) if c]
