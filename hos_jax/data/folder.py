@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 _NAMED_FILES = 10  # of those that are reported
 # TIFF's numbers of the bits of a value, and of its kind: 1 and 4 are no signed or real numbers.
 _TIFF_BITS, _TIFF_KIND = 258, 339
-
 # What is said of files that are not read as they are.
 _NO_IMAGE = "are left alone, with neither the name nor the content of an image"
 _SEVERAL = "hold several pictures, of which the first is read"

@@ -146,8 +146,7 @@ def _quiet() -> Iterator[None]:
     """Keep TensorFlow and TFDS off the terminal, but for their progress bars, on stderr."""
     loggers = {logger: logger.level for logger in map(logging.getLogger, ("absl", "urllib3"))}
     chosen = "TF_CPP_MIN_LOG_LEVEL" in os.environ
-    if not chosen:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:

@@ -223,7 +223,6 @@ class InstanceNormPlus(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to the same shape and dtype."""
         channels = x.shape[-1]
         wide = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -250,7 +249,6 @@ class NormConvolution(Convolution):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps as `Convolution`."""
         x = InstanceNormPlus(name="norm")(x)
         if self.between is not None:
             x = self.between(x)
@@ -279,7 +277,6 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, I) to (B, H, W, features), or half of H and W where it halves."""
         halve = self.down and self.dilation == 1
         common = {"dilation": self.dilation, "dtype": self.dtype}
         h = LeanNormConvolution(x.shape[-1], **common, name="stage_1")(x)
@@ -301,7 +298,6 @@ class ResidualConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to the same shape."""
         for block in range(1, self.blocks + 1):
             h = x
             for stage in (1, 2):
@@ -312,14 +308,13 @@ class ResidualConvUnit(nn.Module):
 
 
 class MultiResolutionFusion(nn.Module):
-    """Sum of normalised, convolved inputs at the size of the first."""
+    """Sum of normalised, convolved inputs (B, H_i, W_i, C_i) at the size of the first."""
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: Sequence[jax.Array]) -> jax.Array:
-        """Maps arrays (B, H_i, W_i, C_i) to one (B, H_0, W_0, features)."""
         height, width = inputs[0].shape[1:3]
         parts = [
             LeanNormConvolution(self.features, between=None, dtype=self.dtype, name=f"input_{i}")(x)
@@ -336,7 +331,6 @@ class ChainedResidualPooling(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to the same shape."""
         # It keeps its input alone, in place of input, exponential and the choice between them.
         total = path = jax.checkpoint(elu)(x)
         common = {"between": average_pool_5x5, "use_bias": False, "dtype": self.dtype}
@@ -347,7 +341,7 @@ class ChainedResidualPooling(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """One refinement: adapt every input, fuse them, pool, convolve.
+    """One refinement: adapt inputs (B, H_i, W_i, C_i), fuse them, pool, convolve.
 
     With one input, its channels are `features`; `output_blocks` are those of the output unit.
     """
@@ -358,7 +352,6 @@ class RefineBlock(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Sequence[jax.Array]) -> jax.Array:
-        """Maps arrays (B, H_i, W_i, C_i) to one (B, H_0, W_0, features)."""
         adapted = [
             ResidualConvUnit(2, self.dtype, name=f"adapt_{i}")(x) for i, x in enumerate(inputs)
         ]

@@ -28,7 +28,6 @@ class GroupNorm(nn.Module):
     """
 
     dtype: Any = jnp.float32
-    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -45,7 +44,7 @@ class GroupNorm(nn.Module):
         mean = over_group(jnp.mean(wide, axis=(1, 2)))
         square = over_group(jnp.mean(jnp.square(wide), axis=(1, 2)))
         variance = jnp.maximum(square - jnp.square(mean), 0.0)
-        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        factor = scale * jax.lax.rsqrt(variance + 1e-6)
         shift = bias - mean * factor
         return (wide * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
 

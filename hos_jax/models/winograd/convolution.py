@@ -158,10 +158,9 @@ def _kernel_gradient_batched(arguments, axes, *, dilation):
 
 
 def _varying_alike(x: Array, y: Array) -> tuple[Array, Array]:
-    """Arrays of four axes that vary over the same axes of a mesh, inside `jax.shard_map`.
+    """Arrays of four axes made to vary over the same axes of a mesh, inside `jax.shard_map`.
 
-    An array that is the same on all devices is made one that may differ, as JAX's own operations
-    do; the transpose of that is the sum of its gradient over the devices.
+    As JAX's own operations do; the transpose is the sum of a gradient over the devices.
     """
     if jax.typeof(x).update(shape=(1,) * 4) == jax.typeof(y).update(shape=(1,) * 4):
         return x, y
