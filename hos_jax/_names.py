@@ -43,10 +43,7 @@ MOVED |= {
 def lazily(package: str, **files: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package that loads its files when they are used (PEP 562).
 
-    Args:
-      package: its name.
-      files: each public file or folder of the package, with the names that the package hands on
-        from it, separated by spaces.
+    `files` are its public files and folders, each with the names that the package hands on from it.
     """
     places = {name: file for file, names in files.items() for name in names.split()}
 

@@ -1,15 +1,13 @@
 """Mistakes that a user can mend, shown as a single line, and the one line of other errors."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: the message says what is wrong.
-
-    The command line prints it on one line, with what to do, and exits with status 2; a library
-    caller catches it like any other `ValueError`.
-    """
+    """A mistake that the user can mend, named in the message; the command line adds the remedy."""
 
 
 class NoRunError(UserError):
@@ -46,4 +44,8 @@ def missing_package(what: str, package: str, extra: str) -> UserError:
 def reason(error: Exception) -> str:
     """What an exception says, on one line and short enough for a message."""
     said = getattr(error, "strerror", None) or str(error).strip() or repr(error)
+    # Tensorstore wraps what the system says into a long text with the names of its own files.
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(code) in said:
+            return os.strerror(code)
     return said.splitlines()[0][:200]

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import fcntl
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,11 +27,9 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
 def free_name(path: Path) -> Path:
     """A name beside `path` that nothing has: `path` with a time stamp."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    target, count = path.with_name(f"{path.name}.{stamp}"), 1
-    while target.exists():
-        count += 1
-        target = path.with_name(f"{path.name}.{stamp}-{count}")
-    return target
+    endings = itertools.chain([""], (f"-{count}" for count in itertools.count(2)))
+    names = (path.with_name(f"{path.name}.{stamp}{ending}") for ending in endings)
+    return next(name for name in names if not name.exists())
 
 
 @contextlib.contextmanager
@@ -38,8 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing folder; it ends with the process, however that ends.
 
     Raises:
-      InUseError: if another process holds it.
-      OSError: if the lock file cannot be written.
+      InUseError, OSError: if another process holds it; if the lock file cannot be written.
     """
     path = folder / LOCK_FILE
     # Not truncated when it is opened: it says who holds it.

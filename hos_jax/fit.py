@@ -15,9 +15,7 @@ Example, on a score that was not trained here::
     )
     hessian_fn(noisy)  # a DiagonalPlusLowRank: s2 at one point
 
-With data in an array, draw from its rows::
-
-    sample = fit.rows(np.load("measurements.npy"))
+With data in an array, `sample = fit.rows(np.load("measurements.npy"))` draws from its rows.
 """
 
 from __future__ import annotations
@@ -101,20 +99,15 @@ def minimize(
       key: step i gives `fold_in(key, i)` to the loss.
       loss_fn: `loss_fn(key, params)`, a scalar.
       params: where to start.
-      steps: number of steps.
+      steps: number of steps; ValueError unless positive.
       learning_rate: at the start; it falls to 0.
       clip: gradients of a larger norm are scaled down to it. The losses have gradients of norm 0.1
         to 0.5, but for single batches early on, where a likelihood meets a nearly singular
         covariance and a gradient a thousand times that: one such step can ruin a fit.
-
-    Raises:
-      ValueError: if `steps` is not positive.
     """
     check_counts(steps=steps)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.adam(optax.cosine_decay_schedule(learning_rate, steps)),
-    )
+    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    optimizer = optax.chain(optax.clip_by_global_norm(clip), adam)
 
     def step(carry, index):
         params, state = carry
@@ -182,15 +175,9 @@ def fit_score(
       ValueError: for an unknown loss, steps < 1, or samples of another shape or of integers.
       TypeError: for samples drawn by NumPy, which would be the same at every step.
     """
-    return _fit(
-        key,
-        Objective(loss),
-        functools.partial(outputs_of, model),
-        lambda key, zero: model.init(key, zero, sigma),
-        sample,
-        sigma,
-        **settings,
-    )
+    evaluate = functools.partial(outputs_of, model)
+    init = functools.partial(model.init, sigma=sigma)
+    return _fit(key, Objective(loss), evaluate, init, sample, sigma, **settings)
 
 
 def fit_hessian(

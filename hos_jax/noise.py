@@ -45,9 +45,7 @@ STREAMS = (
 
 
 def stream_key(stream: str, seed: int | Array, step: int | Array = 0) -> PRNGKey:
-    """The key of one stream at one step, a function of its arguments alone.
-
-    What differs between processes, devices and examples is folded in by `example_keys`.
+    """The key of one stream at one step, of all examples: `example_keys` has one for each.
 
     Raises:
       ValueError: for a name that is not in `STREAMS`.
@@ -61,8 +59,7 @@ def stream_key(stream: str, seed: int | Array, step: int | Array = 0) -> PRNGKey
 def example_keys(key: PRNGKey, first_index: int | Array, count: int) -> PRNGKey:
     """Keys of the examples `first_index ... first_index + count - 1` of a global batch, (count,).
 
-    The index of an example is fixed by (process, device, position on the device), so the noise
-    that an example receives does not depend on how many devices share the batch.
+    So the noise of an example does not depend on how many devices share the batch.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(count))
 
@@ -74,8 +71,6 @@ def geometric_sigmas(largest: float, smallest: float, count: int) -> Array:
       ValueError: unless infinity > largest >= smallest > 0 and count >= 1.
     """
     if not math.inf > largest >= smallest > 0 or count < 1:
-        raise ValueError(
-            f"need finite largest >= smallest > 0 and count >= 1, got {largest}, {smallest}, "
-            f"{count}"
-        )
+        got = f"got {largest}, {smallest}, {count}"
+        raise ValueError(f"need finite largest >= smallest > 0 and count >= 1, {got}")
     return jnp.geomspace(largest, smallest, count)

@@ -94,10 +94,8 @@ def usage(values: flags.FlagValues) -> str:
     """The text of --help."""
     from hos_jax.config.runners import RUNNERS
 
-    lines = [EXAMPLES]
-    lines += [f"  {name:<28} {runner.description}" for name, runner in RUNNERS.items()]
-    lines += ["", "flags:", describe_flags(values)]
-    return "\n".join(lines)
+    runners = [f"  {name:<28} {runner.description}" for name, runner in RUNNERS.items()]
+    return "\n".join([EXAMPLES, *runners, "", "flags:", describe_flags(values)])
 
 
 def describe_flags(values: flags.FlagValues) -> str:
@@ -111,36 +109,27 @@ def describe_flags(values: flags.FlagValues) -> str:
         shown = isinstance(flag.default, str | int | float) and flag.default not in (False, "")
         default = f" [{flag.default}]" if shown else ""
         lines.append(f"  {short}--{name}")
-        lines += textwrap.wrap(
-            f"{flag.help}{default}", 96, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
+        lines.append(textwrap.indent(textwrap.fill(f"{flag.help}{default}", 90), " " * 6))
     return "\n".join(lines)
 
 
 def _with_config_path(argv: list[str]) -> list[str]:
     """The arguments with the value of --config replaced by the path of its file."""
-    result, index = [], 0
-    while index < len(argv):
-        argument = argv[index]
-        name, _, value = argument.lstrip("-").partition("=")
+    result, arguments = [], iter(argv)
+    for argument in arguments:
+        name, given, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
-            if "=" not in argument:
-                index += 1
-                if index == len(argv) or argv[index].startswith("-"):
+            if not given:
+                value = next(arguments, "-")
+                if value.startswith("-"):
                     raise UserError("--config needs the name of a config")
-                value = argv[index]
             argument = f"--config={find_config(value)}"
         result.append(argument)
-        index += 1
     return result
 
 
 def _with_saved_config(arguments: list[str]) -> list[str]:
-    """The arguments, with the config of the run where --test or --resume_training lacks --config.
-
-    Raises:
-      UserError: if there is no such run.
-    """
+    """The arguments, with the config of the run where --test or --resume_training lacks one."""
     early = flags.FlagValues()
     for name, default in (("run", "runs"), ("doc", "default"), ("runner", None)):
         flags.DEFINE_string(name, default, "", flag_values=early)
@@ -183,14 +172,9 @@ def _without_traceback(message: str) -> str:
 def parse(
     argv: list[str], is_command: Callable[[str], bool] = lambda word: False
 ) -> flags.FlagValues | None:
-    """Flags from arguments; None if only help was wanted.
+    """Flags from arguments, the program's name first; None if only help was wanted; or UserError.
 
-    Args:
-      argv: the arguments, the name of the program first.
-      is_command: whether a word would have named a command if it stood first.
-
-    Raises:
-      UserError: for whatever a user can get wrong in them.
+    `is_command` says whether a word would have named a command if it stood first.
     """
     values = flags.FlagValues()
     if {"-h", "--help", "-help", "--helpfull"} & set(argv):
@@ -212,10 +196,8 @@ def parse(
         hint = "it goes first" if is_command(rest[1]) else "see --help"
         raise UserError(f"unexpected argument {rest[1]!r} ({hint})")
     for name in ("runner", "config"):
-        given = [part for part in arguments if part.partition("=")[0].lstrip("-") == name]
         # A config read back from a run names its runner.
-        from_run = name == "runner" and arguments != original
-        if not given and not from_run:
+        if not values[name].present and arguments == original:
             raise UserError(f"--{name} is needed (see --help)")
     return values
 
@@ -230,14 +212,8 @@ def make_config(values: flags.FlagValues):
     check_keys_and_types(config, default_config())
     if values.runner is not None:
         apply_runner(config, values.runner)
-    for flag, (group, key) in {
-        "noise": (config, "noise"),
-        "seed": (config, "seed"),
-        "rank": (config.model, "rank"),
-    }.items():
-        if values[flag].present:
-            group[key] = values[flag].value
-    if values["comment"].present:
-        config.comment = values.comment
+    for key in ("noise", "seed", "rank", "comment"):
+        if values[key].present:
+            (config.model if key == "rank" else config)[key] = values[key].value
     config.update_from_flattened_dict(config_flags.get_override_values(values["config"]))
     return config

@@ -23,13 +23,7 @@ class _Command(NamedTuple):
     run: Callable[[flags.FlagValues, list[str]], None]
 
 
-def _define_folder(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("run", "runs", "Folder of all runs.", flag_values=values)
-    flags.DEFINE_string("doc", None, "Name of the run: its folder is RUN/DOC.", flag_values=values)
-
-
 def _define_import(values: flags.FlagValues, argv: list[str]) -> None:
-    _define_folder(values)
     flags.DEFINE_float(
         "noise", None, "sigma of the training, which the file does not tell.", flag_values=values
     )
@@ -49,7 +43,6 @@ def _define_import(values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def _define_export(values: flags.FlagValues, argv: list[str]) -> None:
-    _define_folder(values)
     flags.DEFINE_string(
         "output", None, "The file; RUN/DOC/parameters.safetensors if left out.", flag_values=values
     )
@@ -69,18 +62,15 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
         ask_for_room(workdir, values.ni)
         make_room(workdir)
 
+    checked = values.checked_images
     imported = import_checkpoint(
-        Path(rest[0]),
-        workdir,
-        overrides,
-        checked_images=values.checked_images,
-        prepare=prepare,
+        Path(rest[0]), workdir, overrides, checked_images=checked, prepare=prepare
     )
     print(f"found {imported.description}")
     if imported.denoise_mse is not None:
         sigma = imported.config.noise
         print(
-            f"mean squared error of {values.checked_images} held-out images, denoised: "
+            f"mean squared error of {checked} held-out images, denoised: "
             f"{imported.denoise_mse:.4f}; noisy: {sigma**2:.4f}"
         )
         if imported.denoise_mse >= sigma**2:
@@ -97,9 +87,9 @@ def _export(values: flags.FlagValues, rest: list[str]) -> None:
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
     workdir = run_folder(values)
-    output = Path(values.output) if values.output else workdir / "parameters.safetensors"
-    exported = export_parameters(workdir, output)
-    print(f"{output}: parameters of step {exported.step}")
+    output = Path(values.output or workdir / "parameters.safetensors")
+    step = export_parameters(workdir, output).step
+    print(f"{output}: parameters of step {step}")
 
 
 COMMANDS = {
@@ -120,13 +110,11 @@ COMMANDS = {
 
 
 def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
-    """The flags and the other arguments of a command, `argv[0]`; None if only help was wanted.
-
-    Raises:
-      UserError: for a mistake that the user can mend.
-    """
+    """The flags and other arguments of a command, or None if only help was wanted; or UserError."""
     command, values = COMMANDS[argv[0]], flags.FlagValues()
     check_override_names(argv)
+    flags.DEFINE_string("run", "runs", "Folder of all runs.", flag_values=values)
+    flags.DEFINE_string("doc", None, "Name of the run: its folder is RUN/DOC.", flag_values=values)
     command.define(values, argv)
     if {"-h", "--help"} & set(argv):
         print("\n".join(textwrap.wrap(f"hos-jax {command.usage}", 96)))
@@ -142,15 +130,8 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
 
 
 def run_command(argv: list[str]) -> int:
-    """Run a command, `argv[0]`, with its arguments; returns the exit status.
-
-    Raises:
-      UserError: for a mistake that the user can mend.
-    """
-    parsed = parse(argv)
-    if parsed is None:
-        return 0
-    values, rest = parsed
-    start_logging("info")
-    COMMANDS[argv[0]].run(values, rest)
+    """Run a command with its arguments; returns the exit status, or raises UserError."""
+    if parsed := parse(argv):
+        start_logging("info")
+        COMMANDS[argv[0]].run(*parsed)
     return 0

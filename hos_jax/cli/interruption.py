@@ -17,10 +17,6 @@ class Interruption:
 
     signal: signal.Signals | None = None
 
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self.signal is not None
-
 
 def _say(line: bytes) -> None:
     """Not by print: the signal may have come in the middle of one. Nobody need be there to read."""

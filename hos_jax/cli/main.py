@@ -7,7 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
-from hos_jax import errors
+from hos_jax import config as run_config
+from hos_jax import errors, evaluation
 from hos_jax.cli import interruption
 from hos_jax.cli.arguments import make_config, parse
 from hos_jax.cli.logs import start_logging
@@ -23,13 +24,6 @@ REMEDIES = {
     errors.StorageError: "; --resume_training goes on from the last checkpoint",
     errors.NonFiniteError: "; try a lower optim.lr, or optim.clip=1",
 }
-
-
-def _log_panel(*arguments) -> None:
-    """`evaluate.log_panel`; what it needs to draw is loaded when there is something to draw."""
-    from hos_jax.evaluation.evaluate import log_panel
-
-    log_panel(*arguments)
 
 
 def _keep_compiled(folder: Path) -> None:
@@ -56,24 +50,16 @@ def _connect(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    """Do what the flags say; returns the exit status.
-
-    Raises:
-      UserError: for a mistake that the user can mend.
-    """
+    """Do what the flags say; returns the exit status, or raises UserError."""
     config = make_config(values)
     workdir = run_folder(values)
     _connect(values)
-    from hos_jax import config as run_config
-
     run_config.validate(config)
     if values.compilation_cache:
         _keep_compiled(Path(values.compilation_cache))
     if values.test:
-        from hos_jax.evaluation.evaluate import evaluate_run, table
-
-        result = evaluate_run(config, workdir, values.image_folder)
-        print(table(result))
+        result = evaluation.evaluate_run(config, workdir, values.image_folder)
+        print(evaluation.evaluate.table(result))
         print(f"figures: {workdir / values.image_folder}   numbers: {workdir / 'metrics.json'}")
         return 0
 
@@ -87,9 +73,10 @@ def run(values: flags.FlagValues) -> int:
             config,
             workdir,
             resume=values.resume_training,
-            on_evaluation=_log_panel,
+            # What draws is loaded when there is something to draw.
+            on_evaluation=lambda *arguments: evaluation.evaluate.log_panel(*arguments),
             make_room=None if values.resume_training else lambda: make_room(workdir),
-            should_stop=stop,
+            should_stop=lambda: stop.signal is not None,
             on_compiled=keep_freed_memory if parallel.on_cpu() else lambda: None,
         )
     step = int(state.step)
@@ -99,7 +86,7 @@ def run(values: flags.FlagValues) -> int:
             file=sys.stderr,
         )
         return 128 + stop.signal
-    if parallel.is_first_process():
+    if parallel.process_index() == 0:
         print(f"{workdir}: {step} steps done")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
@@ -11,21 +12,13 @@ from hos_jax.files import free_name, locked
 
 
 def run_folder(values: flags.FlagValues) -> Path:
-    """RUN/DOC.
-
-    Raises:
-      UserError: if it would be RUN itself or lie outside of it: a run may be moved aside, and what
-        holds all runs, or anything else, must not be.
-    """
-    for flag in {"doc", "image_folder"} & set(values):
-        parts = Path(values[flag].value).parts
-        if not parts or Path(values[flag].value).is_absolute() or ".." in parts:
-            raise UserError(
-                f"--{flag}={values[flag].value!r} must be a name or a relative path without '..'"
-            )
+    """RUN/DOC; UserError if that is RUN itself or outside: a run may be moved aside, no more."""
     for flag in {"run", "doc", "image_folder"} & set(values):
-        if not values[flag].value.isprintable():
-            raise UserError(f"--{flag}={values[flag].value!r} has characters that are no text")
+        name, path = values[flag].value, Path(values[flag].value)
+        if flag != "run" and (not path.parts or path.is_absolute() or ".." in path.parts):
+            raise UserError(f"--{flag}={name!r} must be a name or a relative path without '..'")
+        if not name.isprintable():
+            raise UserError(f"--{flag}={name!r} has characters that are no text")
     workdir = Path(values.run) / values.doc
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: choose another --doc")
@@ -36,11 +29,9 @@ def ask_for_room(workdir: Path, no_interaction: bool) -> None:
     """Ask whether an old run may be moved aside, unless told not to."""
     if no_interaction or not workdir.exists() or not any(workdir.iterdir()):
         return
-    question = f"{workdir} holds a run. Move it aside and start anew? [y/N] "
-    try:
-        answer = input(question)
-    except EOFError:
-        answer = ""
+    answer = ""
+    with contextlib.suppress(EOFError):
+        answer = input(f"{workdir} holds a run. Move it aside and start anew? [y/N] ")
     if answer.strip().lower() not in ("y", "yes"):
         raise UserError(
             f"{workdir} is left as it is: choose another --doc, --resume_training or --ni"

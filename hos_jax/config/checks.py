@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any
+from operator import attrgetter
 
 import ml_collections
 
@@ -32,11 +31,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Refuse a config that cannot work, before any work is done.
-
-    Raises:
-      UserError: one line that names the key, its value and what is allowed.
-    """
+    """Raise UserError for a config that cannot work: the key, its value and what is allowed."""
     from hos_jax.config.networks import HEADS, THIRD_ORDER_HEADS
     from hos_jax.config.networks import NAMES as MODEL_NAMES
     from hos_jax.data import NAMES as DATA_NAMES
@@ -57,19 +52,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "optim.schedule": ("constant", "cosine"),
         "sampling.sampler": SAMPLERS,
     }
-    for path, allowed in choices.items():
-        value = _get(config, path)
-        _require(value in allowed, f"{path} is {value!r}; choose one of {', '.join(allowed)}")
+    for path, names in choices.items():
+        value = attrgetter(path)(config)
+        _require(value in names, f"{path} is {value!r}; choose one of {', '.join(names)}")
 
     for path in _POSITIVE.split():
-        value = _get(config, path)
-        _require(value > 0 and math.isfinite(value), f"{path} must be positive, got {value}")
+        value = attrgetter(path)(config)
+        _require(0 < value < math.inf, f"{path} must be positive, got {value}")
     for path in _NOT_NEGATIVE.split():
-        value = _get(config, path)
-        fits = value is None or (value >= 0 and math.isfinite(value))
+        value = attrgetter(path)(config)
+        fits = value is None or 0 <= value < math.inf
         _require(fits, f"{path} must be zero or positive, got {value}")
     for path in ("optim.ema", "optim.beta1", "optim.beta2"):
-        value = _get(config, path)
+        value = attrgetter(path)(config)
         _require(0 <= value < 1, f"{path} must be in [0, 1), got {value}")
     multipliers = config.model.multipliers
     _require(len(multipliers) > 0, "model.multipliers must name at least one level")
@@ -77,35 +72,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
     stride = config.training.steps_per_dispatch
     for name in ("log_every", "evaluate_every", "checkpoint_every"):
         value = config.training[name]
-        _require(
-            value % stride == 0,
-            f"training.{name}={value} must be a multiple of training.steps_per_dispatch={stride}",
-        )
+        allowed = f"a multiple of training.steps_per_dispatch={stride}"
+        _require(value % stride == 0, f"training.{name}={value} must be {allowed}")
     _validate_limits(config)
     _validate_combination(config)
 
 
 def _validate_limits(config: ml_collections.ConfigDict) -> None:
-    """What the number formats hold: float32 for the squares of sigma, 32 bits for the others.
-
-    And what compiles: layers are compiled one by one.
-    """
+    """What the number formats hold, and what compiles: layers are compiled one by one."""
     for path in ("noise", "model.smallest_noise", "model.largest_noise"):
-        value = _get(config, path)
+        value = attrgetter(path)(config)
         fits = value is None or value <= 0 or 1e-6 <= value <= 1e6
         _require(fits, f"{path} must be between 1e-6 and 1e6, got {value}: the data is within 1")
     _require(config.seed < 2**32, f"seed must be below 2^32, got {config.seed}")
     steps = config.training.steps
     _require(steps < 2**31 - 1, f"training.steps must be below 2^31 - 1, got {steps}")
     for path, largest in (("model.depth", 1000), ("model.blocks", 100)):
-        value = _get(config, path)
+        value = attrgetter(path)(config)
         _require(value <= largest, f"{path} must be at most {largest}, got {value}")
     for path, lowest in (("data.image_size", 1), ("data.image_width", 1), ("data.crop", 0)):
-        value = _get(config, path)
+        value = attrgetter(path)(config)
         _require(value is None or value >= lowest, f"{path} must be at least {lowest}, got {value}")
-    data = config.data
     _require(
-        data.image_width is None or data.image_size is not None,
+        config.data.image_width is None or config.data.image_size is not None,
         "data.image_width needs data.image_size, the height",
     )
     optim = config.optim
@@ -118,32 +107,27 @@ def _validate_limits(config: ml_collections.ConfigDict) -> None:
 def _validate_combination(config: ml_collections.ConfigDict) -> None:
     from hos_jax.losses.objective import RESIDUAL
 
-    model, second_order = config.model, config.loss.second_order
+    model, loss = config.model, config.loss
     has_head = model.head != "none"
+    for head, order in (("head", "second_order"), ("third_order", "third_order")):
+        _require(
+            (model[head] == "none") == (loss[order] == "none"),
+            f"model.{head}={model[head]} and loss.{order}={loss[order]} do not fit: both or "
+            "neither must be none",
+        )
     _require(
-        has_head == (second_order != "none"),
-        f"model.head={model.head} and loss.second_order={second_order} do not fit: both or neither "
-        "must be none",
-    )
-    third_head, third_loss = model.third_order, config.loss.third_order
-    _require(
-        (third_head != "none") == (third_loss != "none"),
-        f"model.third_order={third_head} and loss.third_order={third_loss} do not fit: both or "
-        "neither must be none",
-    )
-    _require(
-        second_order != "residual_nll" or model.positive_definite,
+        loss.second_order != "residual_nll" or model.positive_definite,
         "loss.second_order=residual_nll needs model.positive_definite=True: the likelihood of an "
         "indefinite covariance does not exist",
     )
-    weight = config.loss.jacobian_weight
+    weight = loss.jacobian_weight
     _require(0 <= weight < 1, f"loss.jacobian_weight must be in [0, 1), got {weight}")
     _require(
-        not weight or second_order in RESIDUAL,
+        not weight or loss.second_order in RESIDUAL,
         f"loss.jacobian_weight={weight} needs loss.second_order to be one of {', '.join(RESIDUAL)}",
     )
     _validate_noise_range(config)
-    sampler = config.sampling.sampler
+    sampler, vectors = config.sampling.sampler, config.sampling.krylov_vectors
     _require(
         has_head or "ozaki" not in sampler,
         f"sampling.sampler={sampler} needs a second-order model: choose another model.head",
@@ -153,10 +137,7 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         f"sampling.sampler={sampler} needs a model of many noise levels: set model.smallest_noise "
         "and model.largest_noise",
     )
-    _require(
-        config.sampling.krylov_vectors >= 2,
-        f"sampling.krylov_vectors must be at least 2, got {config.sampling.krylov_vectors}",
-    )
+    _require(vectors >= 2, f"sampling.krylov_vectors must be at least 2, got {vectors}")
     _require(
         model.output_units != "score" or not (has_head and model.positive_definite),
         "model.output_units=score needs model.positive_definite=False",
@@ -183,7 +164,3 @@ def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
     )
     _require(model.name == "unet", f"model.name={model.name} takes no noise level; choose unet")
     _require(bool(model.data_std), "a range of noise levels needs model.data_std > 0")
-
-
-def _get(config: ml_collections.ConfigDict, path: str) -> Any:
-    return functools.reduce(lambda group, name: group[name], path.split("."), config)

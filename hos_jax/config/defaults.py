@@ -7,10 +7,7 @@ from ml_collections import config_dict
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Every key that a run has, with the project's defaults.
-
-    Values that may be left out are `None` and typed, so that an override is still checked.
-    """
+    """The project's defaults; what may be left out is a typed `None`: overrides are checked."""
     none = config_dict.placeholder
     config = ml_collections.ConfigDict()
     config.runner = ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterator
+from operator import getitem
 
 from ml_collections import ConfigDict
 
@@ -28,51 +30,37 @@ def nearest(key: str, known: list[str]) -> str | None:
 
 
 def check_key(key: str, known: list[str], prefix: str = "") -> None:
-    """Refuse a key that is not known, and say which was probably meant, after `prefix`.
-
-    Raises:
-      UserError: one line.
-    """
-    if key in known:
-        return
+    """Raise UserError for a key that is not known: which was probably meant, after `prefix`."""
     if key == "sampling.step_size":
         raise UserError(f"{key} is now {prefix}sampling.step_fraction, in units of sigma^2")
-    near = nearest(key, known)
-    hint = f": did you mean {prefix}{near}?" if near else ""
-    raise UserError(f"unknown config key {key!r}{hint}")
+    if key not in known:
+        near = nearest(key, known)
+        hint = f": did you mean {prefix}{near}?" if near else ""
+        raise UserError(f"unknown config key {key!r}{hint}")
 
 
 def check_keys_and_types(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Refuse a config that has other keys than `defaults`, or values of other types.
+    """Raise UserError for a config of other keys than `defaults`, or values of other types.
 
     An integer will do for a float, and `None` where the default is `None`.
-
-    Raises:
-      UserError: one line that names the key, and for an unknown one the nearest that there is.
     """
     if not isinstance(config, ConfigDict):
         raise UserError(f"a config must be a ConfigDict, got {type(config).__name__}")
     known = list(all_keys(defaults))
     for key in all_keys(config):
         check_key(key, known)
-    _check_types(config, defaults, "")
-
-
-def _check_types(config: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
-    for key in defaults:
-        path, kind = prefix + key, defaults.get_type(key)
-        if key not in config:
+    for path in known:
+        *groups, key = path.split(".")
+        given, default = (functools.reduce(getitem, groups, each) for each in (config, defaults))
+        if key not in given:
             raise UserError(f"config key {path} is missing: start from hos_jax.config's defaults")
-        value = config[key]
-        if kind is ConfigDict:
-            if not isinstance(value, ConfigDict):
-                raise UserError(f"{path} must be a group of keys, got {value!r}")
-            _check_types(value, defaults[key], f"{path}.")
-        elif not _fits(value, kind, optional=defaults[key] is None):
-            raise UserError(f"{path} must be {_NAMES[kind]}, got {value!r}")
+        kind = default.get_type(key)
+        if not _fits(given[key], kind, optional=default[key] is None):
+            raise UserError(f"{path} must be {_NAMES[kind]}, got {given[key]!r}")
 
 
 _NAMES = {
+    ConfigDict: "a group of keys",
     bool: "True or False",
     int: "an integer",
     float: "a number",
@@ -85,10 +73,8 @@ def _fits(value: object, kind: type, *, optional: bool) -> bool:
     if value is None:
         return optional
     if kind is tuple:
-        if not isinstance(value, tuple | list):
-            return False
-        return all(_fits(item, int, optional=False) for item in value)
-    # Python counts True among the integers.
-    if isinstance(value, bool):
+        items = value if isinstance(value, tuple | list) else [None]
+        return all(_fits(item, int, optional=False) for item in items)
+    if isinstance(value, bool):  # which Python counts among the integers
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)

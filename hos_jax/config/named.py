@@ -16,11 +16,7 @@ FOLDERS = (
 
 
 def find_config(name: str) -> Path:
-    """The file of a config given by path, or by name with or without .py or .yml.
-
-    Raises:
-      UserError: if there is none; lists those that there are.
-    """
+    """The file of a config by path, or by name with or without .py or .yml; see `named_config`."""
     given = Path(name)
     if given.suffix == ".py" and given.is_file():
         return given

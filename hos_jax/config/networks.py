@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from hos_jax.errors import UserError
 from hos_jax.models.heads import STRUCTURES, SecondOrderHead
@@ -15,40 +15,31 @@ from hos_jax.models.refinenet import RefineNet
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.models.unet import UNet
 
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
 NAMES = ("unet", "refinenet", "mlp")
 HEADS = ("none", *STRUCTURES)
 THIRD_ORDER_HEADS = ("none", "diagonal")
 
 
 def _network(model: ConfigDict) -> Callable:
-    dtype = jnp.dtype(model.dtype)
+    images = {"features": model.ngf, "dtype": jnp.dtype(model.dtype), "remat": model.remat}
     if model.name == "unet":
         return functools.partial(
             UNet,
-            features=model.ngf,
             multipliers=tuple(model.multipliers),
             blocks=model.blocks,
             patch_size=model.patch_size,
             attention_size=model.attention_size,
-            dtype=dtype,
-            remat=model.remat,
+            **images,
         )
     if model.name == "refinenet":
-        return functools.partial(RefineNet, features=model.ngf, dtype=dtype, remat=model.remat)
+        return functools.partial(RefineNet, **images)
     if model.name == "mlp":
         return functools.partial(MLP, features=model.ngf, depth=model.depth)
     raise UserError(f"unknown model.name {model.name!r}; choose one of {', '.join(NAMES)}")
 
 
 def make_model(model: ConfigDict) -> ScoreModel:
-    """The score model that the `model` group of a config describes.
-
-    Raises:
-      UserError: for an unknown network, head or combination.
-    """
+    """What a config's `model` describes; UserError for an unknown network, head or combination."""
     try:
         head = None
         if model.head != "none":

@@ -51,20 +51,13 @@ def to_plain(config: ml_collections.ConfigDict) -> dict:
 def save(
     config: ml_collections.ConfigDict, workdir: Path, images: dict[str, Any] | None = None
 ) -> None:
-    """Write everything that makes the run to `config.json`: all keys, the versions, the images.
-
-    `images` are those it is trained on, see `ImageData.identity`.
-    """
+    """Write what makes the run to `config.json`: all keys, versions, `ImageData.identity`."""
     content = {**to_plain(config), "versions": versions(), "images": images}
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def load(workdir: Path) -> ml_collections.ConfigDict:
-    """Read the config of the run in `workdir`.
-
-    Raises:
-      UserError: if there is no run, or its config cannot be read.
-    """
+    """The config of the run in `workdir`; UserError if there is none, or it cannot be read."""
     path = workdir / CONFIG_FILE
     if not path.is_file():
         raise NoRunError(f"no run in {workdir}: {CONFIG_FILE} is missing")
@@ -94,39 +87,27 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
 
 
 def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.ConfigDict) -> None:
-    """Refuse to go on with a run under another model, noise, seed, data or loss.
-
-    What else differs is logged, a line for each setting.
-
-    Raises:
-      OtherRunError: with the differences.
-    """
+    """Raise OtherRunError where settings of `IDENTITY` differ; what else differs is logged."""
     changed = differences(to_plain(saved), to_plain(asked))
 
     def refused(line: str) -> bool:
         key = line.partition(":")[0]
-        # Where the images lie may change between machines; what they are may not.
         if key == "optim.ema":
             return bool(saved.optim.ema) != bool(asked.optim.ema)
+        # Where the images lie may change between machines; what they are may not.
         return key != "data.root" and key.partition(".")[0] in IDENTITY
 
-    if any(map(refused, changed)):
-        reason = "; ".join(filter(refused, changed))
+    if reason := "; ".join(filter(refused, changed)):
         raise OtherRunError(f"this run was made with other settings ({reason})")
     for line in changed:
         logger.warning("another setting than the run's: %s", line)
 
 
 def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
-    """Refuse to go on with a run, or to test it, on other images than it was trained on.
+    """Raise OtherRunError for `images` (`ImageData.identity`) that the run was not trained on.
 
-    Those it was trained on could be among the held-out ones. A run that does not say what it was
-    trained on, such as an imported one, goes on with any.
-
-    `images` are those that there are now, see `ImageData.identity`.
-
-    Raises:
-      OtherRunError: with the numbers of images.
+    Those it was trained on could be among the held-out ones. A run that does not say, such as an
+    imported one, goes on with any.
     """
     saved = json.loads((workdir / CONFIG_FILE).read_bytes()).get("images")
     if saved is None or saved == images:

@@ -23,12 +23,9 @@ RUNNERS = {
 
 
 def apply_runner(config, name: str) -> None:
-    """Set what the runner decides in a config: the head, and the losses that go with it.
+    """Set what a runner decides: the head and its losses; UserError for a name that is none.
 
     A config may have a local factor in place of the runner's diagonal, as local_low_rank.
-
-    Raises:
-      UserError: for a name that is no runner.
     """
     if name not in RUNNERS:
         hint = did_you_mean(name, RUNNERS, cutoff=0.3)

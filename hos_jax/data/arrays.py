@@ -24,12 +24,9 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
     `targets` or `y` (`train_labels`, `y_test`), or come second without a name. Arrays that are
     not used, such as those called `val`, are named in a warning.
 
-    Values are those of the file: floating-point numbers are data units as they are, so that
-    sigma and `model.data_std` are in these units too. Bytes are mapped onto [-1, 1].
-
-    Returns:
-        ImageData with images uint8 or float32; the range of float32 images is [0, 1] or [-1, 1]
-        where they fill at least half of it, and else from their smallest value to the largest.
+    Floating-point numbers are data units as they are, so that sigma and `model.data_std` are in
+    these units too; their range is [0, 1] or [-1, 1] where they fill at least half of it, and else
+    from their smallest value to the largest. Bytes are mapped onto [-1, 1].
 
     Raises:
         UserError: `root` is not given or cannot be read, or its arrays are not as above: other
@@ -55,20 +52,17 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
     if unused:
         logger.warning("%s: not used: %s", path, ", ".join(unused))
     if "train" not in images:
-        raise UserError(
-            f"{path} has no images, an array (N, H, W) or (N, H, W, C): reshape it; "
-            "for vectors there is hos_jax.fit.rows"
-        )
+        remedy = "reshape it; for vectors there is hos_jax.fit.rows"
+        raise UserError(f"{path} has no images, an array (N, H, W) or (N, H, W, C): {remedy}")
     found = {
         part: _part(f"{path}, {part}", array, labels.get(part)) for part, array in images.items()
     }
-    train = found["train"]
-    if "held_out" in found:
-        new = _not_trained(path, train.images, found["held_out"].images)
-        held_out = found["held_out"].take(new)
+    train, held_out = found["train"], found.get("held_out")
+    if held_out:
+        held_out = held_out.take(_not_trained(path, train.images, held_out.images))
+    elif len(train.images) < 2:
+        raise UserError(f"{path} holds {len(train.images)} images: at least 2 are needed")
     else:
-        if len(train.images) < 2:
-            raise UserError(f"{path} holds {len(train.images)} images: at least 2 are needed")
         mask = held_out_mask(train.images, str(path))
         train, held_out = train.take(~mask), train.take(mask)
     parts = train.images, held_out.images, train.labels, held_out.labels
@@ -96,9 +90,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             with loaded:
                 return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # a damaged file makes NumPy raise anything from KeyError on
-        raise UserError(
-            f"{path} cannot be read as .npy or .npz without pickles: {reason(error)}"
-        ) from error
+        what = "cannot be read as .npy or .npz without pickles"
+        raise UserError(f"{path} {what}: {reason(error)}") from error
 
 
 def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
@@ -107,23 +100,18 @@ def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
         raise UserError(f"{what}: images are {array.dtype}: save them as uint8 or as float32")
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(
-            f"{what}: images are {array.shape}: reshape them to (N, H, W) or (N, H, W, C), with 1 "
-            "or 3 channels on the last axis"
-        )
+        wanted = "(N, H, W) or (N, H, W, C), with 1 or 3 channels on the last axis"
+        raise UserError(f"{what}: images are {array.shape}: reshape them to {wanted}")
     with np.errstate(over="ignore"):
-        kind = np.uint8 if array.dtype == np.uint8 else np.float32
-        images = np.ascontiguousarray(images, kind)
+        images = np.ascontiguousarray(images, np.uint8 if array.dtype == np.uint8 else np.float32)
     if not np.isfinite(images).all():
         raise UserError(f"{what}: images have values that are not finite in float32: mend them")
     if labels is None:
         return _Part(images, None)
     count = len(images)
     if labels.size != count or labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{what}: labels are {labels.dtype} {labels.shape}: there must be one integer for each "
-            f"of the {count} images"
-        )
+        wanted = f"there must be one integer for each of the {count} images"
+        raise UserError(f"{what}: labels are {labels.dtype} {labels.shape}: {wanted}")
     return _Part(images, labels.reshape(count).astype(np.int32))
 
 

@@ -24,14 +24,12 @@ def batch_at(
     """The batch of one step, for one process; a pure function of its arguments.
 
     Step t covers positions t * batch_size ... (t + 1) * batch_size - 1 of an endless stream that
-    runs through the data once per epoch, each epoch in a fresh order derived from (seed, epoch).
-    So every image is used exactly once an epoch, also where an epoch ends inside a batch, and a
+    runs through the data once per epoch, each epoch in a fresh order derived from (seed, epoch): a
     run resumed at step t sees what an uninterrupted one would have seen.
 
-    The global batch does not depend on `process_count`: process p takes the p-th contiguous slice
-    of it, and the slices of all processes, concatenated, are the one-process batch bit for bit.
-    A flip is decided by (seed, step, position in the global batch). The random streams are
-    NumPy's Philox; they are the same as long as NumPy's `permutation` and `random` are.
+    Process p takes the p-th contiguous slice of the global batch, which does not depend on
+    `process_count`. A flip is decided by (seed, step, position in the global batch). The random
+    streams are NumPy's Philox; they are the same as NumPy's `permutation` and `random` are.
 
     Args:
         images: (N, ...), images (N, H, W, C) or vectors (N, D), any dtype.
@@ -51,19 +49,16 @@ def batch_at(
     _check(images, step, seed, batch_size, process_index, process_count, random_flip)
     share = batch_size // process_count
     local = slice(process_index * share, (process_index + 1) * share)
-    batch = images[_indices(step, seed, batch_size, len(images))[local]]
+    epoch, start = divmod(step * batch_size, len(images))
+    indices = _permutation(seed, epoch, len(images))[start : start + batch_size]
+    missing = batch_size - len(indices)
+    if missing:
+        indices = np.append(indices, _permutation(seed, epoch + 1, len(images))[:missing])
+    batch = images[indices[local]]
     if random_flip:
         flips = (_generator(seed, _FLIP, step).random(batch_size) < 0.5)[local]
         batch[flips] = batch[flips, :, ::-1]
     return batch
-
-
-def _indices(step: int, seed: int, batch_size: int, n: int) -> np.ndarray:
-    """Which images the global batch of `step` holds, int64 (batch_size,)."""
-    epoch, start = divmod(step * batch_size, n)
-    first = _permutation(seed, epoch, n)[start : start + batch_size]
-    missing = batch_size - len(first)
-    return np.append(first, _permutation(seed, epoch + 1, n)[:missing]) if missing else first
 
 
 @lru_cache(maxsize=4)
@@ -86,15 +81,12 @@ def _check(images, step, seed, batch_size, process_index, process_count, random_
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} must be at least 1")
     if batch_size > len(images):
-        raise UserError(
-            f"batch size {batch_size} exceeds the {len(images)} training examples: make it smaller"
-        )
+        what = f"exceeds the {len(images)} training examples: make it smaller"
+        raise UserError(f"batch size {batch_size} {what}")
     if batch_size % process_count:
-        raise UserError(
-            f"batch size {batch_size} is not divisible by the {process_count} processes: "
-            f"use {batch_size // process_count * process_count or process_count}"
-        )
+        nearest = batch_size // process_count * process_count or process_count
+        what = f"is not divisible by the {process_count} processes: use {nearest}"
+        raise UserError(f"batch size {batch_size} {what}")
     if random_flip and images.ndim != 4:
-        raise UserError(
-            f"random_flip needs images (N, H, W, C), got shape {images.shape}: turn it off"
-        )
+        what = f"got shape {images.shape}: turn it off"
+        raise UserError(f"random_flip needs images (N, H, W, C), {what}")

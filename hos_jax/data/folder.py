@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -30,11 +29,9 @@ _IMAGE_NAME = re.compile(
 
 logger = logging.getLogger(__name__)
 
-# Of files that are reported, so many are named.
-_NAMED_FILES = 10
+_NAMED_FILES = 10  # of those that are reported
 # TIFF's numbers of the bits of a value, and of its kind: 1 and 4 are no signed or real numbers.
 _TIFF_BITS, _TIFF_KIND = 258, 339
-
 # What is said of files that are not read as they are.
 _NO_IMAGE = "are left alone, with neither the name nor the content of an image"
 _SEVERAL = "hold several pictures, of which the first is read"
@@ -49,10 +46,9 @@ def load_folder(
     image_size: int | tuple[int, int] = 32,
     skip_unreadable: bool = False,
 ) -> ImageData:
-    """Every image below `root`: central part, antialiased resize.
+    """Every image below `root`: central part, resized by a bilinear filter with antialiasing.
 
-    The defaults are those published for CelebA (178 x 218 pixels): the central 140 x 140 pixels,
-    resized to 32 x 32 by a bilinear filter with antialiasing. Nested folders, hidden files and
+    The defaults are those published for CelebA (178 x 218 pixels). Nested folders, hidden files and
     links are followed; an image is known by its name or by its content, and other files are left
     alone. Images are taken in the order of their path and held out as `held_out_mask` says.
 
@@ -67,9 +63,8 @@ def load_folder(
             name it in a warning.
 
     Raises:
-        UserError: `root` is not given, does not exist or holds fewer than two images; a file is
-            not a readable 8-bit image, holds several images or is smaller than `crop`; sizes that
-            are not positive.
+        UserError: `root` holds fewer than two images; a file is not one readable 8-bit image, or
+            smaller than `crop`; sizes that are not positive.
     """
     if root is None:
         raise UserError("image_folder needs a folder of images: set --config.data.root=FOLDER")
@@ -89,12 +84,8 @@ class _UnreadableError(UserError):
     """A file that is not a readable 8-bit image."""
 
 
-class _Picture(NamedTuple):
-    """An image as read: its pixels (H, W, 3), a checksum of its file, and what to say of it."""
-
-    pixels: np.ndarray
-    digest: bytes
-    notes: tuple[str, ...]
+# An image as read: its pixels (H, W, 3), a checksum of its file, and what to say of it.
+_Picture = tuple[np.ndarray, bytes, list[str]]
 
 
 def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None]]:
@@ -157,21 +148,22 @@ def _read_all(
                 if isinstance(result, _UnreadableError):
                     errors.append(result)
                     continue
+                said = [_NO_IMAGE]
                 if result is not None:
-                    images[count], count = result.pixels, count + 1
+                    images[count], digest, said = result
+                    count += 1
                     # Of the files and not of their pixels: decoders may differ between machines.
-                    checksum.update(result.digest)
-                for note in (_NO_IMAGE,) if result is None else result.notes:
+                    checksum.update(digest)
+                for note in said:
                     notes.setdefault(note, []).append(path.relative_to(folder))
     finally:
         pool.shutdown(cancel_futures=True)  # or an unreadable file is reported after all the others
     _report(folder, count, errors, notes)
     if count < 2:
         found = f"{count} readable images" if errors else f"{count} image files"
-        raise UserError(
-            f"{folder} holds {found} and at least 2 are needed ({', '.join(FORMATS)}): set "
-            "--config.data.root to a folder of images"
-        )
+        needed = f"at least 2 are needed ({', '.join(FORMATS)})"
+        remedy = "set --config.data.root to a folder of images"
+        raise UserError(f"{folder} holds {found} and {needed}: {remedy}")
     channels = 1 if len(notes.get(_GREY, ())) == count else 3
     return images[:count, ..., :channels], checksum.hexdigest()
 
@@ -180,8 +172,8 @@ def _report(folder: Path, count: int, errors: list, notes: dict[str, list[Path]]
     """Say which files are left out, and which are read in a way that may surprise."""
 
     def named(files: list) -> str:
-        more = f"; and {len(files) - _NAMED_FILES} more" if len(files) > _NAMED_FILES else ""
-        return "; ".join(map(str, files[:_NAMED_FILES])) + more
+        more = [f"and {len(files) - _NAMED_FILES} more"] if len(files) > _NAMED_FILES else []
+        return "; ".join([*map(str, files[:_NAMED_FILES]), *more])
 
     if errors:
         logger.warning("%s: %d files are skipped: %s", folder, len(errors), named(errors))
@@ -195,7 +187,7 @@ def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
     """One file; None if neither its name nor its content is that of an image.
 
     Raises:
-        _UnreadableError: it is not a readable 8-bit image; whatever Pillow raises on damage.
+        _UnreadableError: it is not a readable 8-bit image.
         UserError: it is smaller than the crop.
     """
     notes = []
@@ -222,20 +214,18 @@ def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
     except _UnreadableError:
         raise
     except Image.DecompressionBombError as error:
-        most = 2 * Image.MAX_IMAGE_PIXELS
-        raise _UnreadableError(
-            f"{path} is too large, at most {most} pixels are read: make it smaller or cut it up"
-        ) from error
+        most = f"at most {2 * Image.MAX_IMAGE_PIXELS} pixels are read"
+        what = f"{path} is too large, {most}: make it smaller or cut it up"
+        raise _UnreadableError(what) from error
     except Exception as error:  # Pillow's readers raise whatever damage makes them run into
         unknown = isinstance(error, Image.UnidentifiedImageError)
-        raise _UnreadableError(
-            f"{path} is not a readable image ({', '.join(FORMATS)}): mend or remove it: "
-            f"{'it has other content' if unknown else reason(error)}"
-        ) from error
+        said = "it has other content" if unknown else reason(error)
+        what = f"is not a readable image ({', '.join(FORMATS)}): mend or remove it: {said}"
+        raise _UnreadableError(f"{path} {what}") from error
     pixels = np.asarray(_central_part(path, image, crop, size))
     if (pixels == pixels[..., :1]).all():
         notes.append(_GREY)
-    return _Picture(pixels, digest, tuple(notes))
+    return pixels, digest, notes
 
 
 def _check_form(path: Path, image: Image.Image) -> None:
@@ -250,9 +240,8 @@ def _check_form(path: Path, image: Image.Image) -> None:
         raise _UnreadableError(f"{path} is not an 8-bit image: convert it to 8 bits or remove it")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
-        raise _UnreadableError(
-            f"{path} holds {frames} images: save each in a file of its own, or remove it"
-        )
+        remedy = "save each in a file of its own, or remove it"
+        raise _UnreadableError(f"{path} holds {frames} images: {remedy}")
 
 
 def _central_part(path: Path, image: Image.Image, crop: int, size: tuple[int, int]) -> Image.Image:
@@ -262,10 +251,9 @@ def _central_part(path: Path, image: Image.Image, crop: int, size: tuple[int, in
     part_width = part_height * columns // rows if crop else min(width, height * columns // rows)
     part_width = max(1, part_width)
     if part_height > height or part_width > width:
-        raise UserError(
-            f"{path} is {width} x {height}, smaller than the crop of {crop} pixels: "
-            "lower --config.data.crop, or set it to 0 for the largest part that fits"
-        )
+        remedy = "lower --config.data.crop, or set it to 0 for the largest part that fits"
+        what = f"is {width} x {height}, smaller than the crop of {crop} pixels"
+        raise UserError(f"{path} {what}: {remedy}")
     left, top = (width - part_width) // 2, (height - part_height) // 2
     # Not resize(box=...): its filter would look beyond the edge of the box.
     part = image.crop((left, top, left + part_width, top + part_height))

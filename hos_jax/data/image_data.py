@@ -45,13 +45,10 @@ class ImageData:
                     f"{self.name}: images must be uint8 or float32 (N, H, W, C) with N > 0, "
                     f"got {images.dtype} {images.shape}"
                 )
-            if labels is not None and (
-                labels.dtype != np.int32 or labels.shape != images.shape[:1]
-            ):
-                raise ValueError(
-                    f"{self.name}: labels must be int32 ({len(images)},), "
-                    f"got {labels.dtype} {labels.shape}"
-                )
+            wanted = f"int32 ({len(images)},)"
+            got = wanted if labels is None else f"{labels.dtype} {labels.shape}"
+            if got != wanted:
+                raise ValueError(f"{self.name}: labels must be {wanted}, got {got}")
         train, held_out = (f"{images.dtype} {images.shape[1:]}" for images, _ in pairs)
         if train != held_out:
             raise ValueError(f"{self.name}: train images are {train}, held-out ones {held_out}")
@@ -70,22 +67,18 @@ class ImageData:
 
     def identity(self) -> dict[str, Any]:
         """What tells these images from others: their numbers and a checksum, as JSON types."""
-        checksum = self.checksum
-        if not checksum:
-            found = hashlib.blake2b(np.ascontiguousarray(self.train).data, digest_size=16)
-            found.update(np.ascontiguousarray(self.held_out).data)
-            checksum = found.hexdigest()
+        found = hashlib.blake2b(digest_size=16)
+        for images in () if self.checksum else (self.train, self.held_out):
+            found.update(np.ascontiguousarray(images).data)
+        checksum = self.checksum or found.hexdigest()
         return {"train": len(self.train), "held_out": len(self.held_out), "checksum": checksum}
 
 
 def to_float(images: Any, value_range: tuple[float, float]) -> Any:
-    """Map bytes 0..255 affinely onto `value_range`, in float32.
+    """Map bytes 0..255 affinely onto `value_range`, in float32: NumPy or JAX arrays of any shape.
 
-    Works on NumPy and on JAX arrays of any shape, under `jit` as well, and gives back the same
-    kind. NumPy and compiled results may differ in the last bit.
-
-    Raises:
-        ValueError: `images` is not uint8, so that nothing is scaled twice.
+    NumPy and compiled results may differ in the last bit. ValueError for `images` that are not
+    uint8, so that nothing is scaled twice.
     """
     if images.dtype != np.uint8:
         raise ValueError(f"to_float takes uint8 images, got {images.dtype}")
@@ -96,8 +89,7 @@ def to_float(images: Any, value_range: tuple[float, float]) -> Any:
 def to_uint8(images: Any, value_range: tuple[float, float]) -> Any:
     """The inverse of `to_float` for writing pictures: clip to `value_range`, round to bytes.
 
-    `to_uint8(to_float(x, r), r) == x`. Values outside the range are clipped and NaN becomes 0: a
-    picture of a diverged run can still be written.
+    NaN becomes 0: a picture of a diverged run can still be written.
     """
     xp = jnp if isinstance(images, jax.Array) else np
     low, high = value_range

@@ -73,20 +73,14 @@ def load_photos(*, image_size: int = 32) -> ImageData:
             for region, split in _regions(_read("photos", package, name, _photograph)):
                 crops[split] += _crops(region, image_size)
     if not all(crops.values()):
-        raise UserError(
-            f"photos: image_size {image_size} is larger than the held-out part of every photograph:"
-            " use 32 or 64"
-        )
+        what = "is larger than the held-out part of every photograph"
+        raise UserError(f"photos: image_size {image_size} {what}: use 32 or 64")
     train, held_out = map(_shuffled, crops.values())
     return ImageData("photos", train, held_out, None, None, SIGNED_RANGE)
 
 
 def _read(name: str, package: str, file: str, reader: Callable[[Path], Any]) -> Any:
-    """What a file inside an installed package holds; the package is not imported.
-
-    Raises:
-        UserError: the package is not installed, or its file cannot be read.
-    """
+    """What a file inside an installed package holds; the package is not imported."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise missing_package(f"data set {name!r}", package, _EXTRA)
@@ -94,9 +88,8 @@ def _read(name: str, package: str, file: str, reader: Callable[[Path], Any]) -> 
     try:
         return reader(path)
     except (OSError, EOFError, ValueError) as error:
-        raise UserError(
-            f'{name}: cannot read {path}: reinstall it with pip install "hos_jax[{_EXTRA}]"'
-        ) from error
+        remedy = f'reinstall it with pip install "hos_jax[{_EXTRA}]"'
+        raise UserError(f"{name}: cannot read {path}: {remedy}") from error
 
 
 def _photograph(path: Path) -> Image.Image:
@@ -112,20 +105,16 @@ def _digits(
     images = np.rint(table[:, :-1] * scale).astype(np.uint8).reshape(-1, side, side, 1)
     labels = table[:, -1].astype(np.int32)
     train, held_out = stratified_split(labels, held_out_per_class)
-    return ImageData(
-        name, images[train], images[held_out], labels[train], labels[held_out], UNIT_RANGE
-    )
+    parts = images[train], images[held_out], labels[train], labels[held_out]
+    return ImageData(name, *parts, UNIT_RANGE)
 
 
 def _regions(photograph: Image.Image) -> list[tuple[Image.Image, str]]:
     """The photograph as three side-by-side regions, each with the name of its split."""
     width, height = photograph.size
-    left, right = (width * sixteenths // 16 for sixteenths in _HELD_OUT_BAND)
-    return [
-        (photograph.crop((0, 0, left, height)), "train"),
-        (photograph.crop((left, 0, right, height)), "held_out"),
-        (photograph.crop((right, 0, width, height)), "train"),
-    ]
+    ends = (0, *(width * sixteenths // 16 for sixteenths in _HELD_OUT_BAND), width)
+    parts = zip(ends, ends[1:], ("train", "held_out", "train"), strict=False)
+    return [(photograph.crop((left, 0, right, height)), split) for left, right, split in parts]
 
 
 def _crops(region: Image.Image, size: int) -> list[np.ndarray]:
@@ -134,10 +123,8 @@ def _crops(region: Image.Image, size: int) -> list[np.ndarray]:
     for factor, steps_per_crop in _SCALES:
         # Image.reduce averages disjoint blocks: nothing from outside the region enters.
         pixels = np.asarray(region.reduce(factor))
-        stride = size // steps_per_crop
-        for top in range(0, pixels.shape[0] - size + 1, stride):
-            for left in range(0, pixels.shape[1] - size + 1, stride):
-                crops.append(pixels[top : top + size, left : left + size])
+        tops, lefts = (range(0, n - size + 1, size // steps_per_crop) for n in pixels.shape[:2])
+        crops += [pixels[i : i + size, j : j + size] for i in tops for j in lefts]
     return crops
 
 

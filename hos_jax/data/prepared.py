@@ -32,9 +32,7 @@ _WITHOUT_DOWNLOAD = (
 
 
 def load_prepared(name: str, *, root: str | os.PathLike | None = None) -> ImageData:
-    """Load a TFDS data set, downloading and preparing it first where that was not done yet.
-
-    Training images are TFDS's train split, held-out images its test split, in TFDS's order.
+    """TFDS's train and test splits, downloaded and prepared first where that was not done yet.
 
     Args:
         root: TFDS's data_dir: the data lies in `root/name/version`, downloads in
@@ -90,39 +88,38 @@ def _read_split(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _reading(place: Any, name: str) -> Iterator[None]:
-    """Say in one line what cannot be read, whatever the readers raise."""
+def _explained(name: str, what: str, remedy: str) -> Iterator[None]:
+    """Say in one line what fails, whatever TFDS, its readers, the network or the disk raise."""
     try:
         yield
+    except UserError:
+        raise
     except ImportError as error:
         raise missing_package(f"data set {name!r}", error.name or str(error), "tfds") from error
     except Exception as error:
-        raise UserError(
-            f"the prepared data in {place} cannot be read ({_named(error)}): "
-            "delete that folder to prepare it again, or set another --config.data.root"
-        ) from error
+        raise UserError(f"{what} ({type(error).__name__}: {reason(error)}): {remedy}") from error
+
+
+def _reading(place: Any, name: str) -> contextlib.AbstractContextManager[None]:
+    remedy = "delete that folder to prepare it again, or set another --config.data.root"
+    return _explained(name, f"the prepared data in {place} cannot be read", remedy)
 
 
 def _prepare(builder: Any, name: str) -> None:
     """Download and write the data set; TFDS renames it into place only when it is complete."""
-    try:
+    what = f"cannot download and prepare {name} in {builder.data_path}"
+    with _explained(name, what, f"check the network and the free space, {_WITHOUT_DOWNLOAD}"):
         _check_network(builder)
         tensorflow = importlib.import_module("tensorflow")
         # It only encodes images here; without this it may claim the memory of every GPU.
         with contextlib.suppress(RuntimeError):
             tensorflow.config.set_visible_devices([], "GPU")
-        builder.download_and_prepare(file_format=_FORMAT)
-    except ImportError as error:
-        raise missing_package(f"data set {name!r}", error.name or str(error), "tfds") from error
-    except UserError:
-        raise
-    except Exception as error:  # network, checksum, disk: all that TFDS and requests may raise
-        # Another process may have prepared the same data meanwhile: then only the rename fails.
-        if not builder.data_path.exists():
-            raise UserError(
-                f"cannot download and prepare {name} in {builder.data_path}: {_named(error)}: "
-                f"check the network and the free space, {_WITHOUT_DOWNLOAD}"
-            ) from error
+        try:
+            builder.download_and_prepare(file_format=_FORMAT)
+        except Exception:
+            # Another process may have prepared the same data meanwhile: only the rename fails.
+            if not builder.data_path.exists():
+                raise
 
 
 def _check_network(builder: Any) -> None:
@@ -144,17 +141,12 @@ def _check_network(builder: Any) -> None:
         ) from error
 
 
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {reason(error)}"
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep TensorFlow and TFDS off the terminal, but for their progress bars, on stderr."""
     loggers = {logger: logger.level for logger in map(logging.getLogger, ("absl", "urllib3"))}
     chosen = "TF_CPP_MIN_LOG_LEVEL" in os.environ
-    if not chosen:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:

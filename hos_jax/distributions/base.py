@@ -20,8 +20,8 @@ _T = TypeVar("_T")
 def law(cls: type[_T]) -> type[_T]:
     """Make a class a frozen dataclass and a pytree; fields with `static=True` metadata are static.
 
-    JAX rebuilds a pytree with placeholders, tracers or stacked arrays in its fields, so the
-    checks of `__post_init__` run for laws that a caller builds, not for those that JAX rebuilds.
+    The checks of `__post_init__` run for laws that a caller builds, not for those that JAX
+    rebuilds with placeholders, tracers or stacked arrays in their fields.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # the line above made it one
@@ -41,9 +41,9 @@ def law(cls: type[_T]) -> type[_T]:
     return cls
 
 
-def set_arrays(instance: object, **values: object) -> None:
-    """Store values in the fields of a law under construction, as arrays of one floating dtype."""
-    arrays = {name: jnp.asarray(value) for name, value in values.items()}
+def set_arrays(instance: object, *names: str) -> None:
+    """Make these fields of a law under construction arrays of one floating dtype."""
+    arrays = {name: jnp.asarray(getattr(instance, name)) for name in names}
     floating = [a.dtype for a in arrays.values() if jnp.issubdtype(a.dtype, jnp.floating)]
     dtype = max(floating, key=lambda d: jnp.finfo(d).bits) if floating else jnp.zeros(()).dtype
     for name, array in arrays.items():
@@ -59,18 +59,15 @@ def require(name: str, value: Array, condition, what: str) -> None:
 
 
 def require_positive(name: str, value: Array) -> None:
-    """Raise ValueError unless every entry is positive and finite."""
     require(name, value, lambda v: np.all(v > 0), "positive and finite")
 
 
 def require_shape(name: str, value: Array, shape: tuple) -> None:
-    """Raise ValueError unless the value has the shape."""
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
 
 
 def require_weights(weights: Array) -> None:
-    """Raise ValueError unless the weights are non-negative and sum to 1 over the last axis."""
     require("weights", weights, lambda w: np.all(w >= 0), "non-negative and finite")
     sums = "summing to 1 over the last axis"
     require("weights", weights, lambda w: np.allclose(w.sum(axis=-1), 1, rtol=0, atol=1e-6), sums)

@@ -18,13 +18,13 @@ CHUNK = 4096
 
 
 class _Points(Law):
-    """What both laws share: the points and how they are walked through."""
+    """What both laws share: the points, and how many are looked at together."""
 
     points: Array
     chunk: int
 
     def __post_init__(self):
-        set_arrays(self, points=self.points)
+        set_arrays(self, "points")
         if self.points.ndim != 2 or 0 in self.points.shape:
             raise ValueError(f"points must have shape (N, D), got {tuple(self.points.shape)}")
         require("points", self.points, lambda _: True, "finite")
@@ -34,19 +34,6 @@ class _Points(Law):
     @property
     def dim(self) -> int:
         return self.points.shape[1]
-
-    def _fold(self, step: Callable, start):
-        """step(carry, points of one chunk) over all chunks; the data are never copied whole."""
-        full, rest = divmod(self.points.shape[0], self.chunk)
-
-        def one_chunk(carry, index):
-            block = jax.lax.dynamic_slice_in_dim(self.points, index * self.chunk, self.chunk)
-            return step(carry, block), None
-
-        carry = start
-        if full:
-            carry, _ = jax.lax.scan(one_chunk, carry, jnp.arange(full))
-        return step(carry, self.points[full * self.chunk :]) if rest else carry
 
 
 @law
@@ -110,6 +97,18 @@ class SmoothedEmpirical(_Points):
         total = jnp.hypot(self.sigma, as_sigma(sigma, self.points.dtype))
         return SmoothedEmpirical(self.points, total, self.chunk)
 
+    def _fold(self, step: Callable, carry):
+        """step(carry, points of one chunk) over all chunks; the data are never copied whole."""
+        full, rest = divmod(self.points.shape[0], self.chunk)
+
+        def one_chunk(carry, index):
+            block = jax.lax.dynamic_slice_in_dim(self.points, index * self.chunk, self.chunk)
+            return step(carry, block), None
+
+        if full:
+            carry, _ = jax.lax.scan(one_chunk, carry, jnp.arange(full))
+        return step(carry, self.points[full * self.chunk :]) if rest else carry
+
     def log_density(self, point: Array) -> Array:
         (largest, total), _ = self._posterior(point)
         log_sum = largest + jnp.log(total)
@@ -140,8 +139,7 @@ class SmoothedEmpirical(_Points):
         kernels, mean = self._posterior(point)
 
         def step(total, block):
-            along = block @ vector - mean @ vector
-            weighted = self._weights(point, block, kernels) * along
+            weighted = self._weights(point, block, kernels) * (block @ vector - mean @ vector)
             return total + weighted @ block - jnp.sum(weighted) * mean
 
         return self._fold(step, jnp.zeros_like(mean))
@@ -153,8 +151,7 @@ class SmoothedEmpirical(_Points):
 
     def _log_kernels(self, point: Array, block: Array) -> Array:
         """-n2(y - x_i) / (2 sigma^2), (M,), from differences: norms would cancel in float32."""
-        scaled = (point[None, :] - block) / self.sigma
-        return -0.5 * jnp.sum(jnp.square(scaled), axis=1)
+        return -0.5 * jnp.sum(jnp.square((point[None, :] - block) / self.sigma), axis=1)
 
     def _weights(self, point: Array, block: Array, kernels: tuple[Array, Array]) -> Array:
         """r_i, with the two numbers of `_posterior`: their log sum would cancel in float32."""
@@ -162,8 +159,7 @@ class SmoothedEmpirical(_Points):
         return jnp.exp(self._log_kernels(point, block) - largest) / total
 
     def _posterior(self, point: Array) -> tuple[tuple[Array, Array], Array]:
-        """The largest log kernel k = max_i -n2(y - x_i) / (2 sigma^2) with the sum of exp(k_i - k),
-        and the posterior mean, in one pass."""
+        """The largest log kernel k with sum_i exp(k_i - k), and the posterior mean, in one pass."""
         self._check_point(point)
 
         def step(carry, block):
@@ -175,7 +171,6 @@ class SmoothedEmpirical(_Points):
             total = total * decay + jnp.sum(kernels)
             return new_largest, total, weighted * decay + kernels @ block
 
-        dtype = self.points.dtype
-        start = (jnp.asarray(-jnp.inf, dtype), jnp.zeros((), dtype), jnp.zeros_like(point))
-        largest, total, weighted = self._fold(step, start)
+        largest, total = jnp.asarray([-jnp.inf, 0.0], self.points.dtype)
+        largest, total, weighted = self._fold(step, (largest, total, jnp.zeros_like(point)))
         return (largest, total), weighted / total

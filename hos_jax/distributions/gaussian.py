@@ -36,7 +36,7 @@ def _log_normalizer(cholesky: Array) -> Array:
 
 def _precision(cholesky: Array) -> Array:
     """Sigma^-1, (D, D): the Hessian is this matrix, so it has to be formed."""
-    return jsl.cho_solve((cholesky, True), jnp.eye(cholesky.shape[0], dtype=cholesky.dtype))
+    return jsl.cho_solve((cholesky, True), jnp.eye(len(cholesky), dtype=cholesky.dtype))
 
 
 @law
@@ -54,7 +54,7 @@ class Gaussian(Law):
     cholesky: Array = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
-        base.set_arrays(self, mean=self.mean, covariance=self.covariance)
+        base.set_arrays(self, "mean", "covariance")
         if self.mean.ndim != 1:
             raise ValueError(f"mean must have shape (D,), got {tuple(self.mean.shape)}")
         base.require_shape("covariance", self.covariance, (self.dim, self.dim))
@@ -90,10 +90,7 @@ class Gaussian(Law):
 def random_correlated_gaussian(key: PRNGKey, dim: int, condition: float) -> Gaussian:
     """A Gaussian with a uniformly random eigenbasis and log-spaced eigenvalues of mean 1.
 
-    `condition`, at least 1, is the ratio of the largest to the smallest eigenvalue.
-
-    Raises:
-      ValueError: if dim < 1 or condition < 1.
+    `condition` is the ratio of the largest to the smallest. ValueError if it or dim is below 1.
     """
     if dim < 1 or not condition >= 1:
         raise ValueError(f"need dim >= 1 and condition >= 1, got {dim} and {condition}")
@@ -135,8 +132,7 @@ class GaussianMixture(Law):
         if (self.covariances is None) == (self.stds is None):
             raise ValueError("give exactly one of covariances (K, D, D) and stds (K,)")
         spread = "stds" if self.covariances is None else "covariances"
-        values = {"weights": self.weights, "means": self.means, spread: getattr(self, spread)}
-        base.set_arrays(self, **values)
+        base.set_arrays(self, "weights", "means", spread)
         if self.means.ndim != 2:
             raise ValueError(f"means must have shape (K, D), got {tuple(self.means.shape)}")
         count, dim = self.means.shape

@@ -54,10 +54,7 @@ def log_derivative(log_terms: Array, expansion: list[Array], order: int) -> Arra
         \kappa_n = m_n - \sum_{j=2}^{n-1} \tbinom{n-1}{j-1} \kappa_j m_{n-j}, \quad
         (\log q)^{(n)} = E_w[h_n] + \kappa_n .
 
-    Args:
-      log_terms: a, (..., M).
-      expansion: h_1 ... h_n, each (..., M).
-      order: n >= 1.
+    The terms a and the h_1 ... h_n of the expansion are (..., M) each; the order is n >= 1.
     """
     weights = jax.nn.softmax(log_terms, axis=-1)
 
@@ -90,8 +87,7 @@ class _Logistics(FactorizedLaw):
     scales: Array
 
     def __post_init__(self):
-        arrays = {"weights": self.weights, "locations": self.locations, "scales": self.scales}
-        base.set_arrays(self, **arrays)
+        base.set_arrays(self, "weights", "locations", "scales")
         if self.weights.ndim != 2:
             raise ValueError(f"weights must have shape (D, K), got {tuple(self.weights.shape)}")
         base.require_shape("locations", self.locations, self.weights.shape)
@@ -130,18 +126,17 @@ class LogisticMixture(_Logistics):
         return SmoothedLogisticMixture(self.weights, self.locations, self.scales, sigma)
 
     def log_density(self, point: Array) -> Array:
-        self._check_point(point)
         return jnp.sum(logsumexp(self._log_terms(point), axis=1))
 
     def score_diagonal(self, point: Array, order: int) -> Array:
         base.check_order(order)
-        self._check_point(point)
-        standardized = (point[:, None] - self.locations) / self.scales
-        derivatives = logistic_derivatives(standardized, order)
+        log_terms = self._log_terms(point)
+        derivatives = logistic_derivatives((point[:, None] - self.locations) / self.scales, order)
         expansion = [term / self.scales**j for j, term in enumerate(derivatives, start=1)]
-        return log_derivative(self._log_terms(point), expansion, order)
+        return log_derivative(log_terms, expansion, order)
 
     def _log_terms(self, point: Array) -> Array:
+        self._check_point(point)
         log_components = logistic.logpdf(point[:, None], self.locations, self.scales)
         return jnp.log(self.weights) + log_components
 
@@ -191,12 +186,10 @@ class SmoothedLogisticMixture(_Logistics):
         return SmoothedLogisticMixture(self.weights, self.locations, self.scales, total)
 
     def log_density(self, point: Array) -> Array:
-        self._check_point(point)
         return jnp.sum(logsumexp(self._quadrature(point).log_terms, axis=(1, 2)))
 
     def score_diagonal(self, point: Array, order: int) -> Array:
         base.check_order(order)
-        self._check_point(point)
         rule = self._quadrature(point)
         derivatives = logistic_derivatives(rule.standardized, order)
         expansion = [rule.share**j * term for j, term in enumerate(derivatives, start=1)]
@@ -209,6 +202,7 @@ class SmoothedLogisticMixture(_Logistics):
         return log_derivative(log_terms, flat, order)
 
     def _quadrature(self, point: Array) -> Rule:
+        self._check_point(point)
         standardized = (point[:, None] - self.locations) / self.scales
         rule = quadrature(standardized, jnp.square(self.sigma / self.scales))
         log_weights = jnp.log(self.weights) - jnp.log(self.scales)

@@ -62,8 +62,7 @@ def _limits(centre: Array, a: Array, b: Array, drop: float) -> Array:
     """
     centre, a, b = centre[..., None], a[..., None], b[..., None]
 
-    def slope(v: Array) -> Array:
-        """b psi'(v)."""
+    def slope(v: Array) -> Array:  # b psi'(v)
         return a - v - b * jnp.tanh(0.5 * v)
 
     start = slope(centre)
@@ -78,12 +77,7 @@ def _limits(centre: Array, a: Array, b: Array, drop: float) -> Array:
 
 @jax.jit
 def quadrature(a: Array, b: Array) -> Rule:
-    """The rule at one point.
-
-    Args:
-      a: (y - m)/s, (D, K).
-      b: (sigma/s)^2, (D, K), positive.
-    """
+    """The rule at one point: a = (y - m)/s, (D, K), and b = (sigma/s)^2, (D, K), positive."""
     drop, count = node_budget(a.dtype)
     fixed_a, fixed_b = jax.lax.stop_gradient((a, b))
     centre = _centre(fixed_a, fixed_b)
@@ -99,8 +93,7 @@ def quadrature(a: Array, b: Array) -> Rule:
     shift = a - fixed_a
     v = (centre + share * shift)[:, :, None] + offsets
     gap = (centre - fixed_a - (1.0 - share) * shift)[:, :, None] + offsets
-    log_kernel = -0.5 * jnp.square(gap) / b[:, :, None]
-    log_kernel += logistic.logpdf(v)
+    log_kernel = -0.5 * jnp.square(gap) / b[:, :, None] + logistic.logpdf(v)
     log_terms = log_kernel + jnp.log(step) - 0.5 * jnp.log(2.0 * jnp.pi * b)[:, :, None]
     share = share[:, :, None]
     return Rule(log_terms, v, gap, share, share * curvature[:, :, None])

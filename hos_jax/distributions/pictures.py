@@ -18,13 +18,10 @@ def _equal_mixture(centres: np.ndarray, std: float) -> GaussianMixture:
 
 
 def checkerboard(cells: int = 4, per_side: int = 12, std: float | None = None) -> GaussianMixture:
-    """The black cells of a `cells` x `cells` board on [-1, 1]^2.
+    """The black cells of a `cells` x `cells` board on [-1, 1]^2, `cells` at least 2.
 
-    Args:
-      cells: cells along each side, at least 2.
-      per_side: centres along each side of a black cell; cells^2 / 2 * per_side^2 components.
-      std: of each component; 0.6 of the distance between centres if None, which makes the cells
-        flat inside.
+    Each has `per_side`^2 components of deviation `std`, by default 0.6 of the distance between
+    centres, which makes the cells flat inside.
     """
     if cells < 2:
         raise ValueError(f"cells must be at least 2, got {cells}")

@@ -1,5 +1,6 @@
 """Runs out of checkpoints of the published code, or out of exported parameters."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
@@ -50,16 +51,15 @@ def published_config(model: PublishedModel) -> ml_collections.ConfigDict:
             "training.batch_size": 100 if model.head == "none" else 40,
         }
     )
-    runner = next(name for name, runner in RUNNERS.items() if runner.head == model.head)
-    apply_runner(config, runner)
+    apply_runner(config, next(name for name in RUNNERS if RUNNERS[name].head == model.head))
     return config
 
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What an import found and made: one line that says what the file holds, the config of the new
-    run, and the mean squared error of the denoised held-out images that were looked at, or None;
-    that of the noise itself is sigma^2."""
+    """What an import found and made: what the file holds in one line, the config of the new run,
+    and the mean squared error of denoised held-out images, or None; that of the noise is sigma^2.
+    """
 
     description: str
     config: ml_collections.ConfigDict
@@ -121,10 +121,9 @@ def _in_order(problem: Problem, found: PublishedModel, images: int) -> Published
     """The model, its two networks exchanged where only the one taken for s2 removes noise."""
     if not found.order_is_assumed or not images:
         return found
-    noise = problem.config.noise**2
-    networks = found.params["diagonal"], found.params["score1"]
-    first, second = (_denoise_mse(problem, network, images) for network in networks)
-    if first < noise <= second:
+    names = "diagonal", "score1"
+    first, second = (_denoise_mse(problem, found.params[name], images) for name in names)
+    if first < problem.config.noise**2 <= second:
         logger.info("the first network of the file removes noise, the second does not: it is s1")
         return found.swapped()
     return found
@@ -149,19 +148,13 @@ def _write_run(problem: Problem, workdir: Path, params: Any, ema: Any, step: int
     if (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: choose another folder")
     state = init_state({"params": params}, problem.optimizer, problem.config.optim.ema)
-    state = dataclasses.replace(
-        state,
-        step=jnp.asarray(step, jnp.int32),
-        ema_params=None if ema is None else {"params": ema},
-    )
+    averages = None if ema is None else {"params": ema}
+    state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32), ema_params=averages)
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir):
-        checkpoints = Checkpoints(workdir / "checkpoints", problem.config.training.keep_checkpoints)
-        try:
+        keep = problem.config.training.keep_checkpoints
+        with contextlib.closing(Checkpoints(workdir / "checkpoints", keep)) as checkpoints:
             # Not evaluated: every checkpoint that training saves after it counts as better.
-            checkpoints.save(
-                step, jax.device_get(state), held_out_loss=float("inf"), details={"seconds": 0.0}
-            )
-        finally:
-            checkpoints.close()
+            state, details = jax.device_get(state), {"seconds": 0.0}
+            checkpoints.save(step, state, held_out_loss=float("inf"), details=details)
         run_config.save(problem.config, workdir)

@@ -69,11 +69,7 @@ def read_parameters(path: Path) -> Parameters:
 
 
 def from_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> Parameters:
-    """The parameters that a file holds, from what `tensor_files.read` found in it.
-
-    Raises:
-      UserError: see `read_parameters`.
-    """
+    """`read_parameters`, from what `tensor_files.read` found in the file."""
     if metadata.get("format") != EXPORT_FORMAT:
         raise UserError(f"{path} was not written by export_parameters")
     try:

@@ -31,7 +31,7 @@ HEAD_NAMES = {"none": "", "diagonal": "diagonal s2 and ", "low_rank": "diagonal 
 
 
 class _Stored(NamedTuple):
-    """One state dictionary: its label in the file ("" without one), and its arrays by name."""
+    """One state dictionary: its label, one of `LABELS` or "", and its arrays by name."""
 
     label: str
     arrays: dict[str, np.ndarray]
@@ -112,22 +112,12 @@ def recognise(content: Any) -> PublishedModel:
     networks = _convert("s1", score1) | (_convert("s2", score2) if score2 is not None else {})
     ema, averaged = dict(networks), []
     for label, trained in (("s1", score1), ("s2", score2)):
-        for average, original in averages:
-            if original is trained:
-                ema |= _convert(label, average)
-                averaged.append(label)
-    features, channels, rank = _sizes(networks)
-    return PublishedModel(
-        head="none" if score2 is None else "low_rank" if score2.is_pair else "diagonal",
-        params=networks,
-        ema_params=ema if averaged else None,
-        averaged=tuple(averaged),
-        features=features,
-        channels=channels,
-        rank=rank,
-        step=_step(content),
-        order_is_assumed=assumed,
-    )
+        for average in (average for average, original in averages if original is trained):
+            ema |= _convert(label, average)
+            averaged.append(label)
+    head = "none" if score2 is None else "low_rank" if score2.is_pair else "diagonal"
+    averages_of = ema if averaged else None, tuple(averaged)
+    return PublishedModel(head, networks, *averages_of, *_sizes(networks), _step(content), assumed)
 
 
 def _state_dictionaries(content: Any, label: str = "") -> Iterator[_Stored]:
@@ -154,10 +144,10 @@ def _original(state: _Stored, raw: list[_Stored]) -> _Stored | None:
     """Of which of the networks as trained this is the average; None if it is one of them."""
     label = state.label.removeprefix("ema_")
     if label != state.label:
-        found = [other for other in raw if other.label == label]
-        if not found:
-            raise UserError(f"{state.label} has no {label} beside it")
-        return found[0]
+        for other in raw:
+            if other.label == label:
+                return other
+        raise UserError(f"{state.label} has no {label} beside it")
     if label:
         return None
     alike = [(_cosine(state.arrays, other.arrays), i) for i, other in enumerate(raw)]
@@ -182,8 +172,7 @@ def _assign(raw: list[_Stored]) -> tuple[_Stored, _Stored | None, bool]:
     by_label = {state.label: state for state in raw if state.label}
     if "s1" in by_label:
         return by_label["s1"], by_label.get("s2"), False
-    pairs = [state for state in raw if state.is_pair]
-    single = [state for state in raw if not state.is_pair]
+    single, pairs = ([state for state in raw if state.is_pair is pair] for pair in (False, True))
     if len(single) == 1 and len(pairs) <= 1:
         return single[0], pairs[0] if pairs else None, False
     if len(single) == 2 and not pairs:
@@ -196,10 +185,10 @@ def _assign(raw: list[_Stored]) -> tuple[_Stored, _Stored | None, bool]:
 
 def _convert(label: str, state: _Stored) -> dict[str, Any]:
     """Parameter trees of the networks behind one score."""
-    prefixes = {"score1": ""} if label == "s1" else {"diagonal": ""}
     if label == "s2" and state.is_pair:
         prefixes = {"factor": "low_rank_model.", "diagonal": "diagonal."}
-    return {name: refinenet_params(state.arrays, prefix) for name, prefix in prefixes.items()}
+        return {name: refinenet_params(state.arrays, prefix) for name, prefix in prefixes.items()}
+    return {"score1" if label == "s1" else "diagonal": refinenet_params(state.arrays)}
 
 
 def _sizes(networks: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -208,17 +197,15 @@ def _sizes(networks: Mapping[str, Any]) -> tuple[int, int, int]:
     channels, features = shapes["score1"][2:]
     for name, shape in shapes.items():
         if shape[2:] != (channels, features):
-            raise UserError(
-                f"network {name} has {shape[3]} channels for images of {shape[2]}, score1 has "
-                f"{features} for images of {channels}: they must agree"
-            )
+            score1 = f"score1 has {features} for images of {channels}: they must agree"
+            network = f"network {name} has {shape[3]} channels for images of {shape[2]}"
+            raise UserError(f"{network}, {score1}")
     outputs = {name: tree["end"]["conv"]["kernel"].shape[-1] for name, tree in networks.items()}
     rank, rest = divmod(outputs.pop("factor", 0), channels)
     wrong = [name for name, count in outputs.items() if count != channels]
     if wrong or rest:
-        raise UserError(
-            f"network {(wrong or ['factor'])[0]} has outputs that do not fit {channels} channels"
-        )
+        name = [*wrong, "factor"][0]
+        raise UserError(f"network {name} has outputs that do not fit {channels} channels")
     return features, channels, rank
 
 

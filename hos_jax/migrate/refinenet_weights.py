@@ -5,6 +5,7 @@ Stored: PyTorch's state dictionary, convolutions OIHW, each InstanceNorm++ one e
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -37,10 +38,8 @@ NORM_PARTS = ("gamma", "alpha", "beta")
 
 
 def _stored_name(layer: str) -> str:
-    names = (
-        found.expand(name) for row, name in STORED_NAMES if (found := re.fullmatch(row, layer))
-    )
-    return next(names)
+    found = ((re.fullmatch(row, layer), name) for row, name in STORED_NAMES)
+    return next(match.expand(name) for match, name in found if match)
 
 
 @functools.lru_cache(maxsize=8)
@@ -52,18 +51,16 @@ def _shapes(width: int, in_channels: int, out_channels: int) -> dict[str, tuple[
 
 
 def refinenet_params(state: Mapping[str, np.ndarray], prefix: str = "") -> dict:
-    """Converts stored arrays to the parameter tree of `RefineNet`.
+    """Converts stored arrays to the parameter tree of `RefineNet`, float32 NumPy arrays.
+
+    `RefineNet(features, out_channels).apply({"params": tree}, images)`, both widths those of the
+    stored arrays. Stored output channel k of a factor network of rank r on images of C channels is
+    factor column k // C at image channel k % C.
 
     Args:
         state: arrays by stored name, as in the state dictionary; every name that starts with
             `prefix` must belong to the network, others are ignored.
         prefix: "low_rank_model." or "diagonal." for the two networks of the low-rank model.
-
-    Returns:
-        Nested dictionary of float32 NumPy arrays:
-        `RefineNet(features, out_channels).apply({"params": tree}, images)`.
-        Both widths are those of the stored arrays. Stored output channel k of a factor network
-        of rank r on images of C channels is factor column k // C at image channel k % C.
 
     Raises:
         UserError: where an array is missing, unexpected or of the wrong shape.
@@ -75,18 +72,17 @@ def refinenet_params(state: Mapping[str, np.ndarray], prefix: str = "") -> dict:
         if prefix + name not in state:
             raise UserError(f"stored weights lack {prefix + name!r}")
         array = np.asarray(state[prefix + name], np.float32)
-        # None stands for a width that this array itself defines.
-        if array.ndim != len(shape) or any(
-            wanted not in (None, found) for wanted, found in zip(shape, array.shape, strict=True)
-        ):
+        # A width that this array itself defines may be "any".
+        pairs = itertools.zip_longest(shape, array.shape)
+        if any(wanted not in ("any", found) for wanted, found in pairs):
+            wanted = f"({', '.join(map(str, shape))})"
             raise UserError(
-                f"stored weight {prefix + name!r} has shape {array.shape}, not "
-                f"({', '.join('any' if n is None else str(n) for n in shape)})"
+                f"stored weight {prefix + name!r} has shape {array.shape}, not {wanted}"
             )
         return array
 
-    width, in_channels = take("begin_conv.weight", None, None, 3, 3).shape[:2]
-    out_channels = take("end_conv.weight", None, width, 3, 3).shape[0]
+    width, in_channels = take("begin_conv.weight", "any", "any", 3, 3).shape[:2]
+    out_channels = take("end_conv.weight", "any", width, 3, 3).shape[0]
     flat = {}
     for path, shape in _shapes(width, in_channels, out_channels).items():
         layer, _, kind = path.rpartition("/")

@@ -74,14 +74,10 @@ def _read_torch(path: Path) -> Any:
         content = torch.load(path, map_location="cpu", weights_only=True)
     # Its unpickler raises whatever a damaged or hostile file drives it into.
     except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise UserError(
-                f"{path} is refused: besides arrays it holds {refused[1]}, which could execute code"
-            ) from error
-        raise UserError(
-            f"{path} cannot be read as a PyTorch checkpoint: {reason(error)}"
-        ) from error
+        what = f"cannot be read as a PyTorch checkpoint: {reason(error)}"
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            what = f"is refused: besides arrays it holds {refused[1]}, which could execute code"
+        raise UserError(f"{path} {what}") from error
     return _to_numpy(content, torch)
 
 

@@ -1,8 +1,7 @@
 r"""Second-order heads: from raw network channels to structured posterior covariances.
 
-The raw output of a network has k values per value of the image, in k blocks of C channels. A head
-turns it into C(y), the posterior covariance in units of sigma^2, or S(y) = C(y) - I = sigma^2 s2.
-Everything is dimensionless.
+A head turns the raw output of a network, k values per value of the image, into C(y), the posterior
+covariance in units of sigma^2, or S(y) = C(y) - I = sigma^2 s2. Everything is dimensionless.
 """
 
 import dataclasses
@@ -107,7 +106,7 @@ class SecondOrderHead:
     def covariance(self, raw: Array, image_shape: ImageShape | None = None) -> SymmetricMatrix:
         """C(y) of one example from raw values (k, D); see `blocks` for the shape."""
         if not self.positive_definite:
-            return self._unconstrained(raw).add_identity(1.0)
+            return self.scaled_hessian(raw).add_identity(1.0)
         if self.structure == "dense":
             dim = raw.shape[-1]
             root = jnp.eye(dim, dtype=raw.dtype) + self.scale * raw.T
@@ -127,11 +126,8 @@ class SecondOrderHead:
 
     def scaled_hessian(self, raw: Array, image_shape: ImageShape | None = None) -> SymmetricMatrix:
         """S(y) = C(y) - I of one example from raw values (k, D)."""
-        if not self.positive_definite:
-            return self._unconstrained(raw)
-        return self.covariance(raw, image_shape).add_identity(-1.0)
-
-    def _unconstrained(self, raw: Array) -> SymmetricMatrix:
+        if self.positive_definite:
+            return self.covariance(raw, image_shape).add_identity(-1.0)
         if self.structure == "dense":
             return Dense(0.5 * self.scale * (raw + raw.T))
         if self.structure == "diagonal":

@@ -2,15 +2,12 @@ r"""The published image network: a dilated RefineNet with InstanceNorm++ and one
 
 The architecture is that of Song & Ermon 2019 (arXiv 1907.05600), built on RefineNet (Lin et al.
 2017, arXiv 1611.06612); Meng et al. 2021 (arXiv 2111.04726) learn second-order scores with it.
-`hos_jax.migrate.refinenet_weights` converts weights of that implementation.
 
-Images are NHWC, (B, H, W, C). Three operations are computed in another, equal form than the one
-in which the architecture is usually described; the tests compare each with the plain form:
+Convolutions with 2x2 mean pooling, and the 5x5 average pooling, are computed in another, equal form
+than the one in which the architecture is usually described; tests compare each with the plain form.
 
-* a 3x3 convolution followed by 2x2 mean pooling is one 4x4 convolution of stride 2, where it does
-  not go by Winograd's filtering;
-* a 1x1 convolution followed by 2x2 mean pooling is done in the other order;
-* the 5x5 average pooling is a sum of five shifted images along each axis.
+Of every unit, `features` is the number of output channels, `dilation` the distance between the taps
+of its 3x3 convolutions and `dtype` that of the computation; parameters are float32.
 
 The activations between a normalisation and its convolution are never kept for the backward
 pass: recomputing them is cheap, and they are two thirds of the memory. (On CPU, JAX 0.10.2
@@ -48,56 +45,31 @@ def normal_around_one(key, shape, dtype=jnp.float32) -> jax.Array:
     return 1 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
-def aligned_corner_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """The matrix of linear interpolation along one axis, the end points kept in place.
-
-    Output i is read at position i (size_in - 1) / (size_out - 1) of the input, so that the first
-    and last points of both grids coincide ("aligned corners").
-
-    Returns:
-        Array (size_out, size_in), float64; every row sums to one.
-    """
-    position = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
-    distance = np.abs(position[:, None] - np.arange(size_in))
-    return np.clip(1 - distance, 0, None)
-
-
-def apply_along_axes(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """Applies one matrix along the image's rows and one along its columns.
-
-    Args:
-        x: images, (B, H, W, C).
-        rows: matrix (H', H).
-        columns: matrix (W', W).
-
-    Returns:
-        Array (B, H', W', C) of x's dtype.
-    """
-    x = jnp.einsum("oh,bhwc->bowc", jnp.asarray(rows, x.dtype), x)
-    return jnp.einsum("pw,bowc->bopc", jnp.asarray(columns, x.dtype), x)
-
-
 def resize_aligned_corners(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear resize, (B, H, W, C) -> (B, height, width, C), with aligned corners.
+    """Bilinear resize, (B, H, W, C) -> (B, height, width, C), the corners of both grids the same.
 
-    An image that already has the size is returned as it is.
+    Along each axis output i is read at position i (size_in - 1) / (size_out - 1) of the input.
     """
     if x.shape[1:3] == (height, width):
         return x
-    return apply_along_axes(
-        x, aligned_corner_matrix(x.shape[1], height), aligned_corner_matrix(x.shape[2], width)
-    )
+
+    def interpolation(size_in: int, size_out: int) -> jax.Array:
+        position = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
+        distance = np.abs(position[:, None] - np.arange(size_in))
+        return jnp.asarray(np.clip(1 - distance, 0, None), x.dtype)
+
+    x = jnp.einsum("oh,bhwc->bowc", interpolation(x.shape[1], height), x)
+    return jnp.einsum("pw,bowc->bopc", interpolation(x.shape[2], width), x)
 
 
-def sum_of_neighbours(x: jax.Array, reach: int, axis: int) -> jax.Array:
-    """Sums of each value and the `reach` ones on both sides along an axis, zeros outside."""
+def sum_of_five(x: jax.Array, axis: int) -> jax.Array:
+    """Sums of each value and the two on both sides along an axis, zeros outside."""
 
     def moved(by: int) -> jax.Array:
         ends = [(by, -by, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
         return lax.pad(x, jnp.zeros((), x.dtype), ends)
 
-    pairs = [moved(by) + moved(-by) for by in range(1, reach + 1)]
-    return x + sum(pairs[1:], pairs[0])
+    return x + (moved(1) + moved(-1) + (moved(2) + moved(-2)))
 
 
 def average_pool_5x5(x: jax.Array) -> jax.Array:
@@ -105,30 +77,22 @@ def average_pool_5x5(x: jax.Array) -> jax.Array:
     # Two sums of five shifted images: on CPU a windowed reduction takes 2 to 8 times as long. The
     # barrier keeps XLA from summing the columns anew for every row.
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    columns = lax.optimization_barrier(sum_of_neighbours(wide, 2, axis=1))
-    return (sum_of_neighbours(columns, 2, axis=2) / 25).astype(x.dtype)
+    columns = lax.optimization_barrier(sum_of_five(wide, axis=1))
+    return (sum_of_five(columns, axis=2) / 25).astype(x.dtype)
 
 
 def mean_pool_2x2(x: jax.Array) -> jax.Array:
     """Means of disjoint 2x2 squares, (B, H, W, C) -> (B, H/2, W/2, C), for even H and W."""
     batch, height, width, channels = x.shape
     # The gradient of a reshape and a mean is a broadcast; that of a windowed mean is slow on CPU.
-    squares = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return squares.mean((2, 4))
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def convolve_and_halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`mean_pool_2x2(convolve(x, kernel))` for a 3x3 kernel, in one convolution.
+    """`mean_pool_2x2(convolve(x, kernel))` for a kernel (3, 3, I, O), in one convolution.
 
     The mean of four neighbouring outputs is linear in a 4x4 neighbourhood of the input: 16
     products where the two steps take 36, and the full-size result never exists.
-
-    Args:
-        x: images, (B, H, W, I), H and W even.
-        kernel: (3, 3, I, O).
-
-    Returns:
-        Array (B, H/2, W/2, O).
     """
     shifted = [
         jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in (0, 1) for j in (0, 1)
@@ -146,12 +110,9 @@ class Convolution(nn.Module):
     """A square convolution with zero padding, initialized as PyTorch does.
 
     Attributes:
-        features: number of output channels.
         size: side of the kernel, odd.
-        dilation: distance between the taps.
         use_bias: whether a bias is added.
         halve: whether 2x2 mean pooling follows; needs size 3 and dilation 1.
-        dtype: dtype of the computation; parameters are float32.
     """
 
     features: int
@@ -202,7 +163,7 @@ def _elu_jvp(primals, tangents):
 
 @jax.custom_jvp
 def standardize(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    r"""Instance normalisation, scaled and shifted.
+    r"""Instance normalisation of images (B, H, W, C), scaled and shifted.
 
     .. math:: y = (x - \mu) \frac{\mathrm{scale}}{\sqrt{v + \epsilon}} + \mathrm{shift}, \qquad
               \epsilon = 10^{-5}
@@ -211,9 +172,6 @@ def standardize(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Arra
         x: images, (B, H, W, C).
         mean: mu, the means of x over the pixels, (B, 1, 1, C); its derivatives are those of x.
         scale, shift: (1 or B, 1, 1, C).
-
-    Returns:
-        Array (B, H, W, C).
     """
     centred = x - mean
     return centred * (scale * inverse_deviation(centred)) + shift
@@ -265,7 +223,6 @@ class InstanceNormPlus(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to the same shape and dtype."""
         channels = x.shape[-1]
         wide = jnp.promote_types(x.dtype, jnp.float32)
 
@@ -285,36 +242,18 @@ class InstanceNormPlus(nn.Module):
         return standardize(values, mean, gamma, shift).astype(x.dtype)
 
 
-class NormConvolution(nn.Module):
-    """InstanceNorm++, a function of the image, then a convolution.
+class NormConvolution(Convolution):
+    """InstanceNorm++, a function of the image (`between`, if any), then a convolution."""
 
-    Attributes:
-        features: number of output channels.
-        between: the function between the two, or None for none.
-        dilation, use_bias, halve, dtype: as in `Convolution`.
-    """
-
-    features: int
     between: Callable[[jax.Array], jax.Array] | None = elu
-    dilation: int = 1
-    use_bias: bool = True
-    halve: bool = False
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, I) to (B, H, W, features), or half of H and W where `halve` is set."""
         x = InstanceNormPlus(name="norm")(x)
         if self.between is not None:
             x = self.between(x)
-        return Convolution(
-            self.features,
-            dilation=self.dilation,
-            use_bias=self.use_bias,
-            halve=self.halve,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
+        sizes = self.features, self.size, self.dilation, self.use_bias, self.halve
+        return Convolution(*sizes, self.dtype, name="conv")(x)
 
 
 # The backward pass of this unit needs the convolution's input, not its output: the recomputation
@@ -323,21 +262,12 @@ LeanNormConvolution = nn.remat(
     NormConvolution, policy=jax.checkpoint_policies.save_only_these_names("moments")
 )
 
-# ELU keeps its input alone, in place of its input, its exponential and the choice between them.
-lean_elu = jax.checkpoint(elu)
-
 
 class ResidualBlock(nn.Module):
-    """Two ELU convolutions beside a shortcut.
+    """Two ELU convolutions beside a shortcut; `features` are the input's channels unless `down`.
 
     A block with `down` and dilation 1 halves the image; with `down` and a dilation it only
     dilates, and its shortcut is a dilated 3x3 convolution, as published.
-
-    Attributes:
-        features: number of output channels; equal to the input's unless `down`.
-        down: whether the block halves the image or starts a dilated stage.
-        dilation: dilation of all its 3x3 convolutions.
-        dtype: dtype of the computation.
     """
 
     features: int
@@ -347,7 +277,6 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, I) to (B, H, W, features), or half of H and W where it halves."""
         halve = self.down and self.dilation == 1
         common = {"dilation": self.dilation, "dtype": self.dtype}
         h = LeanNormConvolution(x.shape[-1], **common, name="stage_1")(x)
@@ -362,46 +291,30 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """Residual blocks of two ELU convolutions without bias.
-
-    Attributes:
-        blocks: number of blocks.
-        dtype: dtype of the computation.
-    """
+    """So many residual blocks of two ELU convolutions without bias."""
 
     blocks: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to the same shape."""
         for block in range(1, self.blocks + 1):
             h = x
             for stage in (1, 2):
-                h = LeanNormConvolution(
-                    x.shape[-1],
-                    use_bias=False,
-                    dtype=self.dtype,
-                    name=f"block_{block}_stage_{stage}",
-                )(h)
+                options = {"dtype": self.dtype, "name": f"block_{block}_stage_{stage}"}
+                h = LeanNormConvolution(x.shape[-1], use_bias=False, **options)(h)
             x = x + h
         return x
 
 
 class MultiResolutionFusion(nn.Module):
-    """Sum of normalised, convolved inputs at the size of the first.
-
-    Attributes:
-        features: number of output channels.
-        dtype: dtype of the computation.
-    """
+    """Sum of normalised, convolved inputs (B, H_i, W_i, C_i) at the size of the first."""
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: Sequence[jax.Array]) -> jax.Array:
-        """Maps arrays (B, H_i, W_i, C_i) to one (B, H_0, W_0, features)."""
         height, width = inputs[0].shape[1:3]
         parts = [
             LeanNormConvolution(self.features, between=None, dtype=self.dtype, name=f"input_{i}")(x)
@@ -412,37 +325,25 @@ class MultiResolutionFusion(nn.Module):
 
 
 class ChainedResidualPooling(nn.Module):
-    """ELU, then two chained stages of average pooling and convolution, each added to the sum.
-
-    Attributes:
-        dtype: dtype of the computation.
-    """
+    """ELU, then two chained stages of average pooling and convolution, each added to the sum."""
 
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, C) to the same shape."""
-        total = path = lean_elu(x)
+        # It keeps its input alone, in place of input, exponential and the choice between them.
+        total = path = jax.checkpoint(elu)(x)
+        common = {"between": average_pool_5x5, "use_bias": False, "dtype": self.dtype}
         for stage in (1, 2):
-            path = LeanNormConvolution(
-                x.shape[-1],
-                between=average_pool_5x5,
-                use_bias=False,
-                dtype=self.dtype,
-                name=f"stage_{stage}",
-            )(path)
+            path = LeanNormConvolution(x.shape[-1], **common, name=f"stage_{stage}")(path)
             total = total + path
         return total
 
 
 class RefineBlock(nn.Module):
-    """One refinement: adapt every input, fuse them, pool, convolve.
+    """One refinement: adapt inputs (B, H_i, W_i, C_i), fuse them, pool, convolve.
 
-    Attributes:
-        features: number of output channels; with one input, equal to the input's.
-        output_blocks: number of blocks of the output unit.
-        dtype: dtype of the computation.
+    With one input, its channels are `features`; `output_blocks` are those of the output unit.
     """
 
     features: int
@@ -451,15 +352,12 @@ class RefineBlock(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Sequence[jax.Array]) -> jax.Array:
-        """Maps arrays (B, H_i, W_i, C_i) to one (B, H_0, W_0, features)."""
         adapted = [
-            ResidualConvUnit(2, dtype=self.dtype, name=f"adapt_{i}")(x)
-            for i, x in enumerate(inputs)
+            ResidualConvUnit(2, self.dtype, name=f"adapt_{i}")(x) for i, x in enumerate(inputs)
         ]
+        x = adapted[0]
         if len(adapted) > 1:
             x = MultiResolutionFusion(self.features, dtype=self.dtype, name="fusion")(adapted)
-        else:
-            x = adapted[0]
         x = ChainedResidualPooling(dtype=self.dtype, name="pooling")(x)
         return ResidualConvUnit(self.output_blocks, dtype=self.dtype, name="output")(x)
 
@@ -467,8 +365,8 @@ class RefineBlock(nn.Module):
 class RefineNet(nn.Module):
     """The published image network.
 
-    Works for images whose height and width are even and at least 8 (the first downsampling
-    halves them once; everything after it keeps the size). There is no noise-level input.
+    The first downsampling halves the image, everything after it keeps the size. There is no
+    noise-level input.
 
     Call `init` on one image, outside `jit` or with XLA's back-end optimization off: its two hundred
     random arrays take minutes to optimize as one program on CPU.
@@ -482,7 +380,7 @@ class RefineNet(nn.Module):
     Attributes:
         features: channels of the first stage; 64 for MNIST and 128 for CIFAR-10 as published.
         out_channels: channels of the output.
-        dtype: dtype of the computation and of the output; parameters are float32.
+        dtype: of the computation and of the output.
         remat: whether the backward pass recomputes every block from its inputs, which lowers
             memory further (by 45 percent on CPU) and costs one more forward pass.
     """
@@ -500,10 +398,8 @@ class RefineNet(nn.Module):
             ValueError: where the images are not (B, H, W, C) with H and W even and at least 8.
         """
         if images.ndim != 4 or any(n < SMALLEST_SIZE or n % 2 for n in images.shape[1:3]):
-            raise ValueError(
-                f"RefineNet takes images (B, H, W, C) with H and W even and at least "
-                f"{SMALLEST_SIZE}, not {images.shape}"
-            )
+            wanted = f"images (B, H, W, C) with H and W even and at least {SMALLEST_SIZE}"
+            raise ValueError(f"RefineNet takes {wanted}, not {images.shape}")
         narrow, broad = self.features, 2 * self.features
         residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         refine_block = nn.remat(RefineBlock) if self.remat else RefineBlock
@@ -512,23 +408,12 @@ class RefineNet(nn.Module):
         skips = []
         stages = ((narrow, False, 1), (broad, True, 1), (broad, True, 2), (broad, True, 4))
         for i, (features, down, dilation) in enumerate(stages, start=1):
-            for block in range(2):
-                x = residual_block(
-                    features,
-                    down=down and block == 0,
-                    dilation=dilation,
-                    dtype=self.dtype,
-                    name=f"res{i}_{block}",
-                )(x)
+            for block, first in enumerate((down, False)):
+                x = residual_block(features, first, dilation, self.dtype, name=f"res{i}_{block}")(x)
             skips.append(x)
-
-        def refine(i, features, inputs, output_blocks=1):
-            return refine_block(
-                features, output_blocks=output_blocks, dtype=self.dtype, name=f"refine{i}"
-            )(inputs)
-
-        x = refine(1, broad, [skips[3]])
-        x = refine(2, broad, [skips[2], x])
-        x = refine(3, narrow, [skips[1], x])
-        x = refine(4, narrow, [skips[0], x], output_blocks=3)
+        coarser: list[jax.Array] = []
+        for i, (features, blocks) in enumerate(((broad, 1), (broad, 1), (narrow, 1), (narrow, 3))):
+            inputs = [skips.pop(), *coarser]
+            x = refine_block(features, blocks, self.dtype, name=f"refine{i + 1}")(inputs)
+            coarser = [x]
         return LeanNormConvolution(self.out_channels, dtype=self.dtype, name="end")(x)

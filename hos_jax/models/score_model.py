@@ -28,9 +28,8 @@ Networks = Literal["shared", "per_order", "per_output"]
 
 def split_blocks(images: Array, blocks: int) -> Array:
     """A network's output (N, H, W, k C), k blocks of C channels, as raw values (N, k, D)."""
-    count, height, width, outputs = images.shape
-    split = images.reshape(count, height, width, blocks, outputs // blocks)
-    return jnp.moveaxis(split, 3, 1).reshape(count, blocks, -1)
+    split = images.reshape(*images.shape[:3], blocks, -1)
+    return jnp.moveaxis(split, 3, 1).reshape(len(images), blocks, -1)
 
 
 def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
@@ -46,15 +45,13 @@ def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
             f"{noisy.shape}; a single point x is the batch x[None]"
         )
     if not jnp.issubdtype(noisy.dtype, jnp.floating):
+        remedy = "hos_jax.data.to_float makes them of images in bytes"
         raise ValueError(
-            f"expected noisy points of floating-point numbers, got {noisy.dtype}: "
-            "hos_jax.data.to_float makes them of images in bytes"
+            f"expected noisy points of floating-point numbers, got {noisy.dtype}: {remedy}"
         )
     if jnp.shape(sigma) not in ((), (1,), noisy.shape[:1]):
-        raise ValueError(
-            f"expected one sigma, or one for each of {len(noisy)} points, got the shape "
-            f"{jnp.shape(sigma)}"
-        )
+        wanted = f"one sigma, or one for each of {len(noisy)} points"
+        raise ValueError(f"expected {wanted}, got the shape {jnp.shape(sigma)}")
     images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
     return images, jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
 
@@ -100,8 +97,7 @@ class ModelOutputs:
     @property
     def scaled_hessian(self) -> SymmetricMatrix:
         """S = sigma^2 s2, dimensionless, a batch of structured matrices."""
-        head, raw = self._second_order()
-        hessian = jax.vmap(lambda one: head.scaled_hessian(one, self.image_shape))(raw)
+        hessian = self._second_order("scaled_hessian")
         return hessian.scale(self.sigma**2) if self.output_units == "score" else hessian
 
     @property
@@ -114,8 +110,7 @@ class ModelOutputs:
         """C, the posterior covariance in units of sigma^2, a batch of structured matrices."""
         if self.output_units == "score":
             return self.scaled_hessian.add_identity(1.0)
-        head, raw = self._second_order()
-        return jax.vmap(lambda one: head.covariance(one, self.image_shape))(raw)
+        return self._second_order("covariance")
 
     @property
     def scaled_third_diagonal(self) -> Array:
@@ -133,11 +128,12 @@ class ModelOutputs:
         """The outputs at points start ... stop - 1."""
         return jax.tree.map(lambda leaf: leaf[start:stop], self)
 
-    def _second_order(self) -> tuple[SecondOrderHead, Array]:
-        """The head and its input."""
+    def _second_order(self, matrix: str) -> SymmetricMatrix:
+        """What the head makes of its input, dimensionless."""
         if self.head is None or self.raw_second_order is None:
             raise ValueError("this model has no second order")
-        return self.head, self.raw_second_order
+        make = getattr(self.head, matrix)
+        return jax.vmap(lambda raw: make(raw, self.image_shape))(self.raw_second_order)
 
 
 def outputs_of(model: nn.Module, params: Any, *inputs: Array | float) -> ModelOutputs:
@@ -166,8 +162,7 @@ class ScoreModel(nn.Module):
       output_units: "dimensionless", or "score" for imported networks whose outputs are s1 and s2
         themselves; the latter needs an unconstrained head and `data_std=None`.
       third_order: whether the diagonal of T = sigma^3 s3 is an output too.
-      noise_conditional: whether the network is given sigma, (N,), as a second input: one model for
-        a range of noise levels.
+      noise_conditional: whether the network is given sigma, (N,), as a second input.
     """
 
     network: Callable[..., nn.Module]
@@ -180,14 +175,9 @@ class ScoreModel(nn.Module):
 
     @nn.compact
     def __call__(self, noisy: Array, sigma: Array | float) -> ModelOutputs:
-        """Evaluate at noisy points.
+        """Evaluate at noisy points y and noise levels sigma, data units, as `as_images` takes them.
 
-        Args:
-          noisy: y, (N, H, W, C) images or (N, D) vectors, data units.
-          sigma: standard deviation of the noise, scalar or (N,), data units.
-
-        Raises:
-          ValueError: for points of another rank or that are not floating-point numbers.
+        y is (N, H, W, C) images or (N, D) vectors, sigma a scalar or (N,).
         """
         images, sigma = as_images(noisy, sigma)
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)

@@ -1,10 +1,8 @@
 """A DDPM-style U-Net: group norm, swish, residual blocks, attention at coarse resolutions.
 
-The project's own default network: small enough for two CPU cores at `features=16`, and wide for a
-GPU at `features=128, multipliers=(1, 2, 2, 2)`.
-
-Reference:
-  Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", 2020, appendix B.
+The project's own default network (Ho, Jain, Abbeel 2020, arXiv 2006.11239, appendix B): small
+enough for two CPU cores at `features=16`, and wide for a GPU at `features=128,
+multipliers=(1, 2, 2, 2)`.
 """
 
 import functools
@@ -30,7 +28,6 @@ class GroupNorm(nn.Module):
     """
 
     dtype: Any = jnp.float32
-    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -47,7 +44,7 @@ class GroupNorm(nn.Module):
         mean = over_group(jnp.mean(wide, axis=(1, 2)))
         square = over_group(jnp.mean(jnp.square(wide), axis=(1, 2)))
         variance = jnp.maximum(square - jnp.square(mean), 0.0)
-        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        factor = scale * jax.lax.rsqrt(variance + 1e-6)
         shift = bias - mean * factor
         return (wide * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
 
@@ -98,11 +95,10 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        batch, height, width, features = x.shape
-        h = GroupNorm(self.dtype, name="norm")(x).reshape(batch, height * width, features)
-        query, key, value = jnp.split(
-            nn.Dense(3 * features, dtype=self.dtype, name="qkv")(h), 3, -1
-        )
+        features = x.shape[-1]
+        h = GroupNorm(self.dtype, name="norm")(x).reshape(len(x), -1, features)
+        h = nn.Dense(3 * features, dtype=self.dtype, name="qkv")(h)
+        query, key, value = jnp.split(h, 3, axis=-1)
         # In float32 whatever the dtype: of weights in bfloat16 the sum is off by up to a percent.
         wide = jnp.promote_types(self.dtype, jnp.float32)
         logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=wide)
@@ -156,9 +152,8 @@ class UNet(nn.Module):
                 h = AttentionBlock(self.dtype, name=f"{name}_attention")(h)
             return h
 
-        h = Conv3x3(self.features, dtype=self.dtype, name="begin_conv")(
-            space_to_depth(images, self.patch_size)
-        )
+        h = space_to_depth(images, self.patch_size)
+        h = Conv3x3(self.features, dtype=self.dtype, name="begin_conv")(h)
         skips = []
         last = len(self.multipliers) - 1
         for level, multiplier in enumerate(self.multipliers):
@@ -203,9 +198,9 @@ def depth_to_space(patches: Array, size: int) -> Array:
     return x.swapaxes(2, 3).reshape(batch, height * size, width * size, -1)
 
 
-def _check_sizes(shape: Sequence[int], features: int, factor: int) -> None:
+def _check_sizes(shape: tuple[int, ...], features: int, factor: int) -> None:
     if len(shape) != 4:
-        raise ValueError(f"expected images (batch, height, width, channels), got {tuple(shape)}")
+        raise ValueError(f"expected images (batch, height, width, channels), got {shape}")
     if shape[1] % factor or shape[2] % factor:
         raise ValueError(
             f"this U-Net needs sides divisible by {factor} (patch size, halved once per further "

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import math
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,15 +36,6 @@ def checksum(tree: Any) -> int:
     for leaf in jax.tree.leaves(tree):
         value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), value)
     return value
-
-
-def _reason(error: Exception) -> str:
-    """What an exception says, on one line and short enough for a message."""
-    # Tensorstore wraps what the system says into a long text with the names of its own files.
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
-        if os.strerror(code) in str(error):
-            return os.strerror(code)
-    return reason(error)
 
 
 class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
@@ -90,7 +79,7 @@ class Checkpoints:
         if not str(self.directory).isprintable():
             raise UserError(f"{self.directory} cannot hold checkpoints: its name is not UTF-8")
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._options = ocp.CheckpointManagerOptions(
+        options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self.directory, keep),
             enable_async_checkpointing=True,
             # What orbax has noted beside each checkpoint is not read until the checkpoint is: one
@@ -105,11 +94,8 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=discard_unfinished,
         )
-        self._manager = self._open()
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._failed = False
-
-    def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.directory, options=self._options)
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint on disk, oldest first."""
@@ -120,10 +106,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, *, held_out_loss: float | None, details: dict) -> None:
         """Start to save host arrays in the background; returns once they are copied.
 
-        A checkpoint without a held-out loss is never the best one.
-
-        Raises:
-          UserError: if this or the save before it failed.
+        Without a held-out loss it is never the best one. UserError if the save before failed.
         """
         meta = {**details, "checksum": checksum(state), "held_out_loss": held_out_loss}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
@@ -142,9 +125,9 @@ class Checkpoints:
             yield
         except Exception as error:
             self._failed = True
-            reason = _reason(error)
-            kept = self.kept()
-            raise StorageError(f"cannot save in {self.directory} ({reason}): {kept}") from error
+            raise StorageError(
+                f"cannot save in {self.directory} ({reason(error)}): {self.kept()}"
+            ) from error
 
     def kept(self) -> str:
         """What there is to go on from, in words for a message."""
@@ -156,9 +139,9 @@ class Checkpoints:
 
         Args:
           template: a state of the same structure, shapes and dtypes (abstract arrays will do).
-          move_unreadable: rename unreadable newer checkpoints into `corrupt_checkpoints` beside
-            the folder, so that a run that goes on can save those steps again. Done only once an
-            older one was read: when none can be, the fault may not be theirs.
+          move_unreadable: once one was read, rename newer ones into `corrupt_checkpoints` beside
+            the folder, so that these steps can be saved again. Where none can be read, the fault
+            may not be theirs.
 
         Raises:
           UserError: if none can be read.
@@ -168,25 +151,23 @@ class Checkpoints:
             try:
                 restored = self._restore_step(step, template)
             except Exception as error:
-                reason = _reason(error)
-                path = self.directory / str(step)
-                logger.warning("%s cannot be read (%s): trying the one before it", path, reason)
+                logger.warning(
+                    "%s cannot be read (%s): trying the one before it",
+                    self.directory / str(step),
+                    reason(error),
+                )
                 unreadable.append(step)
                 continue
             if move_unreadable and unreadable:
-                self._move_aside(unreadable)
+                folder = self.directory.parent / "corrupt_checkpoints"
+                folder.mkdir(exist_ok=True)
+                for name in map(str, unreadable):
+                    (self.directory / name).rename(free_name(folder / name))
+                self._manager.reload()
             return restored
         raise UserError(
             f"no readable checkpoint in {self.directory}: check the path, or train from the start"
         )
-
-    def _move_aside(self, steps: list[int]) -> None:
-        folder = self.directory.parent / "corrupt_checkpoints"
-        folder.mkdir(exist_ok=True)
-        for step in steps:
-            (self.directory / str(step)).rename(free_name(folder / str(step)))
-        self._manager.close()
-        self._manager = self._open()
 
     def _restore_step(self, step: int, template: Any) -> Restored:
         host_template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
@@ -207,20 +188,12 @@ class Checkpoints:
         return Restored(step, loaded.state, details)
 
     def wait(self) -> None:
-        """Return when everything that was given to `save` is on disk.
-
-        Raises:
-          UserError: if saving failed.
-        """
+        """Return when everything given to `save` is on disk; raise UserError if saving failed."""
         with self._named_failure():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait and release the background threads.
-
-        Raises:
-          UserError: if saving failed and no call has said so yet.
-        """
+        """Wait and release the background threads; UserError for a failure not said before."""
         already_said = self._failed
         try:
             self.wait()

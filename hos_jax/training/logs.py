@@ -65,11 +65,7 @@ class RunLog:
 
 
 def read_history(workdir: Path, at_most: int | None = None) -> list[dict]:
-    """The rows of `history.jsonl`, without lines that are damaged or cut short by a kill.
-
-    With `at_most` no more than that many: of a longer history the last steps, and of those before
-    them the fewer the earlier they are.
-    """
+    """The rows of `history.jsonl` that can be read; `at_most` keeps the fewer the earlier."""
     rows: list[dict] = []
     for row in _rows(workdir):
         rows.append(row)
@@ -86,12 +82,10 @@ def _rows(workdir: Path) -> Iterator[dict]:
         for line in file:
             try:
                 row = json.loads(line)
-                readable = isinstance(row["step"], int) and isinstance(row["group"], str)
-            except (ValueError, TypeError, KeyError):
-                readable = False
-            if readable:
+                if not isinstance(row["step"], int) or not isinstance(row["group"], str):
+                    raise TypeError
                 yield row
-            else:
+            except (ValueError, TypeError, KeyError):
                 logger.warning("%s: skipped an unreadable line", path)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import functools
 import logging
 import time
 import traceback
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,10 +56,10 @@ def _draw(
     step: int | jax.Array,
     first_index: int | jax.Array,
 ) -> dict[str, jax.Array]:
-    """Noise, noise levels and probes for this device's part of a global batch, of images `clean`.
+    """Noise, noise levels and probes for this device's part `clean` of a batch, however that is
+    split.
 
-    None depends on how the batch is split. `part` is "training" or "held-out", each with streams
-    of its own.
+    `part` is "training" or "held-out", each with streams of its own.
     """
     config, count = problem.config, len(clean)
     first = first_index + parallel.device_index() * count
@@ -79,7 +78,6 @@ def _draw(
 
 def _one_step(problem: Problem) -> Callable:
     """`train_step(state, images) -> (state, metrics)` of one device."""
-    config = problem.config
 
     def train_step(state: TrainState, images: jax.Array):
         clean = problem.data.to_float(images)
@@ -96,7 +94,7 @@ def _one_step(problem: Problem) -> Callable:
         gradients, losses = jax.grad(loss_fn, has_aux=True)(state.params)
         gradients, losses = parallel.mean_over_devices((gradients, losses))
         state, norms = apply_gradients(
-            state, gradients, losses["loss"], problem.optimizer, config.optim.ema
+            state, gradients, losses["loss"], problem.optimizer, problem.config.optim.ema
         )
         return state, {**losses, **norms}
 
@@ -107,16 +105,12 @@ def make_train_step(problem: Problem, steps: int = 1) -> Callable:
     """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
 
     `images` are those of `Problem.data`, (devices, B / devices, H, W, C); metrics are averages over
-    all devices. With `steps` > 1 it takes that many steps in one call, by `lax.scan` over images
-    (devices, steps, B / devices, H, W, C); then every metric of a device is (steps,).
+    all devices. Several `steps` in one call are a `lax.scan` over images (devices, steps,
+    B / devices, H, W, C); then every metric of a device is (steps,).
     """
-    train_step = _one_step(problem)
-    if steps == 1:
-        return parallel.map_over_devices(train_step, donate_argnums=(0,))
-    return parallel.map_over_devices(
-        lambda state, images: jax.lax.scan(train_step, state, images),
-        donate_argnums=(0,),
-    )
+    step = _one_step(problem)
+    several = functools.partial(jax.lax.scan, step)
+    return parallel.map_over_devices(step if steps == 1 else several, donate_argnums=(0,))
 
 
 def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
@@ -140,15 +134,15 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
         return {name: mean(values) * total for name, values in losses.items()}
 
     mapped = parallel.map_over_devices(evaluation_step)
-    processes, process = parallel.process_count(), parallel.process_index()
     # One batch never needs more memory than a training step.
     batch_size = config.training.batch_size
-    per_process = batch_size // processes
+    per_process = batch_size // parallel.process_count()
+    own = parallel.process_index() * per_process + np.arange(per_process)
 
     def evaluate(params) -> dict[str, float]:
         sums: dict[str, float] = {}
         for start in range(0, len(data.held_out), batch_size):
-            index = start + process * per_process + np.arange(per_process)
+            index = start + own
             weights = (index < len(data.held_out)).astype(np.float32)
             images = data.held_out[np.minimum(index, len(data.held_out) - 1)]
             first = parallel.replicate(np.int32(start))
@@ -169,16 +163,15 @@ class RunFiles(NamedTuple):
 
 
 def _check_finite(problem, state: TrainState, workdir: Path, files: RunFiles | None) -> None:
-    step = int(parallel.unreplicate(state.first_nonfinite_step))
-    if step >= 0:
+    if (step := int(parallel.unreplicate(state.first_nonfinite_step))) >= 0:
         operation = _first_nonfinite_operation(problem, parallel.unreplicate(state), step)
         _stop_nonfinite(f"the loss or its gradient{operation}", step + 1, workdir, files)
 
 
 def _first_nonfinite_operation(problem: Problem, state: TrainState, step: int) -> str:
-    """In words, where JAX is asked to look for NaN; the parameters are still those of that step.
+    """In words, where JAX is asked to look for NaN: the step once more, operation by operation.
 
-    The step is taken once more, operation by operation: to JAX a mapped function is one operation.
+    To JAX a mapped function is one operation. The parameters are still those of that step.
     """
     looks = jax.config.jax_debug_nans or jax.config.jax_debug_infs  # type: ignore[attr-defined]
     if not looks or parallel.process_count() > 1:
@@ -206,10 +199,7 @@ def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None)
 
 
 class _Averages:
-    """Metrics averaged over steps, in little memory however many they are.
-
-    Those of the last calls stay on the devices, so that the host need not wait for them.
-    """
+    """Metrics averaged over steps; the last stay on the devices: the host need not wait."""
 
     def __init__(self) -> None:
         self._recent: list[dict] = []
@@ -267,34 +257,26 @@ def train_and_evaluate(
     workdir = Path(workdir)
     problem = Problem.from_config(config)
     check_batch(problem)
-    parallel.check_agreement("the config", _checksum(config))
-    images = problem.data.identity()
-    parallel.check_agreement("the images", zlib.crc32(json.dumps(images).encode()) >> 1)
-    opened: list[RunFiles] = []
+    settings = run_config.to_plain(config)
+    settings["data"]["root"] = None  # every host may have the images elsewhere
+    parallel.check_agreement("the config", settings)
+    parallel.check_agreement("the images", problem.data.identity())
+    files: RunFiles | None = None
     try:
         with contextlib.ExitStack() as open_files:
 
             def begin() -> TrainState:
+                nonlocal files
                 state, files = _begin(problem, workdir, resume, make_room, open_files)
-                opened.append(files)
                 return state
 
             state = parallel.from_first_process(begin, problem.abstract_state)
-            files = opened[0] if opened else None
-            hooks = on_evaluation, should_stop, on_compiled
-            return _loop(problem, state, workdir, files, *hooks)
+            return _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled)
     except OSError as error:
         raise StorageError(
             f"cannot write to {error.filename or workdir} ({error.strerror or error}): the "
             "checkpoints that were saved are kept"
         ) from error
-
-
-def _checksum(config: ml_collections.ConfigDict) -> int:
-    """Of everything in a config that all processes of a run must have in common."""
-    settings = run_config.to_plain(config)
-    settings["data"]["root"] = None  # every host may have the images elsewhere
-    return zlib.crc32(json.dumps(settings, sort_keys=True).encode()) >> 1
 
 
 def _begin(
@@ -309,7 +291,7 @@ def _begin(
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
         run_config.check_same_images(workdir, problem.data.identity())
-    state = None if resume else problem.init()
+    state, seconds = None if resume else problem.init(), 0.0
     if make_room is not None:
         make_room()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -322,36 +304,29 @@ def _begin(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )
     open_files.callback(checkpoints.close)
-    seconds = 0.0
     if state is None and not checkpoints.steps():
         logger.warning("%s has no checkpoint yet: starting from step 0", workdir)
         state = problem.init()
     elif state is None:
-        restored = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
-        logger.info("resumed from step %d", restored.step)
-        state, seconds = restored.state, restored.details["seconds"]
+        step, state, details = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
+        logger.info("resumed from step %d", step)
+        seconds = details["seconds"]
     log = RunLog(workdir, int(state.step))
     open_files.callback(log.close)
     return state, RunFiles(checkpoints, log, seconds)
 
 
 def _batches(problem: Problem, step: int, count: int) -> Any:
-    """The batches of `count` steps, sharded: (devices, B / devices, H, W, C), with an axis of
-    steps after the first if there are several.
-    """
-    config = problem.config
-
-    def batch(index):
-        return batch_at(
-            problem.data.train,
-            index,
-            seed=config.seed,
-            batch_size=config.training.batch_size,
-            process_index=parallel.process_index(),
-            process_count=parallel.process_count(),
-            random_flip=config.data.random_flip,
-        )
-
+    """Sharded batches as `make_train_step` takes them."""
+    batch = functools.partial(
+        batch_at,
+        problem.data.train,
+        seed=problem.config.seed,
+        batch_size=problem.config.training.batch_size,
+        process_index=parallel.process_index(),
+        process_count=parallel.process_count(),
+        random_flip=problem.config.data.random_flip,
+    )
     if count == 1:
         return parallel.shard(batch(step))
     return parallel.shard(np.stack([batch(step + i) for i in range(count)]), axis=1)
@@ -360,7 +335,8 @@ def _batches(problem: Problem, step: int, count: int) -> Any:
 def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled) -> TrainState:
     """Train from `state` on; `files` is None in all processes but the first."""
     training = problem.config.training
-    step, total = int(state.step), training.steps
+    first = step = int(state.step)
+    total = training.steps
     if step >= total:
         logger.info("the run already has %d of %d steps", step, total)
         return jax.device_get(state)
@@ -370,7 +346,6 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
     begun, window_begun, averages = time.monotonic(), time.monotonic(), _Averages()
     shown = files is not None and shows_progress()
     bar = tqdm(total=total, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
-    first = step
     while step < total and not parallel.any_process(should_stop()):
         stride = training.steps_per_dispatch
         count = min(stride - step % stride, total - step)
@@ -387,15 +362,13 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
         if step % training.log_every == 0 or step == total:
             values = averages.values()
             _check_finite(problem, state, workdir, files)
-            if files is not None:
-                files.checkpoints.check()
             elapsed = time.monotonic() - window_begun
             values["images_per_second"] = averages.steps * training.batch_size / elapsed
             if files is not None:
+                files.checkpoints.check()
                 files.log.scalars(step, values, "train")
-            bar.set_postfix(
-                loss=f"{values['loss']:.4g}", images_s=f"{values['images_per_second']:.0f}"
-            )
+            speed = f"{values['images_per_second']:.0f}"
+            bar.set_postfix(loss=f"{values['loss']:.4g}", images_s=speed)
             averages, window_begun = _Averages(), time.monotonic()
         bar.update(count)
         evaluated = step % training.evaluate_every == 0 or step == total
@@ -424,9 +397,6 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
 
 
 def _save(files: RunFiles, step, state, held_out_loss: float | None, begun: float) -> None:
-    files.checkpoints.save(
-        step,
-        parallel.unreplicate(state),
-        held_out_loss=held_out_loss,
-        details={"seconds": files.seconds + time.monotonic() - begun},
-    )
+    details = {"seconds": files.seconds + time.monotonic() - begun}
+    state = parallel.unreplicate(state)
+    files.checkpoints.save(step, state, held_out_loss=held_out_loss, details=details)

@@ -1,18 +1,20 @@
 """Data parallelism over devices and hosts: the only file that knows processes and `pmap`.
 
 A function mapped with `map_over_devices` runs once per device of all processes, on arrays with a
-leading axis for the devices of its process; inside it `mean_over_devices`, `sum_over_devices` and
-`device_index` speak of all devices of all processes.
+leading axis for the devices of its process.
 
 With several processes each is started with the same command but its own index (`connect`), gives
-its own part of every batch to `shard`, and only the first one writes (`is_first_process`).
+its own part of every batch to `shard`, and only the first one, of index 0, writes.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import os
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +24,6 @@ from orbax.checkpoint import multihost as orbax_multihost
 
 from hos_jax.errors import UserError, reason
 from hos_jax.models import winograd
-from hos_jax.types import Array
 
 AXIS = "devices"
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -35,6 +36,12 @@ CPU_OPTIONS = {} if winograd.ENABLED else WITHOUT_YNN
 _barriers = itertools.count()
 # How many processes the run has, which of them this is, and the devices of them all.
 process_count, process_index, device_count = jax.process_count, jax.process_index, jax.device_count
+# A function compiled to run on every local device; `donate_argnums` give up their memory.
+map_over_devices = functools.partial(jax.pmap, axis_name=AXIS)
+# Inside of it: average and sum over all devices, leaf by leaf, and which of them this one is.
+mean_over_devices = functools.partial(jax.lax.pmean, axis_name=AXIS)
+sum_over_devices = functools.partial(jax.lax.psum, axis_name=AXIS)
+device_index = functools.partial(jax.lax.axis_index, AXIS)
 
 
 def connect(
@@ -48,25 +55,20 @@ def connect(
     """Join the other processes of a run; to be called before anything else of JAX.
 
     What is not given is read from the environment (`ENVIRONMENT`). With nothing there either the
-    run has one process, unless `detect` asks for what the cluster says (Slurm, Open MPI,
-    Kubernetes, a TPU slice).
+    run has one process.
 
     Args:
       coordinator: address:port of process 0, reachable from all.
-      processes: how many there are.
-      process_index: which one this is, from 0.
-      detect: ask the cluster for what is missing.
+      processes, process_index: how many there are, and which one this is, from 0.
+      detect: ask the cluster (Slurm, Open MPI, Kubernetes, a TPU slice) for what is missing.
       timeout: seconds to wait for the others.
 
     Raises:
       UserError: if only a part is known, or the processes do not find one another.
     """
-    given = coordinator, processes, process_index
-    known = [
-        os.environ.get(name) if value is None else str(value)
-        for name, value in zip(ENVIRONMENT, given, strict=True)
-    ]
-    missing = [name for name, value in zip(ENVIRONMENT, known, strict=True) if value is None]
+    given = zip(ENVIRONMENT, (coordinator, processes, process_index), strict=True)
+    known = {name: os.environ.get(name) if value is None else str(value) for name, value in given}
+    missing = [name for name, value in known.items() if value is None]
     if not detect:
         if len(missing) == len(ENVIRONMENT):
             return
@@ -76,7 +78,7 @@ def connect(
                 f"{', '.join(ENVIRONMENT)} in the environment: {', '.join(missing)} is missing"
             )
     try:
-        address, *numbers = known
+        address, *numbers = known.values()
         count, index = (None if value is None else int(value) for value in numbers)
     except ValueError as error:
         raise UserError(f"the number and index of processes must be whole: {error}") from error
@@ -99,23 +101,15 @@ def _check_process(address: str | None, count: int | None, index: int | None) ->
 
 
 def wait_for_all() -> None:
-    """Return when every process is here; nothing where there is only one.
+    """Return when every process is here; raise if one ended or did not come within `PATIENCE`.
 
     Gloo, which connects processes on CPUs, gives up when one comes to a collective operation half
     a minute after another. So this stands where they may come apart: before the first operation,
     where something is compiled, and where the first process works while others wait.
-
-    Raises:
-      Exception: of the runtime, if one process ended or did not come within `PATIENCE`.
     """
     if process_count() > 1:
         wait = orbax_multihost.get_barrier_sync_fn()
         wait(key=f"hos_jax_{next(_barriers)}", timeout_ms=1000 * PATIENCE)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes."""
-    return process_index() == 0
 
 
 def on_cpu() -> bool:
@@ -126,10 +120,7 @@ def on_cpu() -> bool:
 def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> Any:
     """What `make()` returns in the first process, in every process; the others do not call it.
 
-    So only the first process needs the run folder.
-
-    They are of the structure, shapes and dtypes of `template()`, which the others call; abstract
-    arrays will do.
+    They call `template()`, arrays of that structure and those shapes and dtypes, abstract or not.
 
     Raises:
       UserError: in the other processes, if `make` raised anything in the first one.
@@ -137,7 +128,7 @@ def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> 
     if process_count() == 1:
         return make()
     value, failure = None, None
-    if is_first_process():
+    if process_index() == 0:
         try:
             value = make()
         except Exception as error:
@@ -153,17 +144,12 @@ def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> 
     return multihost_utils.broadcast_one_to_all(value)
 
 
-def check_agreement(what: str, checksum: int) -> None:
-    """Refuse processes that were started differently.
-
-    The checksum is of `what`, for the message, and less than 2^31.
-
-    Raises:
-      UserError: in every process, if one has another checksum than the first.
-    """
+def check_agreement(what: str, content: Any) -> None:
+    """Raise UserError in every process if one has other content, of JSON types, than the first."""
     if process_count() == 1:
         return
     wait_for_all()
+    checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode()) >> 1
     everyone = multihost_utils.process_allgather(np.int32(checksum))
     different = np.flatnonzero(everyone != everyone[0])
     if len(different):
@@ -180,18 +166,11 @@ def any_process(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
 
 
-def map_over_devices(fn: Callable, *, donate_argnums: Sequence[int] = ()) -> Callable:
-    """`fn` compiled to run on every local device; donated arguments give up their memory."""
-    return jax.pmap(fn, axis_name=AXIS, donate_argnums=tuple(donate_argnums))
-
-
 def compile_for(mapped: Any, *arguments: Any) -> Any:
-    """A mapped function compiled for arguments of these shapes, to be called with such alone.
-
-    With several processes the first call compiles.
-    """
+    """A mapped function compiled for arguments of these shapes, to be called with such alone."""
     if process_count() > 1:
-        # A compiled `pmap` compares the shapes of all processes with those of one, and refuses.
+        # A compiled `pmap` compares the shapes of all processes with those of one, and refuses:
+        # the first call compiles.
         return mapped
     lowered = mapped.lower(*arguments)
     if not on_cpu():
@@ -204,33 +183,12 @@ def compile_for(mapped: Any, *arguments: Any) -> Any:
         return lowered.compile()
 
 
-def mean_over_devices(tree: Any) -> Any:
-    """The average over all devices, leaf by leaf; inside a mapped function only."""
-    return jax.lax.pmean(tree, AXIS)
-
-
-def sum_over_devices(tree: Any) -> Any:
-    """The sum over all devices, leaf by leaf; inside a mapped function only."""
-    return jax.lax.psum(tree, AXIS)
-
-
-def device_index() -> Array:
-    """The index of this device's part of the global batch; inside a mapped function only."""
-    return jax.lax.axis_index(AXIS)
-
-
-def _sharding() -> jax.sharding.Sharding:
-    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-
-
 def replicate(tree: Any) -> Any:
     """One copy of every leaf on each local device."""
-    count = jax.local_device_count()
-    copies = jax.tree.map(
-        lambda leaf: np.broadcast_to(np.asarray(leaf), (count, *np.shape(leaf))), tree
-    )
-    return jax.device_put(copies, _sharding())
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    copies = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (mesh.size, *np.shape(leaf))), tree)
+    return jax.device_put(copies, sharding)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -242,17 +200,8 @@ def shard(batch: Any, axis: int = 0) -> Any:
     """This process's part of a batch, split evenly over its devices: (B, ...) -> (devices, ...).
 
     The examples lie along `axis`; the devices' axis comes first whichever it is. The parts of all
-    processes, in the order of their indices, are the global batch.
-
-    Raises:
-      ValueError: if this process's part is not a multiple of the number of its devices.
+    processes, in the order of their indices, are the global batch. ValueError if a part does not
+    divide evenly.
     """
     count = jax.local_device_count()
-
-    def split(leaf):
-        size = leaf.shape[axis]
-        if size % count:
-            raise ValueError(f"a batch of {size} does not divide over {count} devices")
-        return np.stack(np.split(np.asarray(leaf), count, axis))
-
-    return jax.tree.map(split, batch)
+    return jax.tree.map(lambda leaf: np.stack(np.split(np.asarray(leaf), count, axis)), batch)

@@ -29,11 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """What a config describes, built once: the data, the model, the losses, the optimizer.
-
-    Two problems are equal only if they are the same object, so that functions compiled for one can
-    be kept by it.
-    """
+    """What a config describes, built once; equal to itself alone, as key of compiled functions."""
 
     config: ml_collections.ConfigDict
     data: ImageData
@@ -43,17 +39,14 @@ class Problem:
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> Problem:
-        """Load the data and build the rest.
-
-        Raises:
-          UserError: for a config that cannot work.
-        """
+        """Load the data and build the rest; UserError for a config that cannot work."""
         run_config.validate(config)
         model = make_model(config.model)
+        size = config.data.image_size
         data = load(
             config.data.name,
             root=config.data.root,
-            image_size=_image_size(config.data),
+            image_size=size if (width := config.data.image_width) is None else (size, width),
             crop=config.data.crop,
             skip_unreadable=config.data.skip_unreadable,
         )
@@ -70,29 +63,20 @@ class Problem:
         return cls(config, data, model, objective, optimizer)
 
     def init(self) -> TrainState:
-        """The state before the first step, a function of the config's seed.
-
-        Raises:
-          UserError: if the network does not fit the image size.
-        """
-        params = self._compiled_init()(self._init_key())
-        return init_state(params, self.optimizer, self.config.optim.ema)
+        """The state before the first step; UserError if the network does not fit the image size."""
+        return self._init_state(self._compiled_init()(stream_key("parameters", self.config.seed)))
 
     def abstract_state(self) -> TrainState:
-        """Shapes and dtypes of the state: what a checkpoint must have.
-
-        Raises:
-          UserError: if the network does not fit the image size.
-        """
-        ema = self.config.optim.ema
-        return jax.eval_shape(
-            lambda params: init_state(params, self.optimizer, ema), self._abstract_params()
-        )
+        """Shapes and dtypes of the state, which a checkpoint must have; raises as `init`."""
+        return jax.eval_shape(self._init_state, self._abstract_params())
 
     def losses(self, params: Any, clean: jax.Array, *drawn: Any, **options: Any) -> dict:
         """The losses of a batch, each (N,); see `Objective.per_example`."""
         model = functools.partial(outputs_of, self.model, params)
         return self.objective.per_example(model, clean, *drawn, **options)
+
+    def _init_state(self, params: Any) -> TrainState:
+        return init_state(params, self.optimizer, self.config.optim.ema)
 
     def _compiled_init(self) -> Callable:
         """`_init_params`, compiled as a whole where that is the faster way.
@@ -108,21 +92,14 @@ class Problem:
 
     def _abstract_params(self) -> Any:
         try:
-            return jax.eval_shape(self._init_params, self._init_key())
+            return jax.eval_shape(self._init_params, jax.random.key(0))
         except ValueError as error:
             raise UserError(str(error)) from error
-
-    def _init_key(self) -> jax.Array:
-        return stream_key("parameters", self.config.seed)
 
     def _init_params(self, key: jax.Array) -> Any:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
         image = jnp.zeros((1, *self.data.image_shape), jnp.float32)
         return self.model.init(key, image, self.config.noise)
-
-
-def _image_size(data: ml_collections.ConfigDict) -> int | tuple[int, int] | None:
-    return data.image_size if data.image_width is None else (data.image_size, data.image_width)
 
 
 def _check_scale(data_std: float, data: ImageData) -> None:
@@ -132,25 +109,16 @@ def _check_scale(data_std: float, data: ImageData) -> None:
     found = float(data.train.std(dtype=np.float64))
     if not 0.1 < found / data_std < 10:
         logger.warning(
-            "the standard deviation of the data is %.3g and model.data_std is %.3g: set it, and a "
-            "noise in the same units",
-            found,
-            data_std,
+            f"the standard deviation of the data is {found:.3g} and model.data_std is "
+            f"{data_std:.3g}: set it, and a noise in the same units"
         )
 
 
 def check_batch(problem: Problem) -> None:
-    """Refuse a batch that these devices or images cannot make; for training alone.
-
-    Raises:
-      UserError: with the numbers.
-    """
+    """Raise UserError for a batch that these devices or images cannot make; for training alone."""
     batch_size, devices = problem.config.training.batch_size, parallel.device_count()
+    setting, available = f"training.batch_size={batch_size}", len(problem.data.train)
     if batch_size % devices:
-        raise UserError(
-            f"training.batch_size={batch_size} does not divide over {devices} devices: "
-            "choose a multiple"
-        )
-    available = len(problem.data.train)
+        raise UserError(f"{setting} does not divide over {devices} devices: choose a multiple")
     if batch_size > available:
-        raise UserError(f"training.batch_size={batch_size} exceeds the {available} training images")
+        raise UserError(f"{setting} exceeds the {available} training images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,7 @@ def load_run_as(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
     run_config.check_same_images(workdir, problem.data.identity())
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train it first")
-    checkpoints = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)
-    try:
-        restored = checkpoints.restore(problem.abstract_state())
-    finally:
-        checkpoints.close()
-    state = restored.state
-    return LoadedRun(problem, state.best_params, restored.step, restored.details["seconds"])
+    saved = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)
+    with contextlib.closing(saved):
+        step, state, details = saved.restore(problem.abstract_state())
+    return LoadedRun(problem, state.best_params, step, details["seconds"])

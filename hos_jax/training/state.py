@@ -80,10 +80,9 @@ def apply_gradients(
     updates, opt_state = optimizer.update(flat_gradients, state.opt_state, ravel_pytree(kernels)[0])
     new_params = optax.apply_updates(flat_params, updates)
     gradient_norm = jnp.linalg.norm(flat_gradients)
-    finite = jnp.isfinite(gradient_norm) & jnp.isfinite(loss) & (state.first_nonfinite_step < 0)
-    first_nonfinite = jnp.where(
-        finite | (state.first_nonfinite_step >= 0), state.first_nonfinite_step, state.step
-    )
+    earlier = state.first_nonfinite_step
+    finite = jnp.isfinite(gradient_norm) & jnp.isfinite(loss) & (earlier < 0)
+    first_nonfinite = jnp.where(finite | (earlier >= 0), earlier, state.step)
     norms = {
         "norm/gradient": gradient_norm,
         "norm/update": jnp.linalg.norm(updates),
@@ -116,12 +115,10 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
       steps: length of the run, for the cosine schedule.
     """
     warmup = min(optim.warmup, steps)
+    rest = optax.constant_schedule(optim.lr)
     if optim.schedule == "cosine":
-        rest = optax.cosine_decay_schedule(
-            optim.lr, max(steps - warmup, 1), alpha=optim.final_lr / optim.lr
-        )
-    else:
-        rest = optax.constant_schedule(optim.lr)
+        lowest = optim.final_lr / optim.lr
+        rest = optax.cosine_decay_schedule(optim.lr, max(steps - warmup, 1), alpha=lowest)
     schedule = rest
     if warmup:
         schedule = optax.join_schedules([lambda t: optim.lr * (t + 1) / warmup, rest], [warmup])

@@ -50,7 +50,7 @@ def command(monkeypatch, capfd):
     from hos_jax.cli import main as cli
 
     # Pictures are tested elsewhere, and take longer than all the rest.
-    monkeypatch.setattr(cli, "_log_panel", lambda *arguments: None)
+    monkeypatch.setattr("hos_jax.evaluation.evaluate.log_panel", lambda *arguments: None)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     # Whatever asks a question gets the end of the file for an answer.

@@ -24,7 +24,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     place = ["--run", str(folder), "--doc", "run", "--ni"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_log_panel", lambda *arguments: None)
+        patch.setattr("hos_jax.evaluation.evaluate.log_panel", lambda *arguments: None)
         assert cli.main(["main.py", *place, *flags(training__steps=30)]) == 0
     assert saved_steps(folder / "run")[-2:] == [20, 30]
     return folder / "run"

@@ -38,15 +38,9 @@ def filters(kernel: Array, dtype: Any) -> bool:
 
 
 def convolve(images: Array, kernel: Array, dilation: int = 1) -> Array:
-    """Convolution with zero padding that keeps the image size.
+    """Convolution with zero padding that keeps the image size, (B, H, W, I) -> (B, H, W, O).
 
-    Args:
-      images: (B, H, W, I).
-      kernel: (k, k, I, O), k odd.
-      dilation: distance between the taps of the kernel.
-
-    Returns:
-      Array (B, H, W, O).
+    The kernel is (k, k, I, O), k odd; `dilation` is the distance between its taps.
     """
     if filters(kernel, images.dtype):
         return convolution.convolve(images, kernel, dilation)

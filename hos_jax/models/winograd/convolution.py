@@ -41,9 +41,12 @@ def plain(images: Array, kernel: Array, dilation: int) -> Array:
     )
 
 
+def _kernel_shape(images: tuple[int, ...], outputs: tuple[int, ...]) -> tuple[int, ...]:
+    return 3, 3, images[-1], outputs[-1]
+
+
 def _plain_kernel_gradient(images: Array, cotangent: Array, dilation: int) -> Array:
-    shape = (3, 3, images.shape[-1], cotangent.shape[-1])
-    kernel = jax.ShapeDtypeStruct(shape, images.dtype)
+    kernel = jax.ShapeDtypeStruct(_kernel_shape(images.shape, cotangent.shape), images.dtype)
     return jax.linear_transpose(lambda k: plain(images, k, dilation), kernel)(cotangent)[0]
 
 
@@ -100,8 +103,8 @@ def _kernel_gradient_by_winograd(images: Array, cotangent: Array, dilation: int)
     if parts == 1:
         return of_part((images, cotangent)).astype(images.dtype)
     first, second = (array.reshape(parts, -1, *array.shape[1:]) for array in (images, cotangent))
-    shape = (3, 3, images.shape[-1], cotangent.shape[-1])
-    zeros, _ = _varying_alike(jnp.zeros(shape, jnp.float32), images)
+    zeros = jnp.zeros(_kernel_shape(images.shape, cotangent.shape), jnp.float32)
+    zeros, _ = _varying_alike(zeros, images)
     total, _ = lax.scan(lambda total, part: (total + of_part(part), None), zeros, (first, second))
     return total.astype(images.dtype)
 
@@ -130,9 +133,7 @@ _convolve_p = _primitive(
     "same_size_convolution", _convolve, lambda images, kernel: (*images[:3], kernel[3])
 )
 _kernel_gradient_p = _primitive(
-    "same_size_convolution_kernel_gradient",
-    _kernel_gradient,
-    lambda images, cotangent: (3, 3, images[3], cotangent[3]),
+    "same_size_convolution_kernel_gradient", _kernel_gradient, _kernel_shape
 )
 
 
@@ -157,10 +158,9 @@ def _kernel_gradient_batched(arguments, axes, *, dilation):
 
 
 def _varying_alike(x: Array, y: Array) -> tuple[Array, Array]:
-    """Arrays of four axes that vary over the same axes of a mesh, inside `jax.shard_map`.
+    """Arrays of four axes made to vary over the same axes of a mesh, inside `jax.shard_map`.
 
-    An array that is the same on all devices is made one that may differ, as JAX's own operations
-    do; the transpose of that is the sum of its gradient over the devices.
+    As JAX's own operations do; the transpose is the sum of a gradient over the devices.
     """
     if jax.typeof(x).update(shape=(1,) * 4) == jax.typeof(y).update(shape=(1,) * 4):
         return x, y
@@ -172,36 +172,25 @@ def _varying_alike(x: Array, y: Array) -> tuple[Array, Array]:
     return like(x, y), like(y, x)
 
 
-def _bind(primitive: Primitive) -> Callable[..., Array]:
-    return lambda x, y, dilation: primitive.bind(*_varying_alike(x, y), dilation=dilation)
-
-
-_apply, _apply_gradient = _bind(_convolve_p), _bind(_kernel_gradient_p)
-ad.defbilinear(
-    _convolve_p,
-    lambda cotangent, images, kernel, *, dilation: _apply(cotangent, _adjoint(kernel), dilation),
-    lambda cotangent, images, kernel, *, dilation: _apply_gradient(images, cotangent, dilation),
-)
-ad.defbilinear(
-    _kernel_gradient_p,
-    lambda kernel, images, outputs, *, dilation: _apply(outputs, _adjoint(kernel), dilation),
-    lambda kernel, images, outputs, *, dilation: _apply(images, kernel, dilation),
-)
-batching.primitive_batchers[_convolve_p] = _convolve_batched
-batching.primitive_batchers[_kernel_gradient_p] = _kernel_gradient_batched
-
-
 def convolve(images: Array, kernel: Array, dilation: int) -> Array:
     """See `hos_jax.models.winograd.convolve`; for 3x3 kernels, float32 and bfloat16, on a CPU."""
-    return _apply(images, kernel, dilation)
+    return _convolve_p.bind(*_varying_alike(images, kernel), dilation=dilation)
 
 
 def kernel_gradient(images: Array, cotangent: Array, dilation: int) -> Array:
-    """The gradient of <cotangent, convolve(images, kernel, dilation)> in the kernel, (3, 3, I, O).
+    """See `filtering.kernel_gradient`."""
+    return _kernel_gradient_p.bind(*_varying_alike(images, cotangent), dilation=dilation)
 
-    Args:
-      images: (B, H, W, I).
-      cotangent: (B, H, W, O).
-      dilation: distance between the taps.
-    """
-    return _apply_gradient(images, cotangent, dilation)
+
+ad.defbilinear(
+    _convolve_p,
+    lambda cotangent, images, kernel, *, dilation: convolve(cotangent, _adjoint(kernel), dilation),
+    lambda cotangent, images, kernel, *, dilation: kernel_gradient(images, cotangent, dilation),
+)
+ad.defbilinear(
+    _kernel_gradient_p,
+    lambda kernel, images, outputs, *, dilation: convolve(outputs, _adjoint(kernel), dilation),
+    lambda kernel, images, outputs, *, dilation: convolve(images, kernel, dilation),
+)
+batching.primitive_batchers[_convolve_p] = _convolve_batched
+batching.primitive_batchers[_kernel_gradient_p] = _kernel_gradient_batched

@@ -26,11 +26,8 @@ TAPS = TILE + 2
 
 
 def minimal_filter() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    r"""The matrices of y = A^T [(G k) * (B^T x)], the correlation y_i = sum_j k_j x_(i+j).
-
-    Returns:
-      A^T (4, 6), G (6, 3), B^T (6, 6), float64.
-    """
+    """A^T (4, 6), G (6, 3), B^T (6, 6), float64: y = A^T [(G k) * (B^T x)] is the correlation
+    y_i = sum_j k_j x_(i+j)."""
     points = np.array(POINTS)
     infinity = np.eye(TAPS)[-1:]
     values = np.vander(points, TILE, increasing=True)
@@ -49,10 +46,8 @@ OUTPUT, FILTER, INPUT = minimal_filter()
 
 
 def combine(matrix: np.ndarray, arrays: Sequence[Array], axis: int) -> Array:
-    """The linear combinations of arrays that the rows of a small matrix give, along a new axis.
-
-    Every coefficient is multiplied by, zeros too, in one loop over all rows.
-    """
+    """The linear combinations that the rows of a small matrix give, along a new axis, in one loop
+    that multiplies by every coefficient, zeros too."""
     shape = [1] * (arrays[0].ndim + 1)
     shape[axis] = len(matrix)
     terms = [
@@ -63,10 +58,8 @@ def combine(matrix: np.ndarray, arrays: Sequence[Array], axis: int) -> Array:
 
 
 def combine_in_pairs(matrix: np.ndarray, arrays: Sequence[Array]) -> Array:
-    """The same along a new first axis, for the rows of `POINTS` and infinity.
-
-    Those of a point and its opposite share their even and odd parts, and zeros are left out.
-    """
+    """The same along a new first axis, for the rows of `POINTS` and infinity: those of a point and
+    its opposite share their even and odd parts, and zeros are left out."""
 
     def along(row: np.ndarray) -> Array:
         used = [(c, array) for c, array in zip(row.tolist(), arrays, strict=True) if c]
@@ -81,12 +74,7 @@ def combine_in_pairs(matrix: np.ndarray, arrays: Sequence[Array]) -> Array:
 
 
 class Tiling:
-    """How F(4 x 4, 3 x 3) cuts images into squares, on `dilation` interleaved grids per axis.
-
-    Args:
-      shape: of the images, (B, H, W, C).
-      dilation: distance between the taps of the kernel.
-    """
+    """How F(4 x 4, 3 x 3) cuts images (B, H, W, C) into squares, on `dilation` grids per axis."""
 
     def __init__(self, shape: tuple[int, ...], dilation: int):
         self.size = shape[1:3]
@@ -94,15 +82,10 @@ class Tiling:
         self.counts = [-(-n // (TILE * dilation)) for n in self.size]
 
     def split(self, matrix: np.ndarray, images: Array, before: int) -> Array:
-        """M S M^T of every square S of images.
+        """M S M^T of every square S of images: (B, H, W, C) -> (36, squares, C).
 
-        Args:
-          matrix: M, (6, t), for squares of t x t values that lie 4 apart.
-          images: (B, H, W, C).
-          before: how many values of the first square lie outside the image, in the zeros around it.
-
-        Returns:
-          Array (36, squares, C).
+        M, (6, t), is for squares of t x t values that lie 4 apart; of the first square, so many
+        values as `before` lie outside the image, in the zeros around it.
         """
         d, taps = self.dilation, matrix.shape[1]
         ends = [
@@ -142,31 +125,16 @@ def transform_kernel(kernel: Array) -> Array:
 
 
 def convolve(images: Array, kernel: Array, dilation: int = 1) -> Array:
-    """Convolution with a 3 x 3 kernel and zero padding that keeps the image size.
-
-    Args:
-      images: (B, H, W, I).
-      kernel: (3, 3, I, O).
-      dilation: distance between the taps.
-
-    Returns:
-      Array (B, H, W, O).
-    """
+    """`hos_jax.models.winograd.convolve` of images (B, H, W, I) with a kernel (3, 3, I, O)."""
     tiling = Tiling(images.shape, dilation)
     inputs = tiling.split(INPUT, images, before=1)
     return tiling.join(jnp.einsum("nti,nio->nto", inputs, transform_kernel(kernel)))
 
 
 def kernel_gradient(images: Array, cotangent: Array, dilation: int = 1) -> Array:
-    """The gradient of <cotangent, convolve(images, kernel, dilation)> in the kernel.
+    """The gradient of <cotangent, convolve(images, kernel, dilation)> in the kernel, (3, 3, I, O).
 
-    Args:
-      images: (B, H, W, I).
-      cotangent: (B, H, W, O).
-      dilation: distance between the taps.
-
-    Returns:
-      Array (3, 3, I, O).
+    Images are (B, H, W, I), the cotangent is (B, H, W, O).
     """
     tiling = Tiling(images.shape, dilation)
     inputs = tiling.split(INPUT, images, before=1)
