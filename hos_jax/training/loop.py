@@ -173,8 +173,8 @@ def _first_nonfinite_operation(problem: Problem, state: TrainState, step: int) -
 
     To JAX a mapped function is one operation. The parameters are still those of that step.
     """
-    looks = jax.config.jax_debug_nans or jax.config.jax_debug_infs  # type: ignore[attr-defined]
-    if not looks or parallel.process_count() > 1:
+    options: Any = jax.config
+    if not (options.jax_debug_nans or options.jax_debug_infs) or parallel.process_count() > 1:
         return ""
     state = dataclasses.replace(state, step=jnp.int32(step), first_nonfinite_step=jnp.int32(-1))
     state = jax.tree.map(lambda leaf: np.stack([leaf] * parallel.device_count()), state)

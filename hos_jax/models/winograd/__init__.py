@@ -26,14 +26,14 @@ ENABLED = os.environ.get("HOS_JAX_WINOGRAD", "1") != "0"
 
 def filters(kernel: Array, dtype: Any) -> bool:
     """Whether convolutions with this kernel go by filtering, if there are pixels enough."""
+    options: Any = jax.config  # to whose class some versions of JAX add these as they are imported
     return (
         ENABLED
         and jax.default_backend() == "cpu"
         and kernel.shape[:2] == (3, 3)
         and min(kernel.shape[2:]) >= convolution.CHANNELS
         and jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16)
-        # An option that JAX adds to its config as it is imported.
-        and jax.config.jax_default_matmul_precision is None  # type: ignore[attr-defined]
+        and options.jax_default_matmul_precision is None
     )
 
 
