@@ -17,9 +17,10 @@ The same noisy images and the same s1 for all methods of a run:
 * Hutchinson: the diagonal of that C from random probes, variances raised to the same floors.
 
 NLL, calibration and coverage as in the table of `--test`, in units of sigma; captured: shares of
-the squared error in the 5 and 12 leading directions; median seconds per image, compilation left out, and the
-memory that XLA plans for one image besides its arguments. `--other` adds the direct model of other
-runs, such as one trained with another loss; it has to be of the same data and noise level.
+the squared error in the 5 and 12 leading directions; median seconds per image, compilation left
+out, and the memory that XLA plans for one image besides its arguments. `--other` adds the direct
+model of other runs, such as one trained with another loss; it has to be of the same data and noise
+level.
 """
 
 from __future__ import annotations
