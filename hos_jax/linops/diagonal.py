@@ -104,10 +104,7 @@ class DiagonalPlusLowRank(PlusLowRank):
         """See `SymmetricMatrix.floor`. Where the diagonal part lies below the floor it is raised to
         it, and that row of the factor shrinks so that the variance of the value, A_ii, stays what
         it was, unless that lies below the floor itself."""
-        gram = jnp.abs(jax.lax.stop_gradient(self.factor.mT @ self.factor))
-        # No eigenvalue of U U^T is larger. Woodbury's identity keeps its digits down to this floor.
-        largest = jnp.max(jnp.sum(gram, axis=-1), axis=-1, initial=0.0)
-        floor = jnp.maximum(smallest, 0.25 * jnp.finfo(self.dtype).eps * largest[..., None])
+        floor = self._resolved(smallest)
         correlated = jnp.sum(jnp.square(self.factor), axis=-1)
         room = jnp.maximum(self.diag + correlated - floor, 0.0)
         shrinks = (self.diag < floor) & (correlated > 0)

@@ -257,20 +257,21 @@ class Local(Solvable):
         self._check_no_shift()
         return self._factor(columns)
 
-    def floor(self, smallest: float) -> tuple[Local, Violations]:
-        """See `SymmetricMatrix.floor`; l^2 is what is held against the floor and raised to it.
+    def floor(self, smallest: float | Array) -> tuple[Local, Violations]:
+        """See `SymmetricMatrix.floor`; what is held against the floor and raised to it is l^2, the
+        variance of each value given the earlier ones. A negative l counts as -l^2.
 
         A diagonal b goes into l: each row of L is scaled to the variance A_ii. That is exact where
         b is zero up to rounding, as that of a C = I + sigma^2 s2 is, and else keeps the variances.
         """
-        scales, squares = self.scales, jnp.square(self.scales)
+        scales, own = self.scales, jnp.ones_like(self.scales)
         if self.shift is not None:
-            own = dataclasses.replace(self, shift=None).diagonal()
-            squares = squares * (1.0 + self.shift / own)
-            scales = safe_sqrt(jnp.maximum(squares, 0.0))
-        repaired = jnp.maximum(scales, math.sqrt(smallest))
+            variances = dataclasses.replace(self, shift=None).diagonal()
+            own = 1.0 + self.shift / variances
+            scales = scales * safe_sqrt(jnp.maximum(own, 0.0))
+        repaired = jnp.maximum(scales, jnp.sqrt(jnp.asarray(smallest, self.dtype)))
         matrix = dataclasses.replace(self, scales=repaired, shift=None)
-        return matrix, Violations.of(squares, smallest)
+        return matrix, Violations.of(self.scales * jnp.abs(self.scales) * own, smallest)
 
     def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
         if isinstance(other, Local):
@@ -397,5 +398,5 @@ class LocalPlusLowRank(PlusLowRank):
 
     def floor(self, smallest: float) -> tuple[LocalPlusLowRank, Violations]:
         """See `Local.floor`."""
-        base, violations = self.base.floor(smallest)
+        base, violations = self.base.floor(self._resolved(smallest))
         return LocalPlusLowRank(base, self.factor), violations

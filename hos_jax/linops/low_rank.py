@@ -98,6 +98,13 @@ class PlusLowRank(SymmetricMatrix):
         inner = self._of_parts(lambda base, factor: woodbury.factorize(base, factor).logdet())
         return self.base.logdet() + inner
 
+    def _resolved(self, smallest: float) -> Array:
+        """A floor for B, (..., 1): the given one, or what Woodbury's identity keeps its digits down
+        to, beside the largest eigenvalue of U U^T, where that is more."""
+        gram = jnp.abs(jax.lax.stop_gradient(self.factor.mT @ self.factor))
+        largest = jnp.max(jnp.sum(gram, axis=-1), axis=-1, initial=0.0)
+        return jnp.maximum(smallest, 0.25 * jnp.finfo(self.dtype).eps * largest[..., None])
+
     def _of_parts(self, function, *arguments):
         """A function of B and U (and more) of a single matrix, for each one of the batch."""
         return over_batch(function, len(self.batch_shape))(self.base, self.factor, *arguments)

@@ -237,6 +237,12 @@ def test_floor_raises_scales_and_tells():
     np.testing.assert_allclose(raised.scales[:3], 0.1)
     assert found.count == 3
     np.testing.assert_allclose(found.largest, 0.01 - 1e-6)
+    below, found = Local(-matrix.scales, matrix.taps, (4, 3, 1), 1).floor(0.01)
+    assert found.count == 12 and np.all(below.scales > 0)
+    # Beside large columns float32 resolves less.
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
+    raised, found = single.add_columns(jnp.full((12, 1), 100.0, jnp.float32)).floor(1e-6)
+    assert found.count == 3 and raised.local.scales.min() > 0.05
     # A diagonal that takes more than there is: the value's variance was none.
     lowered = matrix.add_diagonal(jnp.zeros(12).at[5].set(-50.0))
     shifted, found = jit(lambda a: a.floor(0.01))(lowered)
