@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,6 +214,23 @@ def test_a_diagonal_jacobian_regression_is_optimal_covariance_matching():
     for shift in np.eye(3) * 0.1:
         assert mean_loss(best + shift) > mean_loss(best) < mean_loss(best - shift)
     np.testing.assert_allclose(mean_loss(best + 0.1) - mean_loss(best), 0.5 * 3 * 0.01, rtol=1e-9)
+
+
+class LossesInEveryForm(chex.TestCase):
+    """Compiled or not, and of arrays on the device or of NumPy's, the values are the same."""
+
+    @chex.variants(with_jit=True, without_jit=True, with_device=True, without_device=True)
+    def test_values(self):
+        s1, s2, noise = random_outputs(5, "low_rank", seed=4)
+        positive = s2[0].add_identity(5.0)
+        published = self.variant(lambda s1, s2, z: losses.d2sm(s1, s2, z, 0.5))
+        np.testing.assert_allclose(
+            published(s1[0], s2[0], noise), losses.d2sm(s1[0], s2[0], noise, 0.5), rtol=1e-12
+        )
+        likelihood = self.variant(losses.residual_nll)
+        np.testing.assert_allclose(
+            likelihood(noise, positive), losses.residual_nll(noise, positive), rtol=1e-12
+        )
 
 
 def terms_of(slopes, gram):
