@@ -35,7 +35,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     from hos_jax.config.networks import HEADS, THIRD_ORDER_HEADS
     from hos_jax.config.networks import NAMES as MODEL_NAMES
     from hos_jax.data import NAMES as DATA_NAMES
-    from hos_jax.losses.objective import FIRST_ORDER, SECOND_ORDER, THIRD_ORDER
+    from hos_jax.losses.objective import (
+        FIRST_ORDER,
+        JACOBIAN_PROBES,
+        SECOND_ORDER,
+        THIRD_ORDER,
+    )
 
     check_keys_and_types(config, default_config())
     choices = {
@@ -49,6 +54,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "loss.first_order": tuple(FIRST_ORDER),
         "loss.second_order": tuple(SECOND_ORDER),
         "loss.third_order": tuple(THIRD_ORDER),
+        "loss.jacobian_probe": JACOBIAN_PROBES,
         "optim.schedule": ("constant", "cosine"),
         "sampling.sampler": SAMPLERS,
     }

@@ -56,6 +56,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.loss.first_order_weight = none(float)
     # Beside a residual loss: how much of the target is the derivative of s1.
     config.loss.jacobian_weight = 0.0
+    config.loss.jacobian_probe = "signs"
     config.loss.stop_gradient_score1 = True
     config.loss.third_order = "none"
     config.loss.third_order_weight = 1.0

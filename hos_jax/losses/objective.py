@@ -9,6 +9,7 @@ compare, and so that Adam's epsilon does not freeze a head at small sigma.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -39,6 +40,7 @@ SECOND_ORDER = {
     "jacobian": ("plus",),
 }
 RESIDUAL = ("d2sm_residual", "d2sm_residual_plain", "residual_nll")
+JACOBIAN_PROBES = ("signs", "residual")
 THIRD_ORDER = {"none": (), "d3sm_diagonal": ("plus", "minus")}
 
 
@@ -55,6 +57,9 @@ class Objective:
       jacobian_weight: w in [0, 1) beside a residual loss, L_2 = (1 - w) L_residual + w L_jacobian;
         of "d2sm_residual" the minimizer is then (1 - w) E[r r^T | y] + w C_J, with the covariance
         C_J that the derivative of s1 implies.
+      jacobian_probe: what the Jacobian is multiplied by: random "signs", which see every direction
+        alike, or the "residual" itself in units of its length, which has covariance C: directions
+        count by their variance, so that the leading ones are learned first.
       stop_gradient_score1: whether s1 is a constant in the published second-order losses; in the
         residual losses it always is.
       third_order: "none" or "d3sm_diagonal", centred by the model's covariance where it has one.
@@ -64,7 +69,8 @@ class Objective:
         the error of its prediction vanishes (Karras et al. 2022, table 1).
 
     Raises:
-      ValueError: for an unknown loss, a weight outside [0, 1), or one without a residual loss.
+      ValueError: for an unknown loss or probe, a weight outside [0, 1), or one without a residual
+        loss.
     """
 
     first_order: str = "dsm"
@@ -75,6 +81,7 @@ class Objective:
     third_order_weight: float = 1.0
     balance_std: float | None = None
     jacobian_weight: float = 0.0
+    jacobian_probe: str = "signs"
 
     def __post_init__(self):
         for name, known in (
@@ -84,15 +91,22 @@ class Objective:
         ):
             if name not in known:
                 raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(known)}")
+        if self.jacobian_probe not in JACOBIAN_PROBES:
+            probes = ", ".join(JACOBIAN_PROBES)
+            raise ValueError(f"unknown probe {self.jacobian_probe!r}; choose one of {probes}")
         if not 0 <= self.jacobian_weight < 1:
             raise ValueError(f"expected 0 <= jacobian_weight < 1, got {self.jacobian_weight}")
         if self.jacobian_weight and self.second_order not in RESIDUAL:
             raise ValueError(f"jacobian_weight needs one of {', '.join(RESIDUAL)} beside it")
 
     @property
+    def _has_jacobian(self) -> bool:
+        return self.second_order == "jacobian" or self.jacobian_weight > 0
+
+    @property
     def needs_probes(self) -> bool:
         """Whether `per_example` needs random directions of its own."""
-        return self.second_order == "jacobian" or self.jacobian_weight > 0
+        return self._has_jacobian and self.jacobian_probe == "signs"
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -154,8 +168,11 @@ class Objective:
             if self.second_order != "jacobian":
                 denoised = self._second_order(at, flat_noise, sigma, mean)
                 second += (1.0 - self.jacobian_weight) * denoised
-            if self.needs_probes:
+            if self._has_jacobian:
                 points = batch[:count].reshape(clean.shape)
+                if not self.needs_probes:
+                    probes = _along_residual(at["plus"].score1, flat_noise, sigma)
+                    probes = probes.reshape(clean.shape)
                 derived = self._jacobian(model, points, at["plus"], sigma, probes)
                 second += derived * (self.jacobian_weight or 1.0)
             values["score2"] = second / dim
@@ -208,3 +225,10 @@ class Objective:
             return jax.vmap(d3sm_diagonal)(at[point].scaled_third_diagonal, residuals, *known)
 
         return loss("plus", noise) + loss("minus", -noise)
+
+
+def _along_residual(score1: Array, noise: Array, sigma: Array) -> Array:
+    """The residuals as constants of root mean square 1, (N, D)."""
+    vectors = jax.lax.stop_gradient(jax.vmap(residual)(score1, noise, sigma))
+    sizes = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors * (math.sqrt(noise.shape[1]) / jnp.maximum(sizes, jnp.finfo(sizes.dtype).tiny))

@@ -128,6 +128,32 @@ def test_the_jacobian_can_be_a_part_of_the_target(problem, second_order):
         Objective("dsm", second_order, jacobian_weight=1)
 
 
+def test_the_residual_can_be_the_probe(problem):
+    """In units of its length, and a constant: nothing flows into s1."""
+    evaluate, clean, noise, params, model = problem
+    objective = Objective("dsm", "jacobian", jacobian_probe="residual")
+    assert not objective.needs_probes
+    got = objective.per_example(evaluate, clean, noise, SIGMA)["score2"]
+    points = clean + SIGMA * noise
+    outputs = evaluate(points, SIGMA)
+    for i in range(COUNT):
+        r = losses.residual(outputs.score1[i], noise[i], SIGMA)
+        probe = r * np.sqrt(DIM) / np.linalg.norm(r)
+        product = score_jacobian(evaluate, points[i]) @ probe
+        hessian = jax.tree.map(lambda leaf, i=i: leaf[i], outputs.scaled_hessian)
+        expected = losses.jacobian_regression(hessian, probe, SIGMA**2 * product) / DIM
+        np.testing.assert_allclose(got[i], expected, rtol=1e-3, atol=1e-6)
+
+    def second(params):
+        values = objective.per_example(lambda p, s: model.apply(params, p, s), clean, noise, SIGMA)
+        return jnp.mean(values["score2"])
+
+    gradients = jax.grad(second)(params)["params"]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients["score1"]))
+    with pytest.raises(ValueError, match="unknown probe 'sign'"):
+        Objective("dsm", "jacobian", jacobian_probe="sign")
+
+
 def test_unknown_losses_are_refused():
     with pytest.raises(ValueError, match="unknown loss 'ssm'"):
         Objective("ssm")
