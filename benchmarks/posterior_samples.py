@@ -39,9 +39,11 @@ def picture(folders: list[Path], chosen: list[int]):
     shape, (low, high) = run.image_shape, run.problem.data.value_range
     if any(not np.array_equal(noisy, other[1]) for _, other in found):
         raise SystemExit("the runs have different noisy images")
-    lines, columns = len(chosen) * len(folders), 3 + DRAWS
-    plot, axes = plt.subplots(lines, columns, figsize=(1.1 * columns + 1.2, 1.1 * lines))
-    plot.subplots_adjust(left=0.15, right=0.995, bottom=0.01, top=0.94, wspace=0.06, hspace=0.06)
+    lines, widths = len(chosen) * len(folders), [1.0, 1.0, 1.0, 0.3, *[1.0] * DRAWS]
+    plot, axes = plt.subplots(
+        lines, len(widths), figsize=(1.07 * sum(widths), 1.1 * lines), width_ratios=widths
+    )
+    plot.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.06, hspace=0.06)
     for axis in axes.flat:
         axis.set_axis_off()
 
@@ -58,19 +60,10 @@ def picture(folders: list[Path], chosen: list[int]):
         for row, (other, (*_, samples)) in enumerate(found, start=first):
             head = other.problem.config.model.head.replace("_", " ")
             label = head.replace("low rank", "low-rank").replace("local low", "local + low")
-            axes[row, 2].text(
-                1.06,
-                0.5,
-                label,
-                transform=axes[row, 2].transAxes,
-                fontsize=8,
-                rotation=90,
-                va="center",
-                ha="center",
-            )
+            axes[row, 3].text(0.5, 0.5, label, fontsize=8, rotation=90, va="center", ha="center")
             for place in range(DRAWS):
                 title = "draws of the posterior" if index == row == 0 and place == 2 else ""
-                show(axes[row, 3 + place], samples[index, place], title)
+                show(axes[row, 4 + place], samples[index, place], title)
     return plot
 
 
