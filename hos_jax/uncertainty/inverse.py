@@ -70,6 +70,8 @@ class Observation:
         check_vectors(like=like)
         predicted = jax.eval_shape(self.forward, like)
         check_vectors(values=self.values, predicted=predicted)
+        if jnp.iscomplexobj(self.values):
+            raise ValueError("values are complex; stack their real and imaginary part")
         if not jnp.issubdtype(predicted.dtype, jnp.floating):
             raise ValueError(
                 f"forward has to give real floating numbers, got {predicted.dtype}; "
@@ -248,7 +250,7 @@ def descend(
 
     as the law of a Brownian path asks for. The last x is the result. Where x is drawn from its
     exact law the result is exact too, however far apart the levels are, but for the start.
-    ValueError if there is no level.
+    ValueError for no level, or ones that are not positive and falling (unless traced).
 
     Args:
       key: of all draws.
@@ -260,6 +262,9 @@ def descend(
     """
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
+    known = np.ones(1) if _is_traced(sigmas) else np.asarray(sigmas)
+    if not (np.all(known > 0) and np.all(np.diff(known) <= 0)):
+        raise ValueError("expected positive noise levels in falling order; sort them")
     draw = draw_fn if has_aux else lambda *arguments: (draw_fn(*arguments), None)
 
     def step(noisy: Array, level: tuple[Array, Array, Array]) -> tuple[Array, Any]:
