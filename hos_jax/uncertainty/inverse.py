@@ -39,6 +39,8 @@ from hos_jax.uncertainty.posterior import Posterior
 
 PosteriorFn = Callable[[Array, Array | float], Posterior]
 
+_AFFINE = "forward has to be linear, or linear with an offset, in operations of jax.numpy"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +70,10 @@ class Observation:
         """ValueError unless it is a measurement of points like this one, (D,): b finite, t positive
         (unless traced), and the map affine, real and of the shape of b."""
         check_vectors(like=like)
-        predicted = jax.eval_shape(self.forward, like)
+        try:
+            predicted = jax.eval_shape(self.forward, like)
+        except jax.errors.TracerArrayConversionError as error:
+            raise ValueError(f"{_AFFINE}, not of numpy") from error
         check_vectors(values=self.values, predicted=predicted)
         if jnp.iscomplexobj(self.values):
             raise ValueError("values are complex; stack their real and imaginary part")
@@ -90,12 +95,11 @@ class Observation:
         self._check_affine(like, predicted)
 
     def _check_affine(self, like: Array, predicted: jax.ShapeDtypeStruct) -> None:
-        problem = "forward has to be linear, or linear with an offset, in operations of jax.numpy"
         try:
             jax.eval_shape(lambda v: self.adjoint(v, like), predicted)
         # What JAX raises depends on the operation that cannot be transposed.
         except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{problem}: {reason(error)}") from error
+            raise ValueError(f"{_AFFINE}: {reason(error)}") from error
         # Some operations (rounding to integers) have a transpose without being linear. A power of
         # two goes through whatever is, exactly and in any precision.
         with jax.ensure_compile_time_eval():
@@ -107,7 +111,7 @@ class Observation:
             size = jnp.max(jnp.abs(twice), initial=0.0) + jnp.max(jnp.abs(offset), initial=0.0)
             rounding = 100.0 * jnp.finfo(predicted.dtype).eps * size
             if jnp.any(jnp.abs(twice - 2.0 * once) > rounding):
-                raise ValueError(f"{problem}: at twice the point it does not give twice as much")
+                raise ValueError(f"{_AFFINE}: at twice the point it does not give twice as much")
 
 
 def _is_traced(value: Any) -> bool:

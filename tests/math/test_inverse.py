@@ -244,6 +244,7 @@ def test_a_map_that_is_not_linear_is_refused(wrong):
         (jnp.zeros(4), jnp.fft.rfft, "real floating"),
         (jnp.zeros(2, jnp.int32), lambda x: x[:2].astype(jnp.int32), "real floating"),
         (jnp.zeros(COUNT, complex), forward, "values are complex"),
+        (jnp.zeros(3), lambda x: np.asarray(x)[:3], "operations of jax.numpy, not of numpy"),
     ],
 )
 def test_measurements_of_another_shape_or_type_are_refused(values, map_, message):
