@@ -36,7 +36,7 @@ from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.noise import perturb
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_floating
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_floating, check_positive
 
 Sampler = Callable[[PRNGKey, int], Array]
 # Shares of the Jacobian in the target among which "auto" chooses: none, half, nothing else.
@@ -57,13 +57,16 @@ def rows(data: Any) -> Sampler:
     """`sample(key, count)`, random rows of an array (N, D), with replacement, for data in memory.
 
     Raises:
-      ValueError: for another shape, no rows, or values that are not finite.
+      ValueError: for another shape, no rows, complex values, or values that are not finite.
     """
-    data = jnp.asarray(data)
+    data = data if isinstance(data, jax.Array) else np.asarray(data)
     if data.ndim != 2 or not data.size:
         raise ValueError(f"expected data of shape (N, D) with N > 0, got {tuple(data.shape)}")
-    if not jnp.issubdtype(data.dtype, jnp.floating):
-        data = data.astype(float)
+    if jnp.issubdtype(data.dtype, jnp.complexfloating):
+        raise ValueError(f"data is {data.dtype}: stack its real and its imaginary part")
+    # Large integers of 64 bits would wrap in JAX's integers of 32 bits.
+    floating = jnp.issubdtype(data.dtype, jnp.floating)
+    data = jnp.asarray(data if floating else data.astype(float))
     if not jnp.isfinite(data).all():
         raise ValueError("data has values that are not finite: leave their rows out")
     return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
@@ -134,6 +137,7 @@ def _fit(
 ) -> Any:
     """Minimize an objective over fresh samples; `evaluate(params, points, sigma)` is the model."""
     check_counts(dim=dim, batch_size=batch_size)
+    check_positive(sigma=sigma)
 
     def loss_fn(key, params):
         clean_key, noise_key = jax.random.split(key)
@@ -172,7 +176,8 @@ def fit_score(
       **settings: see `Settings`.
 
     Raises:
-      ValueError: for an unknown loss, steps < 1, or samples of another shape or of integers.
+      ValueError: for an unknown loss, steps < 1, a sigma that is not positive and finite, or
+        samples of another shape or of integers.
       TypeError: for samples drawn by NumPy, which would be the same at every step.
     """
     evaluate = functools.partial(outputs_of, model)

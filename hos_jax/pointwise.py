@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.score_model import ModelOutputs, outputs_of
-from hos_jax.types import Array, ScoreFn
+from hos_jax.types import Array, ScoreFn, check_positive
 from hos_jax.uncertainty.posterior import Posterior, posterior_from_covariance
 
 Sigma = Array | float
@@ -132,6 +132,7 @@ def _at_a_point(
         sigma = default if sigma is None else sigma
         if params is None or sigma is None:
             raise ValueError("a model needs its params, and sigma here or at every call")
+        check_positive(sigma=sigma)
         noisy = jnp.asarray(noisy)
         _check_point(noisy, image_shape)
         return evaluate(params, noisy, sigma)

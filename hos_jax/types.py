@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -44,3 +45,11 @@ def check_counts(least: int = 1, /, **counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, numbers.Integral) or count < least:
             raise ValueError(f"expected a whole number {name} >= {least}, got {count}")
+
+
+def check_positive(**scalars: Any) -> None:
+    """Raise ValueError for what is no scalar, or is not positive and finite unless it is traced."""
+    for name, value in scalars.items():
+        known = 1.0 if isinstance(value, jax.core.Tracer) else np.asarray(value)
+        if np.shape(value) or not 0 < known < np.inf:
+            raise ValueError(f"expected a positive and finite scalar {name}, got {value}")

@@ -112,6 +112,8 @@ def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
     if labels.size != count or labels.dtype.kind not in "iu":
         wanted = f"there must be one integer for each of the {count} images"
         raise UserError(f"{what}: labels are {labels.dtype} {labels.shape}: {wanted}")
+    if (labels.astype(np.int32) != labels).any():
+        raise UserError(f"{what}: labels do not fit into 32 bits: number the classes from 0")
     return _Part(images, labels.reshape(count).astype(np.int32))
 
 

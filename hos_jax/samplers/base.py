@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -48,7 +47,8 @@ class SamplingAlgorithm(NamedTuple):
     @classmethod
     def of(cls, init: Callable, kernel: Callable, target: Callable, step_size: Array | float):
         """From a kernel's two functions, the target's function and a step size > 0."""
-        if isinstance(step_size, int | float) and not 0 < step_size < math.inf:
+        known = 1.0 if isinstance(step_size, jax.core.Tracer) else np.asarray(step_size)
+        if not np.all((known > 0) & np.isfinite(known)):
             raise ValueError(f"expected step_size > 0 and finite, got {step_size}")
         target = as_partial(target)
         return cls(

@@ -68,7 +68,7 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     spectrum = jnp.fft.rfft(centred, n=2 * count, axis=1)
     products = jnp.fft.irfft(jnp.square(jnp.abs(spectrum)), n=2 * count, axis=1)
     sums = jnp.sum(products[:, : max_lag + 1], axis=0)
-    moves = sums[:1] > 0
+    moves = sums[:1] != 0  # or NaN, which stays
     return jnp.where(moves, sums / jnp.where(moves, sums[:1], 1.0), 1.0)
 
 

@@ -39,6 +39,8 @@ from hos_jax.uncertainty.posterior import Posterior
 
 PosteriorFn = Callable[[Array, Array | float], Posterior]
 
+_AFFINE = "forward has to be linear, or linear with an offset, in operations of jax.numpy"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,8 +70,13 @@ class Observation:
         """ValueError unless it is a measurement of points like this one, (D,): b finite, t positive
         (unless traced), and the map affine, real and of the shape of b."""
         check_vectors(like=like)
-        predicted = jax.eval_shape(self.forward, like)
+        try:
+            predicted = jax.eval_shape(self.forward, like)
+        except jax.errors.TracerArrayConversionError as error:
+            raise ValueError(f"{_AFFINE}, not of numpy") from error
         check_vectors(values=self.values, predicted=predicted)
+        if jnp.iscomplexobj(self.values):
+            raise ValueError("values are complex; stack their real and imaginary part")
         if not jnp.issubdtype(predicted.dtype, jnp.floating):
             raise ValueError(
                 f"forward has to give real floating numbers, got {predicted.dtype}; "
@@ -88,12 +95,11 @@ class Observation:
         self._check_affine(like, predicted)
 
     def _check_affine(self, like: Array, predicted: jax.ShapeDtypeStruct) -> None:
-        problem = "forward has to be linear, or linear with an offset, in operations of jax.numpy"
         try:
             jax.eval_shape(lambda v: self.adjoint(v, like), predicted)
         # What JAX raises depends on the operation that cannot be transposed.
         except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{problem}: {reason(error)}") from error
+            raise ValueError(f"{_AFFINE}: {reason(error)}") from error
         # Some operations (rounding to integers) have a transpose without being linear. A power of
         # two goes through whatever is, exactly and in any precision.
         with jax.ensure_compile_time_eval():
@@ -105,7 +111,7 @@ class Observation:
             size = jnp.max(jnp.abs(twice), initial=0.0) + jnp.max(jnp.abs(offset), initial=0.0)
             rounding = 100.0 * jnp.finfo(predicted.dtype).eps * size
             if jnp.any(jnp.abs(twice - 2.0 * once) > rounding):
-                raise ValueError(f"{problem}: at twice the point it does not give twice as much")
+                raise ValueError(f"{_AFFINE}: at twice the point it does not give twice as much")
 
 
 def _is_traced(value: Any) -> bool:
@@ -248,7 +254,7 @@ def descend(
 
     as the law of a Brownian path asks for. The last x is the result. Where x is drawn from its
     exact law the result is exact too, however far apart the levels are, but for the start.
-    ValueError if there is no level.
+    ValueError for no level, or ones that are not positive and falling (unless traced).
 
     Args:
       key: of all draws.
@@ -260,6 +266,9 @@ def descend(
     """
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
+    known = np.ones(1) if _is_traced(sigmas) else np.asarray(sigmas)
+    if not (np.all(known > 0) and np.all(np.diff(known) <= 0)):
+        raise ValueError("expected positive noise levels in falling order; sort them")
     draw = draw_fn if has_aux else lambda *arguments: (draw_fn(*arguments), None)
 
     def step(noisy: Array, level: tuple[Array, Array, Array]) -> tuple[Array, Any]:

@@ -17,7 +17,7 @@ from jax.scipy.special import ndtri
 
 from hos_jax import tweedie
 from hos_jax.linops import Eigenpairs, SymmetricMatrix, Violations
-from hos_jax.types import Array, PRNGKey, check_vectors
+from hos_jax.types import Array, PRNGKey, check_positive, check_vectors
 
 DEFAULT_FLOOR = 1e-4
 # That of an exponential law. Beyond it the formula for quantiles is no longer accurate.
@@ -146,7 +146,7 @@ def posterior_from_covariance(
 
     C is repaired where it is not positive definite: eigenvalues of `Dense`, variances of `Diagonal`
     are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`. ValueError if the shapes
-    differ, or for a floor that is not positive.
+    differ, or for a sigma or a floor that is not positive.
 
     Args:
       mean: E[x | y], (D,), data units.
@@ -158,6 +158,7 @@ def posterior_from_covariance(
     """
     if not floor > 0:
         raise ValueError(f"expected floor > 0, got {floor}")
+    check_positive(sigma=sigma)
     check_vectors(mean=mean, covariance_rows=covariance.shape[:-1])
     third = None
     if scaled_third_diagonal is not None:

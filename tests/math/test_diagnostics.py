@@ -91,6 +91,12 @@ def test_wrong_shapes_raise():
         )
 
 
+def test_draws_that_are_not_finite_give_nan():
+    draws = jnp.full((2, 9, 1), jnp.nan)
+    found = diagnostics.autocorrelation(draws, 2), diagnostics.effective_sample_size(draws)
+    assert all(jnp.isnan(one).all() for one in (*found, diagnostics.split_r_hat(draws)))
+
+
 def test_integers_and_single_chains_are_refused():
     whole, single = jnp.ones((2, 9, 1), int), jnp.ones((9, 1))
     for draws in (whole, single):

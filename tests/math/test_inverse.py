@@ -243,12 +243,20 @@ def test_a_map_that_is_not_linear_is_refused(wrong):
         (jnp.zeros((2, COUNT)), lambda x: jnp.stack([forward(x)] * 2), "vmap"),
         (jnp.zeros(4), jnp.fft.rfft, "real floating"),
         (jnp.zeros(2, jnp.int32), lambda x: x[:2].astype(jnp.int32), "real floating"),
+        (jnp.zeros(COUNT, complex), forward, "values are complex"),
+        (jnp.zeros(3), lambda x: np.asarray(x)[:3], "operations of jax.numpy, not of numpy"),
     ],
 )
 def test_measurements_of_another_shape_or_type_are_refused(values, map_, message):
     observation = inverse.Observation(values, NOISE_STD, map_)
     with pytest.raises(ValueError, match=message):
         inverse.conditional_mean(posterior_fn(jnp.zeros(DIM), 1.0), observation)
+
+
+@pytest.mark.parametrize("sigmas", [[1.0, 2.0], [1.0, -0.5], [1.0, np.nan]])
+def test_levels_that_do_not_fall_are_refused(sigmas):
+    with pytest.raises(ValueError, match="in falling order"):
+        inverse.descend(jax.random.key(0), lambda k, y, s: y, jnp.zeros(3), jnp.asarray(sigmas))
 
 
 def test_a_batch_of_posteriors_is_refused():

@@ -340,8 +340,9 @@ def test_bad_numbers_raise(settings, message):
 
 
 def test_bad_sampler_settings_raise():
-    with pytest.raises(ValueError, match="step_size > 0"):
-        langevin.as_top_level_api(jnp.negative, 0.0)
+    for wrong in (0.0, jnp.asarray(-0.1), np.float32("nan"), np.inf):
+        with pytest.raises(ValueError, match="step_size > 0"):
+            langevin.as_top_level_api(jnp.negative, wrong)
     with pytest.raises(ValueError, match="growth_bound > 0"):
         ozaki.build_kernel(growth_bound=0.0)
     state = ozaki.OzakiState(

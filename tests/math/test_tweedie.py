@@ -172,6 +172,19 @@ def test_every_map_inverts_its_partner(dim, order):
         np.testing.assert_allclose(tensor, jnp.swapaxes(tensor, 0, -1), rtol=1e-12)
 
 
+@pytest.mark.parametrize("sigma", [1e-6, 1e6])
+def test_high_orders_stay_in_float32_at_every_sigma(sigma):
+    """Scores of order n are of size sigma^-n and cumulants sigma^n: float32 holds both to n = 6."""
+    noisy = jnp.zeros(2, jnp.float32)
+    scores = [jnp.full((2,) * n, sigma**-n, jnp.float32) for n in range(1, 7)]
+    cumulants = tweedie.scores_to_cumulants(noisy, scores, sigma)
+    for order, cumulant in enumerate(cumulants[2:], start=3):
+        np.testing.assert_allclose(np.asarray(cumulant, float) * sigma**-order, 1.0, rtol=1e-5)
+    back = tweedie.cumulants_to_scores(noisy, cumulants, sigma)
+    for score, expected in zip(back[2:], scores[2:], strict=True):
+        np.testing.assert_allclose(score, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_named_orders_agree_with_the_exact_posterior(sigma):
     covariances, noisy = COVARIANCES["mixture"], POINTS[1]

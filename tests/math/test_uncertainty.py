@@ -187,6 +187,10 @@ def test_nothing_of_the_size_of_a_square_is_built():
             lambda p: posterior_from_covariance(p.mean[1:], make_covariance("diagonal"), 1.0),
             "one shape",
         ),
+        (
+            lambda p: posterior_from_covariance(p.mean, make_covariance("diagonal"), -0.5),
+            "positive and finite scalar sigma",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(call, message):

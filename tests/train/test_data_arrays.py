@@ -122,6 +122,7 @@ def _with_nan(value):
         ({"a": BYTES, "test": BYTES[:3]}, "all held-out images are among"),
         ({"a": BYTES, "labels": LABELS[:9]}, "one integer for each of the 50 images"),
         ({"a": BYTES, "labels": LABELS / 7}, "labels are float64"),
+        ({"a": BYTES, "labels": LABELS + 2**40}, "labels do not fit into 32 bits"),
         ({"labels": LABELS}, "has no images"),
     ],
 )

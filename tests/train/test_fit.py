@@ -204,10 +204,25 @@ def test_rows_of_an_array_are_fitted():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("data", [np.zeros(3), np.zeros((0, 3)), np.full((3, 2), np.nan)])
+@pytest.mark.parametrize(
+    "data", [np.zeros(3), np.zeros((0, 3)), np.full((3, 2), np.nan), np.full((3, 2), 1 + 2j)]
+)
 def test_rows_refuse_what_is_no_data(data):
-    with pytest.raises(ValueError, match=r"shape \(N, D\)|not finite"):
+    with pytest.raises(ValueError, match=r"shape \(N, D\)|not finite|stack its real"):
         fit.rows(data)
+
+
+def test_rows_of_large_integers_do_not_wrap():
+    drawn = fit.rows(np.full((3, 2), 2**40))(jax.random.key(0), 4)
+    np.testing.assert_array_equal(drawn, np.full((4, 2), 2.0**40))
+
+
+@pytest.mark.parametrize("sigma", [0.0, -0.3, float("nan"), np.inf, np.float32(0), np.ones(1)])
+def test_a_sigma_that_is_none_is_refused(law, sigma):
+    model = ScoreModel(NETWORK)
+    for one in (sigma, jnp.asarray(sigma)):
+        with pytest.raises(ValueError, match="positive and finite scalar sigma"):
+            fit.fit_score(jax.random.key(0), model, law.sample, one, dim=3, steps=1)
 
 
 @pytest.mark.parametrize(

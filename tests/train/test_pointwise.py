@@ -157,6 +157,9 @@ def test_what_is_no_point_or_has_no_second_order_is_refused(images):
         pointwise.score_fn(model, params, SIGMA)(images)
     with pytest.raises(ValueError, match=r"got uint8; `data.to_float`"):
         score_fn(np.zeros(SHAPE, np.uint8))
+    for sigma in (0.0, -SIGMA, jnp.asarray(jnp.nan), jnp.ones(2)):
+        with pytest.raises(ValueError, match="positive and finite scalar sigma"):
+            score_fn(images[0], sigma)
     with pytest.raises(ValueError, match="needs its params"):
         pointwise.score_fn(model)(images[0])
     first_order = ScoreModel(MLP_8)
