@@ -11,7 +11,8 @@ Memory is what XLA plans beside the outputs and the noise: temporary arrays and 
 dense formula is timed on the examples that fit --gibibytes and the row says "extrapolated from n of
 N examples"; where not even one fits there is only its planned memory. The growth table has fewer
 examples, so that D = 196608 (a 256 x 256 RGB image) with rank 200 fits; its exponent e is that of
-seconds ~ D^e and bytes ~ D^e by least squares.
+seconds ~ D^e and bytes ~ D^e by least squares. `local` rows are of a local factor with neighbours
+within `--reach` pixels, with and without columns: C for `residual_nll`, C - I for `d2sm_vr`.
 
 The published implementation, measured elsewhere on 2 cores at these batches, needs 1.0 to 11.6 s
 and 12.9 GiB for the diagonal loss at D = 3072, and 0.2 to 0.8 s and 1.1 GiB for rank 50 at D = 784.
@@ -20,6 +21,8 @@ and 12.9 GiB for the diagonal loss at D = 3072, and 0.2 to 0.8 s and 1.1 GiB for
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +39,8 @@ from measure import (
 )
 
 from hos_jax import losses
-from hos_jax.linops import Diagonal, DiagonalPlusLowRank
+from hos_jax.linops import Diagonal, DiagonalPlusLowRank, Local
+from hos_jax.linops.local import count_taps
 
 SIGMA = 0.5
 POINTS = {"d2sm_vr": 3, "residual_nll": 1}
@@ -45,10 +49,29 @@ KINDS = [("d2sm_vr", 0), ("d2sm_vr", 50), ("residual_nll", 0), ("residual_nll", 
 GROWTH_RANKS = (0, 5, 20, 50, 200)
 COMPARED_SIZES = (784, 3072)
 GROWTH_SIZES = (784, 3072, 12288, 49152, 196608)
+LOCAL_RANKS = (0, 16)
+
+
+def image_of(dim: int) -> tuple[int, int, int]:
+    """Digits, or colour images of that many values."""
+    side = round((dim / 3) ** 0.5)
+    return (28, 28, 1) if dim == 784 else (side, side, 3)
+
+
 PUBLISHED = {
     ("d2sm_vr", 3072, 0): "published: 1.0 to 11.6 s, 12.9 GiB",
     ("d2sm_vr", 784, 50): "published: 0.2 to 0.8 s, 1.1 GiB",
 }
+
+
+def local_loss(reach: int, name: str, outputs: list, noise: jax.Array) -> jax.Array:
+    """One example's loss from [(s1, l, U, taps)] at its points; U is None without columns."""
+    arguments = []
+    for score1, scales, factor, taps in outputs:
+        matrix = Local(scales, taps, image_of(scales.shape[0]), reach)
+        matrix = matrix if factor is None else matrix.add_columns(factor)
+        arguments += [score1, matrix.add_identity(-1.0) if name == "d2sm_vr" else matrix]
+    return _loss(name, arguments, noise)
 
 
 def structured_loss(name: str, outputs: list, noise: jax.Array) -> jax.Array:
@@ -57,6 +80,10 @@ def structured_loss(name: str, outputs: list, noise: jax.Array) -> jax.Array:
     for score1, diag, factor in outputs:
         matrix = Diagonal(diag) if factor is None else DiagonalPlusLowRank(diag, factor)
         arguments += [score1, matrix]
+    return _loss(name, arguments, noise)
+
+
+def _loss(name: str, arguments: list, noise: jax.Array) -> jax.Array:
     if name == "d2sm_vr":
         return losses.d2sm_vr(*arguments, noise, SIGMA)
     return losses.residual_nll(losses.residual(arguments[0], noise, SIGMA), arguments[1])
@@ -101,6 +128,16 @@ def random_outputs(name: str, batch: int, dim: int, rank: int) -> tuple[list, ja
             factor = jax.random.normal(keys[2 * index + 1], size) / np.sqrt(10.0 * dim)
         outputs.append((draws[0], 0.5 + jax.nn.softplus(draws[1]), factor))
     return outputs, jax.random.normal(keys[-1], (batch, dim))
+
+
+def random_local_outputs(name: str, batch: int, dim: int, rank: int, reach: int):
+    """The same for `local_loss`."""
+    outputs, noise = random_outputs(name, batch, dim, rank)
+    keys = jax.random.split(jax.random.key(reach), len(outputs))
+    taps = [
+        0.1 * jax.random.normal(key, (batch, dim, count_taps(image_of(dim), reach))) for key in keys
+    ]
+    return [(*found, one) for found, one in zip(outputs, taps, strict=True)], noise
 
 
 def first_examples(tree, count: int):
@@ -150,17 +187,23 @@ def relative_difference(one, other) -> float:
     return float(np.sqrt(wrong / sum(float(jnp.sum(jnp.square(b))) for _, b in pairs)))
 
 
-def grow(name: str, rank: int, sizes: list[int], options) -> list[dict]:
-    """The structured loss at growing D, in turn, with few examples."""
+def grow(form: str, name: str, rank: int, sizes: list[int], options) -> list[dict]:
+    """A structured or local loss at growing D, in turn, with few examples."""
     compiled = {}
     for dim in sizes:
-        arguments = random_outputs(name, options.growth_batch, dim, rank)
-        compiled[dim] = Compiled(value_and_gradient(structured_loss, name), *arguments)
+        of_size = name, options.growth_batch, dim, rank
+        loss, arguments = structured_loss, None
+        if form == "local":
+            loss = functools.partial(local_loss, options.reach)
+            arguments = random_local_outputs(*of_size, options.reach)
+        compiled[dim] = Compiled(
+            value_and_gradient(loss, name), *(arguments or random_outputs(*of_size))
+        )
     runs = {str(dim): done.run for dim, done in compiled.items()}
     found = seconds_side_by_side(runs, repeats=options.repeats, budget=2.0)
     rows = []
     for dim, done in compiled.items():
-        row = new_row("growth", name, rank, dim, "structured", options.growth_batch, done)
+        row = new_row("growth", name, rank, dim, form, options.growth_batch, done)
         rows.append({**row, "seconds": float(np.median(found[str(dim)])), "note": ""})
     return rows
 
@@ -211,6 +254,7 @@ def main() -> None:
     parser.add_argument("--growth-batch", type=int, default=2)
     parser.add_argument("--sizes", type=int, nargs="*", help="D, of both tables")
     parser.add_argument("--ranks", type=int, nargs="*", default=list(GROWTH_RANKS))
+    parser.add_argument("--reach", type=int, default=2, help="of the local factors")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--examples", type=int, default=4, help="of the dense formula, at most")
     parser.add_argument("--gibibytes", type=float, default=3.0, help="of the dense formula")
@@ -236,11 +280,12 @@ def main() -> None:
                     table.add(row)
             show([table.find(**key, form=form) for form in ("structured", "dense")])
     print("\nGrowth with D")
-    for name in POINTS:
-        for rank in options.ranks:
-            key = {"table": "growth", "loss": name, "rank": rank, "form": "structured"}
+    kinds = {"structured": options.ranks, "local": LOCAL_RANKS}
+    for form, name in itertools.product(kinds, POINTS):
+        for rank in kinds[form]:
+            key = {"table": "growth", "loss": name, "rank": rank, "form": form}
             if not all(table.find(**key, dim=dim) for dim in growth):
-                for row in grow(name, rank, list(growth), options):
+                for row in grow(form, name, rank, list(growth), options):
                     table.add(row)
             rows = [table.find(**key, dim=dim) for dim in growth]
             show(rows)

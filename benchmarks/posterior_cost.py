@@ -1,8 +1,8 @@
 r"""Time and memory of the posterior of one image, by its size: the variance map and 5 directions.
 
-    python benchmarks/posterior_cost.py [--json PATH] [--ngf 16] [--rank 20]
+    python benchmarks/posterior_cost.py [--json PATH] [--ngf 16] [--rank 20] [--head low_rank]
 
-The U-Net of the demo with a shared trunk and a low-rank head, at random parameters (the work does
+The U-Net of the demo with a shared trunk, at random parameters (the work does
 not depend on them). `network`: one forward pass, s1 alone. `map`: the denoised image and the
 variance of each value. `directions`: the 5 directions of largest variance too, by Lanczos.
 `autodiff`: the same 5 from products with the Jacobian of s1. Median seconds of interleaved runs;
@@ -22,7 +22,7 @@ import numpy as np
 from measure import Compiled, Rows, device_name, growth_exponent, matmul_rate, seconds_side_by_side
 
 from hos_jax import autodiff, pointwise
-from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.heads import STRUCTURES, SecondOrderHead
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.models.unet import UNet
 
@@ -34,7 +34,7 @@ WORK = ("network", "map", "directions", "autodiff")
 def programs(shape: tuple[int, int, int], options) -> dict[str, Compiled]:
     """The compiled programs for one image of a shape."""
     network = functools.partial(UNet, features=options.ngf, multipliers=(1, 2, 2))
-    head = SecondOrderHead("low_rank", options.rank)
+    head = SecondOrderHead(options.head, options.rank)
     model = ScoreModel(network, head, networks="shared")
     noisy = jax.random.normal(jax.random.key(1), (int(np.prod(shape)),))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)), SIGMA)
@@ -72,9 +72,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--ngf", type=int, default=16)
     parser.add_argument("--rank", type=int, default=20)
+    parser.add_argument("--head", default="low_rank", choices=STRUCTURES[:-1])
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     settings = {"ngf": options.ngf, "rank": options.rank, "device": device_name()}
+    if options.head != "low_rank":
+        settings["head"] = options.head
     rows = Rows(options.json, ("shape", "work"), settings)
     print(f"{device_name()}, {matmul_rate():.0f} GFLOP/s, JAX {jax.__version__}")
     print(f"{'image':<14}{'work':<12}{'ms':>10}{'MB':>10}")

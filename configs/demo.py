@@ -2,8 +2,9 @@
 
 make demo
 
-600 steps of about 0.22 s on two slow cores (80 GFLOP/s). Held out: denoise_mse 0.0094,
-nll_per_dim -2.53, calibration 0.96, coverage_90 0.943 (recalibrated 0.902).
+1,000 steps of about 0.13 s on two cores. Held out: denoise_mse 0.0088, nll_per_dim -2.82,
+calibration 0.92, coverage_90 0.944 (recalibrated 0.904). The 5 and 12 leading directions hold 0.185
+and 0.373 of the squared error, refined by 12 products 0.246 and 0.434.
 """
 
 from hos_jax.config import default_config
@@ -13,8 +14,10 @@ def get_config():
     config = default_config()
     config.data.name = "mnist5k"
     config.model.multipliers = (1, 2, 2)
+    config.model.head = "local_low_rank"
+    config.loss.update(jacobian_weight=0.3, jacobian_probe="residual")
     # The covariance has to follow the residual, which shrinks as the learning rate does.
     config.optim.update(lr=4e-3, schedule="cosine", warmup=50, final_lr=4e-4, ema=0.98)
-    config.training.update(steps=600, batch_size=16, log_every=20)
-    config.training.update(evaluate_every=300, checkpoint_every=300)
+    config.training.update(steps=1000, batch_size=16, log_every=20)
+    config.training.update(evaluate_every=500, checkpoint_every=500)
     return config

@@ -22,22 +22,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hos_jax import pointwise
+from hos_jax import losses, pointwise
 from hos_jax._names import key_first
 from hos_jax.linops import HessianFn
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
+from hos_jax.noise import perturb
 from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_floating, check_positive
 
 Sampler = Callable[[PRNGKey, int], Array]
+# Shares of the Jacobian in the target among which "auto" chooses: none, half, nothing else.
+JACOBIAN_WEIGHTS = (0.0, 0.5, 1.0)
 
 
 class Settings(TypedDict, total=False):
@@ -140,8 +143,13 @@ def _fit(
         clean_key, noise_key = jax.random.split(key)
         clean = _draw(clean_key, sample, batch_size, dim)
         noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
+        probes = None
+        if objective.needs_probes:
+            probe_key = jax.random.fold_in(jax.random.clone(key), 2)
+            probes = jax.random.rademacher(probe_key, clean.shape, clean.dtype)
         model = functools.partial(evaluate, params)
-        return jnp.mean(objective.per_example(model, clean, noise, sigma)["loss"])
+        values = objective.per_example(model, clean, noise, sigma, probes=probes)
+        return jnp.mean(values["loss"])
 
     init_key, loop_key = jax.random.split(key)
     return minimize(loop_key, loss_fn, init(init_key, jnp.zeros((1, dim))), **settings)
@@ -185,6 +193,7 @@ def fit_hessian(
     sigma: Array | float,
     *,
     loss: str = "d2sm_residual",
+    jacobian_weight: float = 0.0,
     **settings: Unpack[Settings],
 ) -> Any:
     """Parameters of a second-order model, fitted for a score that stays as it is.
@@ -193,6 +202,7 @@ def fit_hessian(
       score_fn: s1 of the smoothed density at one point, (D,) -> (D,), 1 / data units.
       model: the second-order model; its head decides the structure of s2.
       loss: a second-order loss of `hos_jax.losses.objective.SECOND_ORDER`.
+      jacobian_weight: how much of the target the derivative of `score_fn` is, see `Objective`.
       key, sample, sigma, settings: see `fit_score`; sigma is the noise level of `score_fn`.
 
     Raises:
@@ -203,13 +213,57 @@ def fit_hessian(
     scores = jax.vmap(score_fn)
     return _fit(
         key,
-        Objective("dsm", loss, first_order_weight=0.0),
+        Objective("dsm", loss, first_order_weight=0.0, jacobian_weight=jacobian_weight),
         lambda params, points, s: outputs_of(model, params, points, s, scores(points)),
         lambda key, zero: model.init(key, zero, sigma, zero),
         sample,
         sigma,
         **settings,
     )
+
+
+def held_out_losses(
+    key: PRNGKey,
+    score_fn: ScoreFn,
+    hessian_fn: HessianFn,
+    sample: Sampler,
+    sigma: Array | float,
+    *,
+    dim: int,
+    count: int = 4096,
+) -> Array:
+    r"""How good an s2 is without knowing the truth: `losses.d2sm_residual` at fresh points, (N,).
+
+    For the covariance C(y) = E[r r^T | y] of the residuals of s1 the mean is that of half of
+    nF(I + sigma^2 s2 - C), up to a constant that is the same for every s2. With one key the points
+    are the same for all, so that the difference of two has a small standard error.
+
+    Args:
+      score_fn, hessian_fn: s1 and s2 at one point, whoever they come from.
+      sample: of data that neither was trained on, see `fit_score`.
+      count: N.
+      key, sigma, dim: see `fit_score`.
+    """
+    check_counts(dim=dim, count=count)
+
+    def terms(key: PRNGKey) -> losses.ResidualTerms:
+        clean_key, noise_key = jax.random.split(key)
+        clean = _draw(clean_key, sample, 1, dim)[0]
+        noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
+        plus, minus = perturb(clean, noise, sigma)
+        scaled = [hessian_fn(point).scale(sigma**2) for point in (plus, minus, clean)]
+        residuals = (
+            losses.residual(score_fn(point), drawn, sigma)
+            for point, drawn in ((plus, noise), (minus, -noise))
+        )
+        return losses.d2sm_residual_terms(
+            next(residuals), scaled[0], next(residuals), scaled[1], noise, scaled[2]
+        )
+
+    found = jax.jit(lambda keys: jax.lax.map(terms, keys, batch_size=min(count, 256)))(
+        jax.random.split(key, count)
+    )
+    return losses.d2sm_residual(found, losses.control_coefficients(found))
 
 
 @key_first
@@ -221,10 +275,34 @@ def train_second_order(
     sigma: Array | float,
     *,
     loss: str = "d2sm_residual",
+    jacobian_weight: float | Literal["auto"] = 0.0,
+    held_out: Sampler | None = None,
     **settings: Unpack[Settings],
 ) -> HessianFn:
-    """Learn s2 for a score that stays as it is: `fit_hessian`, then s2 at one point, compiled."""
-    train = jax.jit(
-        lambda key: fit_hessian(key, score_fn, model, sample, sigma, loss=loss, **settings)
-    )
-    return pointwise.hessian_fn(model, train(key), sigma, score_fn=score_fn)
+    """Learn s2 for a score that stays as it is: `fit_hessian`, then s2 at one point, compiled.
+
+    Args:
+      jacobian_weight: "auto" fits one s2 for each of `JACOBIAN_WEIGHTS` and keeps the best by
+        `held_out_losses`: so many times the work.
+      held_out: draws the data of that comparison; `sample` unless given.
+      key, score_fn, model, sample, sigma, loss, settings: see `fit_hessian`.
+    """
+    fit_key, held_out_key = key, jax.random.fold_in(jax.random.clone(key), 1)
+
+    def learn(weight: float) -> HessianFn:
+        chosen = {"loss": "jacobian"} if weight == 1 else {"loss": loss, "jacobian_weight": weight}
+        train = jax.jit(
+            lambda key: fit_hessian(key, score_fn, model, sample, sigma, **chosen, **settings)
+        )
+        params = train(jax.random.clone(fit_key))
+        return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn)
+
+    if jacobian_weight != "auto":
+        return learn(jacobian_weight)
+
+    def judge(hessian_fn: HessianFn) -> float:
+        at, draw = jax.random.clone(held_out_key), held_out or sample
+        values = held_out_losses(at, score_fn, hessian_fn, draw, sigma, dim=settings["dim"])
+        return float(jnp.mean(values))
+
+    return min((learn(weight) for weight in JACOBIAN_WEIGHTS), key=judge)

@@ -39,6 +39,8 @@ STREAMS = (
     "chains",
     "course of chains",
     "imported networks",
+    "training probes",
+    "held-out probes",
 )
 
 

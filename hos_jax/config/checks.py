@@ -13,7 +13,7 @@ from hos_jax.errors import UserError
 
 SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki")
 _POSITIVE = """
-noise optim.lr optim.eps model.ngf model.rank model.blocks model.depth model.patch_size
+noise optim.lr optim.eps model.ngf model.rank model.reach model.blocks model.depth model.patch_size
 training.steps training.batch_size training.log_every training.evaluate_every
 training.checkpoint_every training.keep_checkpoints training.steps_per_dispatch sampling.batch_size
 sampling.images sampling.chains sampling.steps sampling.levels sampling.steps_per_level
@@ -35,7 +35,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     from hos_jax.config.networks import HEADS, THIRD_ORDER_HEADS
     from hos_jax.config.networks import NAMES as MODEL_NAMES
     from hos_jax.data import NAMES as DATA_NAMES
-    from hos_jax.losses.objective import FIRST_ORDER, SECOND_ORDER, THIRD_ORDER
+    from hos_jax.losses.objective import (
+        FIRST_ORDER,
+        JACOBIAN_PROBES,
+        SECOND_ORDER,
+        THIRD_ORDER,
+    )
 
     check_keys_and_types(config, default_config())
     choices = {
@@ -49,6 +54,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "loss.first_order": tuple(FIRST_ORDER),
         "loss.second_order": tuple(SECOND_ORDER),
         "loss.third_order": tuple(THIRD_ORDER),
+        "loss.jacobian_probe": JACOBIAN_PROBES,
         "optim.schedule": ("constant", "cosine"),
         "sampling.sampler": SAMPLERS,
     }
@@ -105,6 +111,8 @@ def _validate_limits(config: ml_collections.ConfigDict) -> None:
 
 
 def _validate_combination(config: ml_collections.ConfigDict) -> None:
+    from hos_jax.losses.objective import RESIDUAL
+
     model, loss = config.model, config.loss
     has_head = model.head != "none"
     for head, order in (("head", "second_order"), ("third_order", "third_order")):
@@ -117,6 +125,12 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         loss.second_order != "residual_nll" or model.positive_definite,
         "loss.second_order=residual_nll needs model.positive_definite=True: the likelihood of an "
         "indefinite covariance does not exist",
+    )
+    weight = loss.jacobian_weight
+    _require(0 <= weight < 1, f"loss.jacobian_weight must be in [0, 1), got {weight}")
+    _require(
+        not weight or loss.second_order in RESIDUAL,
+        f"loss.jacobian_weight={weight} needs loss.second_order to be one of {', '.join(RESIDUAL)}",
     )
     _validate_noise_range(config)
     sampler, vectors = config.sampling.sampler, config.sampling.krylov_vectors

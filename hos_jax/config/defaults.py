@@ -36,6 +36,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.depth = 3
     config.model.head = "low_rank"
     config.model.rank = 16
+    # Of the local heads: how many pixels away a value's neighbours may be.
+    config.model.reach = 2
     config.model.positive_definite = True
     config.model.third_order = "none"
     config.model.networks = "per_order"
@@ -52,6 +54,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.loss.second_order = "residual_nll"
     # What the runner says, or else 1.
     config.loss.first_order_weight = none(float)
+    # Beside a residual loss: how much of the target is the derivative of s1.
+    config.loss.jacobian_weight = 0.0
+    config.loss.jacobian_probe = "signs"
     config.loss.stop_gradient_score1 = True
     config.loss.third_order = "none"
     config.loss.third_order_weight = 1.0

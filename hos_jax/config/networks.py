@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from hos_jax.errors import UserError
-from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.heads import STRUCTURES, SecondOrderHead
 from hos_jax.models.mlp import MLP
 from hos_jax.models.refinenet import RefineNet
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.models.unet import UNet
 
 NAMES = ("unet", "refinenet", "mlp")
-HEADS = ("none", "diagonal", "low_rank", "dense")
+HEADS = ("none", *STRUCTURES)
 THIRD_ORDER_HEADS = ("none", "diagonal")
 
 
@@ -43,7 +43,9 @@ def make_model(model: ConfigDict) -> ScoreModel:
     try:
         head = None
         if model.head != "none":
-            head = SecondOrderHead(model.head, model.rank, model.positive_definite)
+            head = SecondOrderHead(
+                model.head, model.rank, model.positive_definite, reach=model.reach
+            )
         return ScoreModel(
             _network(model),
             head,

@@ -23,13 +23,17 @@ RUNNERS = {
 
 
 def apply_runner(config, name: str) -> None:
-    """Set what a runner decides: the head and its losses; UserError for a name that is none."""
+    """Set what a runner decides: the head and its losses; UserError for a name that is none.
+
+    A config may have a local factor in place of the runner's diagonal, as local_low_rank.
+    """
     if name not in RUNNERS:
         hint = did_you_mean(name, RUNNERS, cutoff=0.3)
         raise UserError(f"unknown runner {name!r}: {hint}choose one of {', '.join(RUNNERS)}")
     runner = RUNNERS[name]
     config.runner = name
-    config.model.head = runner.head
+    if config.model.head != f"local_{runner.head}":
+        config.model.head = runner.head
     if config.loss.first_order_weight is None:
         config.loss.first_order_weight = runner.first_order_weight
     if runner.head == "none":

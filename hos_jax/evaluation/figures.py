@@ -116,6 +116,7 @@ def calibration(
     middle.set_ylabel("share of errors inside the interval")
     for name, line, label in (
         ("model", "o-", "posterior's own"),
+        ("refined", "o-", "the same, refined by the derivative of s1"),
         ("predicted", "--", "posterior's own, predicted"),
         ("pca", "o-", "principal components of the data"),
         ("random", "o-", "random"),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax import pointwise, tweedie
+from hos_jax import autodiff, pointwise, tweedie
 from hos_jax.linops.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, stream_key
@@ -189,9 +189,10 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     """How much of the error the posterior's leading directions hold, against other directions.
 
     Over at most `DIRECTION_IMAGES` held-out images, for 1 ... k directions: `model`, the share of
-    n2(e) in each image's own leading directions, with `standard_error`; `predicted`, the share of
-    the predicted variance there; `pca`, in the leading principal components of the training images
-    if there are two or more; `random`, in random ones: k / D.
+    n2(e) in each image's own leading directions, with `standard_error`; `refined`, in those after
+    one step of `autodiff.refine_eigenpairs`, k products with the derivative of s1; `predicted`, the
+    share of the predicted variance in the model's own; `pca`, in the leading principal components
+    of the training images if there are two or more; `random`, in random ones: k / D.
     """
     data = problem.data
     dim = int(np.prod(data.image_shape))
@@ -200,15 +201,19 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     principal = None
     if len(flat) > 1:
         principal = jnp.asarray(calibration.principal_directions(flat, count), jnp.float32)
-    denoise = make_noise_and_denoise(problem)
+    denoise, sigma = make_noise_and_denoise(problem), problem.config.noise
 
     @jax.jit
-    def scores(clean, denoised):
+    def scores(params, clean, denoised):
         error = clean.reshape(len(clean), -1) - denoised.mean
         pairs = denoised.posterior.top_eigenpairs(count)
+        score_fn = pointwise.score_fn(problem.model, params, sigma, data.image_shape)
+        refine = functools.partial(autodiff.refine_eigenpairs, score_fn)
+        refined = jax.vmap(refine, (0, None, 0))(denoised.noisy, sigma, pairs.eigenvectors)
         total = denoised.posterior.covariance.trace()
         shares = {
             "model": jax.vmap(calibration.captured_shares)(error, pairs.eigenvectors),
+            "refined": jax.vmap(calibration.captured_shares)(error, refined.eigenvectors),
             "predicted": jnp.cumsum(pairs.eigenvalues, axis=1) / total[:, None],
             "converged": pairs.converged,
         }
@@ -218,7 +223,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
 
     parts = []
     for clean, keys, fresh in _batches(problem, DIRECTION_IMAGES):
-        found = jax.device_get(scores(clean, denoise(params, clean, keys)))
+        found = jax.device_get(scores(params, clean, denoise(params, clean, keys)))
         parts.append({name: value[fresh] for name, value in found.items()})
     joined = _join(parts)
     _warn_of_unconverged(joined.pop("converged"))

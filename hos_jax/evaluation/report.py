@@ -15,6 +15,8 @@ import numpy as np
 
 from hos_jax.evaluation.held_out import Examples
 from hos_jax.files import write_atomically
+from hos_jax.linops import Diagonal, Local, PlusLowRank, SymmetricMatrix
+from hos_jax.linops.local import earlier_pixels
 from hos_jax.training.problem import Problem
 from hos_jax.uncertainty import Interval, Posterior, calibration
 
@@ -53,6 +55,18 @@ def _floats(values: Any) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
+def _parts(covariance: SymmetricMatrix) -> dict[str, Any]:
+    """The arrays from which the page makes a row of a covariance; none of a dense one."""
+    base, columns = covariance, {}
+    if isinstance(covariance, PlusLowRank):
+        base, columns = covariance.base, {"factor": covariance.factor}
+    if isinstance(base, Diagonal):
+        return {"diag": base.diag, **columns}
+    if isinstance(base, Local):
+        return {"scales": base.scales, "taps": base.taps, **columns}
+    return {}
+
+
 def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:
     """What the page needs of each of the held-out images, as base64 of float32; nothing where it
     would be too much: for large images, and for a dense covariance of any."""
@@ -60,8 +74,8 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
     clean, denoised, pairs = examples
     if pairs is None or denoised.posterior is None or dim > LARGEST_DIM:
         return []
-    parts = denoised.posterior.covariance.diagonal_plus_low_rank()
-    if parts is None:
+    parts = _parts(denoised.posterior.covariance)
+    if not parts:
         return []
 
     def interval_fn(posterior: Posterior) -> Interval:
@@ -77,10 +91,10 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
         "mean": denoised.mean,
         "lower": intervals.lower,
         "upper": intervals.upper,
-        "diag": parts[0],
-        "factor": parts[1],
+        "deviation": denoised.posterior.standard_deviation(),
         "directions": pairs.eigenvectors.mT,
         "deviations": np.sqrt(pairs.eigenvalues),
+        **parts,
     }
     return [
         {name: _floats(values[index]) for name, values in arrays.items()}
@@ -126,6 +140,7 @@ def write_report(
         "figures": drawn,
         "images": _images(problem, examples, result.get("recalibrated", {}).get("multipliers")),
         "shape": list(problem.data.image_shape),
+        "offsets": earlier_pixels(problem.data.image_shape, config.model.reach),
         "range": list(problem.data.value_range),
     }
     page = importlib.resources.files("hos_jax.evaluation").joinpath("report.html")

@@ -15,5 +15,7 @@ from hos_jax.linops.diagonal import DiagonalPlusLowRank as DiagonalPlusLowRank
 from hos_jax.linops.diagonal import IsotropicPlusLowRank as IsotropicPlusLowRank
 from hos_jax.linops.lanczos import KRYLOV_VECTORS as KRYLOV_VECTORS
 from hos_jax.linops.lanczos import Eigenpairs as Eigenpairs
+from hos_jax.linops.local import Local as Local
+from hos_jax.linops.local import LocalPlusLowRank as LocalPlusLowRank
 from hos_jax.linops.low_rank import PlusLowRank as PlusLowRank
 from hos_jax.linops.matrix_functions import MatrixFunctionProduct as MatrixFunctionProduct

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hos_jax.linops.lanczos import KRYLOV_VECTORS, Eigenpairs, safe_sqrt, top_eigenpairs
 from hos_jax.linops.matrix_functions import (
@@ -232,10 +233,6 @@ class SymmetricMatrix(abc.ABC):
         with jax.default_matmul_precision("highest"):
             return self._each(product, vector)
 
-    def diagonal_plus_low_rank(self) -> tuple[Array, Array] | None:
-        """a, (..., D), and U, (..., D, r), of a matrix kept as diag(a) + U U^T; else None."""
-        return None
-
     @abc.abstractmethod
     def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
         """A + B for shapes that agree."""
@@ -332,6 +329,12 @@ class SymmetricMatrix(abc.ABC):
             one_each = f"one number for each matrix, {self.batch_shape}"
             raise ValueError(f"expected a scalar or {one_each}, got {shape}; {OTHER_BATCHES}")
         return jnp.reshape(jnp.asarray(value), (*shape, *(1,) * axes))
+
+    def _root(self, factor: Array | float, axes: int) -> Array:
+        """sqrt(c) for each matrix, with so many axes more; ValueError for c < 0."""
+        if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
+            raise ValueError(f"{type(self).__name__} can be scaled by c >= 0 only, got {factor}")
+        return safe_sqrt(jnp.asarray(self._per_matrix(factor, axes), self.dtype))
 
 
 class Solvable(SymmetricMatrix):

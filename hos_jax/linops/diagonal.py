@@ -61,9 +61,6 @@ class Diagonal(Solvable):
         repaired = Diagonal(jnp.maximum(self.diag, smallest))
         return repaired, Violations.of(self.diag, smallest)
 
-    def diagonal_plus_low_rank(self) -> tuple[Array, Array]:
-        return self.diag, jnp.zeros((*self.diag.shape, 0), self.dtype)
-
     def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
         return other.add_diagonal(self.diag)
 
@@ -107,10 +104,7 @@ class DiagonalPlusLowRank(PlusLowRank):
         """See `SymmetricMatrix.floor`. Where the diagonal part lies below the floor it is raised to
         it, and that row of the factor shrinks so that the variance of the value, A_ii, stays what
         it was, unless that lies below the floor itself."""
-        gram = jnp.abs(jax.lax.stop_gradient(self.factor.mT @ self.factor))
-        # No eigenvalue of U U^T is larger. Woodbury's identity keeps its digits down to this floor.
-        largest = jnp.max(jnp.sum(gram, axis=-1), axis=-1, initial=0.0)
-        floor = jnp.maximum(smallest, 0.25 * jnp.finfo(self.dtype).eps * largest[..., None])
+        floor = self._resolved(smallest)
         correlated = jnp.sum(jnp.square(self.factor), axis=-1)
         room = jnp.maximum(self.diag + correlated - floor, 0.0)
         shrinks = (self.diag < floor) & (correlated > 0)
@@ -118,9 +112,6 @@ class DiagonalPlusLowRank(PlusLowRank):
         factor = self.factor * safe_sqrt(share)[..., None]
         repaired = DiagonalPlusLowRank(jnp.maximum(self.diag, floor), factor)
         return repaired, Violations.of(self.diag, floor)
-
-    def diagonal_plus_low_rank(self) -> tuple[Array, Array]:
-        return self.diag, self.factor
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,6 @@ import abc
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import hos_jax.linops.woodbury as woodbury
 from hos_jax.linops.base import (
@@ -26,7 +25,6 @@ from hos_jax.linops.base import (
     SymmetricMatrix,
     over_batch,
 )
-from hos_jax.linops.lanczos import safe_sqrt
 from hos_jax.types import Array, PRNGKey
 
 
@@ -87,10 +85,7 @@ class PlusLowRank(SymmetricMatrix):
     def scale(self, factor: Array | float) -> SymmetricMatrix:
         """c A for c >= 0, a scalar or one for each matrix (U U^T stays of that form only then);
         ValueError for a negative number, NaN for a traced one."""
-        if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
-            raise ValueError(f"{type(self).__name__} can be scaled by c >= 0 only, got {factor}")
-        root = safe_sqrt(jnp.asarray(self._per_matrix(factor, 2), self.dtype))
-        return self._rebuild(self.base.scale(factor), self.factor * root)
+        return self._rebuild(self.base.scale(factor), self.factor * self._root(factor, 2))
 
     def add_identity(self, multiple: Array | float = 1.0) -> SymmetricMatrix:
         return self._rebuild(self.base.add_identity(multiple), self.factor)
@@ -102,6 +97,13 @@ class PlusLowRank(SymmetricMatrix):
     def logdet(self) -> Array:
         inner = self._of_parts(lambda base, factor: woodbury.factorize(base, factor).logdet())
         return self.base.logdet() + inner
+
+    def _resolved(self, smallest: float) -> Array:
+        """A floor for B, (..., 1): the given one, or what Woodbury's identity keeps its digits down
+        to, beside the largest eigenvalue of U U^T, where that is more."""
+        gram = jnp.abs(jax.lax.stop_gradient(self.factor.mT @ self.factor))
+        largest = jnp.max(jnp.sum(gram, axis=-1), axis=-1, initial=0.0)
+        return jnp.maximum(smallest, 0.25 * jnp.finfo(self.dtype).eps * largest[..., None])
 
     def _of_parts(self, function, *arguments):
         """A function of B and U (and more) of a single matrix, for each one of the batch."""

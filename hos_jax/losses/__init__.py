@@ -10,6 +10,7 @@ from hos_jax.losses.second_order import d2sm as d2sm
 from hos_jax.losses.second_order import d2sm_residual as d2sm_residual
 from hos_jax.losses.second_order import d2sm_residual_terms as d2sm_residual_terms
 from hos_jax.losses.second_order import d2sm_vr as d2sm_vr
+from hos_jax.losses.second_order import jacobian_regression as jacobian_regression
 from hos_jax.losses.second_order import residual_nll as residual_nll
 from hos_jax.losses.third_order import d3sm as d3sm
 from hos_jax.losses.third_order import d3sm_contraction as d3sm_contraction

@@ -9,6 +9,7 @@ compare, and so that Adam's epsilon does not freeze a head at small sigma.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -21,6 +22,7 @@ from hos_jax.losses.second_order import (
     d2sm_residual,
     d2sm_residual_terms,
     d2sm_vr,
+    jacobian_regression,
     residual_nll,
 )
 from hos_jax.losses.third_order import d3sm_diagonal
@@ -35,7 +37,10 @@ SECOND_ORDER = {
     "d2sm_residual": ("plus", "minus", "clean"),
     "d2sm_residual_plain": ("plus", "minus"),
     "residual_nll": ("plus",),
+    "jacobian": ("plus",),
 }
+RESIDUAL = ("d2sm_residual", "d2sm_residual_plain", "residual_nll")
+JACOBIAN_PROBES = ("signs", "residual")
 THIRD_ORDER = {"none": (), "d3sm_diagonal": ("plus", "minus")}
 
 
@@ -47,8 +52,14 @@ class Objective:
     Attributes:
       first_order: "dsm" or "dsm_vr".
       second_order: "none", "d2sm", "d2sm_vr", "d2sm_residual" (adaptive control variates),
-        "d2sm_residual_plain" or "residual_nll".
+        "d2sm_residual_plain", "residual_nll" or "jacobian" (regression on the derivative of s1).
       first_order_weight: gamma sigma^2; published: 1 (diagonal model), 10 (low-rank model).
+      jacobian_weight: w in [0, 1) beside a residual loss, L_2 = (1 - w) L_residual + w L_jacobian;
+        of "d2sm_residual" the minimizer is then (1 - w) E[r r^T | y] + w C_J, with the covariance
+        C_J that the derivative of s1 implies.
+      jacobian_probe: what the Jacobian is multiplied by: random "signs", which see every direction
+        alike, or the "residual" itself in units of its length, which has covariance C: directions
+        count by their variance, so that the leading ones are learned first.
       stop_gradient_score1: whether s1 is a constant in the published second-order losses; in the
         residual losses it always is.
       third_order: "none" or "d3sm_diagonal", centred by the model's covariance where it has one.
@@ -56,6 +67,10 @@ class Objective:
       balance_std: for a range of noise levels, the data's standard deviation s: L_1 is multiplied
         by 1 + sigma^2 / s^2, so that large sigma counts, where the noise is all there is to see and
         the error of its prediction vanishes (Karras et al. 2022, table 1).
+
+    Raises:
+      ValueError: for an unknown loss or probe, a weight outside [0, 1), or one without a residual
+        loss.
     """
 
     first_order: str = "dsm"
@@ -65,6 +80,8 @@ class Objective:
     third_order: str = "none"
     third_order_weight: float = 1.0
     balance_std: float | None = None
+    jacobian_weight: float = 0.0
+    jacobian_probe: str = "signs"
 
     def __post_init__(self):
         for name, known in (
@@ -74,6 +91,22 @@ class Objective:
         ):
             if name not in known:
                 raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(known)}")
+        if self.jacobian_probe not in JACOBIAN_PROBES:
+            probes = ", ".join(JACOBIAN_PROBES)
+            raise ValueError(f"unknown probe {self.jacobian_probe!r}; choose one of {probes}")
+        if not 0 <= self.jacobian_weight < 1:
+            raise ValueError(f"expected 0 <= jacobian_weight < 1, got {self.jacobian_weight}")
+        if self.jacobian_weight and self.second_order not in RESIDUAL:
+            raise ValueError(f"jacobian_weight needs one of {', '.join(RESIDUAL)} beside it")
+
+    @property
+    def _has_jacobian(self) -> bool:
+        return self.second_order == "jacobian" or self.jacobian_weight > 0
+
+    @property
+    def needs_probes(self) -> bool:
+        """Whether `per_example` needs random directions of its own."""
+        return self._has_jacobian and self.jacobian_probe == "signs"
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -89,6 +122,7 @@ class Objective:
         noise: Array,
         sigma: Array | float,
         *,
+        probes: Array | None = None,
         mean: Callable[[Array], Array] = jnp.mean,
     ) -> dict[str, Array]:
         """The losses of a batch, each (N,): "loss", the weighted sum, and "score1" to "score3".
@@ -100,7 +134,12 @@ class Objective:
           clean: x, (N, H, W, C) or (N, D), data units.
           noise: z, of the shape of `clean`.
           sigma: scalar or one per example, (N,), data units.
+          probes: random signs of the shape of `clean`, drawn apart from it and the noise, where
+            `needs_probes` says so.
           mean: the batch mean that the control variates' coefficients use.
+
+        Raises:
+          ValueError: for shapes that do not belong together, integers, or probes that are missing.
         """
         check_floating(clean=clean, noise=noise)
         if clean.shape != noise.shape or clean.ndim < 2:
@@ -125,7 +164,18 @@ class Objective:
             return {"loss": first, **values}
         total = self.first_order_weight * first
         if self.second_order != "none":
-            values["score2"] = self._second_order(at, flat_noise, sigma, mean) / dim
+            second = jnp.zeros_like(first)
+            if self.second_order != "jacobian":
+                denoised = self._second_order(at, flat_noise, sigma, mean)
+                second += (1.0 - self.jacobian_weight) * denoised
+            if self._has_jacobian:
+                points = batch[:count].reshape(clean.shape)
+                if not self.needs_probes:
+                    probes = _along_residual(at["plus"].score1, flat_noise, sigma)
+                    probes = probes.reshape(clean.shape)
+                derived = self._jacobian(model, points, at["plus"], sigma, probes)
+                second += derived * (self.jacobian_weight or 1.0)
+            values["score2"] = second / dim
             total = total + values["score2"]
         if self.third_order != "none":
             values["score3"] = self._third_order(at, flat_noise, sigma) / dim
@@ -156,6 +206,16 @@ class Objective:
         terms = jax.vmap(d2sm_residual_terms)(*pair, at["clean"].scaled_hessian)
         return d2sm_residual(terms, control_coefficients(terms, mean=mean))
 
+    def _jacobian(self, model, points: Array, outputs, sigma: Array, probes: Array | None) -> Array:
+        """`jacobian_regression` at the points y+, (N,)."""
+        if probes is None or probes.shape != points.shape:
+            found = None if probes is None else probes.shape
+            raise ValueError(f"expected probes of shape {points.shape}, got {found}")
+        flat = probes.reshape(len(points), -1)
+        _, products = jax.jvp(lambda y: model(y, sigma).score1, (points,), (probes,))
+        scaled = jax.lax.stop_gradient(jnp.square(sigma)[:, None] * products)
+        return jax.vmap(jacobian_regression)(outputs.scaled_hessian, flat, scaled)
+
     def _third_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         """The third-order loss summed over the antithetic pair, (N,)."""
 
@@ -165,3 +225,10 @@ class Objective:
             return jax.vmap(d3sm_diagonal)(at[point].scaled_third_diagonal, residuals, *known)
 
         return loss("plus", noise) + loss("minus", -noise)
+
+
+def _along_residual(score1: Array, noise: Array, sigma: Array) -> Array:
+    """The residuals as constants of root mean square 1, (N, D)."""
+    vectors = jax.lax.stop_gradient(jax.vmap(residual)(score1, noise, sigma))
+    sizes = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors * (math.sqrt(noise.shape[1]) / jnp.maximum(sizes, jnp.finfo(sizes.dtype).tiny))

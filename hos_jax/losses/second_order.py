@@ -213,3 +213,29 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)
+
+
+def jacobian_regression(
+    scaled_hessian: SymmetricMatrix, probe: Array, scaled_product: Array
+) -> Array:
+    r"""Regression of S on the Jacobian of a learned s1, by one product with it, dimensionless.
+
+    .. math:: \tfrac12 \| S(y) v - \sigma^2 J(y) v \|^2, \qquad J = \nabla s_1
+
+    For probes v of independent entries of mean 0 and variance 1, drawn apart from y, its mean is
+    half of nF(S - sigma^2 J), so the minimizer in a family of structures is the one nearest to
+    sigma^2 (J + J^T) / 2. It has none of the noise of the residual losses, and all errors of the
+    derivative of s1, which they have not. Random signs have the least variance; for a diagonal S
+    they make it "optimal covariance matching", v * (S v) against v * (sigma^2 J v).
+
+    `scaled_product` is sigma^2 J(y) v, (D,), used as a constant.
+
+    References:
+      Ou, Zhang, Barber et al., "Diffusion Model with Optimal Covariance Matching", 2024,
+      arXiv 2406.10808 (the diagonal case).
+    """
+    check_floating_vectors(
+        probe=probe, scaled_product=scaled_product, scaled_hessian_rows=matrix_rows(scaled_hessian)
+    )
+    constant = jax.lax.stop_gradient(scaled_product)
+    return 0.5 * jnp.sum(jnp.square(scaled_hessian.matvec(probe) - constant))

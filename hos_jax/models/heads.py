@@ -6,15 +6,17 @@ covariance in units of sigma^2, or S(y) = C(y) - I = sigma^2 s2. Everything is d
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, SymmetricMatrix
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, Local, SymmetricMatrix
+from hos_jax.linops.local import ImageShape, count_taps
 from hos_jax.types import Array
 
-Structure = Literal["diagonal", "low_rank", "dense"]
+Structure = Literal["diagonal", "low_rank", "local", "local_low_rank", "dense"]
+STRUCTURES = get_args(Structure)
 DIAGONAL_FLOOR = 1e-4
 # Variances within one image span three orders of magnitude, seven units of the softplus' argument;
 # the gain lets a network of unit-sized outputs get there in hundreds of steps.
@@ -23,6 +25,7 @@ SOFTPLUS_GAIN = 2.0
 # inflates the marginal variances (by a third on digits after 750 steps), which costs the likelihood
 # little but widens every interval.
 FACTOR_GAIN = 0.3
+TAP_GAIN = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,9 @@ class SecondOrderHead:
     * diagonal: C = diag(d), with d = floor + softplus(2 .)
     * low_rank: C = diag(d) + U U^T, with U = 0.3 diag(d)^(1/2) V and V of shape (D, rank) from
       the network: where a pixel is certain, its row of U is small without further learning
+    * local: C = L L^T with L = diag(d)^(1/2) (I + 0.3 N), N from the network: each value depends on
+      the earlier ones within `reach` pixels (`hos_jax.linops.local`); for images and signals
+    * local_low_rank: C = L L^T + U U^T, the sum of both
     * dense: C = (I + M)(I + M)^T + floor I
 
     Without it, S is unconstrained, as published: diag(a), diag(a) + U U^T, or (M + M^T) / 2.
@@ -43,15 +49,17 @@ class SecondOrderHead:
     order `scale`, so that a network need not learn tiny numbers.
 
     Attributes:
-      structure: "diagonal", "low_rank" or "dense".
-      rank: columns of U; used by "low_rank" only.
+      structure: "diagonal", "low_rank", "local", "local_low_rank" or "dense".
+      rank: columns of U, where there is one.
       positive_definite: see above.
       floor: smallest variance in units of sigma^2.
       scale: typical size of S, in (0, 1]; sigma^2 / (sigma^2 + data_std^2) for data of standard
         deviation data_std.
+      reach: how many pixels away a neighbour may be, of the local structures.
 
     Raises:
-      ValueError: for an unknown structure, rank < 1 or a scale outside (0, 1].
+      ValueError: for an unknown structure, rank < 1, reach < 1, a scale outside (0, 1], or a local
+        structure that need not be positive definite.
     """
 
     structure: Structure = "low_rank"
@@ -59,21 +67,44 @@ class SecondOrderHead:
     positive_definite: bool = True
     floor: float = DIAGONAL_FLOOR
     scale: float = 1.0
+    reach: int = 2
 
     def __post_init__(self):
-        if self.structure not in ("diagonal", "low_rank", "dense"):
-            raise ValueError(f"unknown structure {self.structure!r}: diagonal, low_rank or dense")
-        if self.structure == "low_rank" and self.rank < 1:
+        if self.structure not in STRUCTURES:
+            raise ValueError(f"unknown structure {self.structure!r}: {', '.join(STRUCTURES)}")
+        if self.has_columns and self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if self.is_local and self.reach < 1:
+            raise ValueError(f"reach must be at least 1, got {self.reach}")
+        if self.is_local and not self.positive_definite:
+            raise ValueError(f"the structure {self.structure!r} is positive definite by its form")
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale must be in (0, 1], got {self.scale}")
 
-    def blocks(self, dim: int) -> int:
-        """k, the raw values that the head needs per value of data of size D."""
-        return {"diagonal": 1, "low_rank": 1 + self.rank, "dense": dim}[self.structure]
+    @property
+    def has_columns(self) -> bool:
+        """Whether C has a part U U^T."""
+        return self.structure.endswith("low_rank")
 
-    def covariance(self, raw: Array) -> SymmetricMatrix:
-        """C(y) of one example from raw values (k, D)."""
+    @property
+    def is_local(self) -> bool:
+        """Whether C has a part L L^T."""
+        return self.structure.startswith("local")
+
+    def blocks(self, image_shape: ImageShape | int) -> int:
+        """k, the raw values that the head needs per value of the data.
+
+        The data are images (H, W, C), or vectors of size D, which local structures take for a
+        signal: the image (1, D, 1).
+        """
+        shape = _as_shape(image_shape)
+        if self.structure == "dense":
+            return math.prod(shape)
+        taps = count_taps(shape, self.reach) if self.is_local else 0
+        return 1 + taps + (self.rank if self.has_columns else 0)
+
+    def covariance(self, raw: Array, image_shape: ImageShape | None = None) -> SymmetricMatrix:
+        """C(y) of one example from raw values (k, D); see `blocks` for the shape."""
         if not self.positive_definite:
             return self.scaled_hessian(raw).add_identity(1.0)
         if self.structure == "dense":
@@ -83,17 +114,26 @@ class SecondOrderHead:
         # The softplus is log(2) at raw value 0 and scale 1, and nearly 1 there at a small scale.
         offset = math.log(math.expm1(1.0 - self.scale * (1.0 - math.log(2.0))))
         diag = self.floor + jax.nn.softplus(offset + SOFTPLUS_GAIN * self.scale * raw[0])
-        if self.structure == "diagonal":
-            return Diagonal(diag)
+        matrix: SymmetricMatrix = Diagonal(diag)
+        if self.is_local:
+            shape = _as_shape(raw.shape[-1] if image_shape is None else image_shape)
+            taps = TAP_GAIN * self.scale * raw[1 : 1 + count_taps(shape, self.reach)].T
+            matrix = Local(jnp.sqrt(diag), taps, shape, self.reach)
+        if not self.has_columns:
+            return matrix
         gain = FACTOR_GAIN * math.sqrt(self.scale)
-        return DiagonalPlusLowRank(diag, gain * jnp.sqrt(diag)[:, None] * raw[1:].T)
+        return matrix.add_columns(gain * jnp.sqrt(diag)[:, None] * raw[-self.rank :].T)
 
-    def scaled_hessian(self, raw: Array) -> SymmetricMatrix:
+    def scaled_hessian(self, raw: Array, image_shape: ImageShape | None = None) -> SymmetricMatrix:
         """S(y) = C(y) - I of one example from raw values (k, D)."""
         if self.positive_definite:
-            return self.covariance(raw).add_identity(-1.0)
+            return self.covariance(raw, image_shape).add_identity(-1.0)
         if self.structure == "dense":
             return Dense(0.5 * self.scale * (raw + raw.T))
         if self.structure == "diagonal":
             return Diagonal(self.scale * raw[0])
         return DiagonalPlusLowRank(self.scale * raw[0], math.sqrt(self.scale) * raw[1:].T)
+
+
+def _as_shape(image_shape: ImageShape | int) -> ImageShape:
+    return (1, image_shape, 1) if isinstance(image_shape, int) else image_shape

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from hos_jax.models.heads import SecondOrderHead
-from hos_jax.models.score_model import ModelOutputs, as_images, split_blocks
+from hos_jax.models.score_model import ModelOutputs, as_images, shape_of, split_blocks
 from hos_jax.types import Array
 
 
@@ -31,11 +31,12 @@ class HessianModel(nn.Module):
     def __call__(self, noisy: Array, sigma: Array | float, score1: Array) -> ModelOutputs:
         """Evaluate as `ScoreModel`, with s1 at these points, (N, D), 1 / data units."""
         images, sigma = as_images(noisy, sigma)
-        _, height, width, channels = images.shape
-        blocks = self.head.blocks(height * width * channels)
+        channels, shape = images.shape[-1], shape_of(noisy)
+        blocks = self.head.blocks(shape or noisy.shape[1])
         network = self.network(out_channels=channels * blocks, name="score2")
         level = sigma[:, None, None, None]
         scaled = images / jnp.sqrt(level**2 + self.data_std**2)
         inputs = jnp.concatenate([scaled, level * score1.reshape(images.shape)], axis=-1)
         raw = split_blocks(network(inputs).astype(images.dtype), blocks)
-        return ModelOutputs(-sigma[:, None] * score1, raw, sigma, head=self.head)
+        predicted = -sigma[:, None] * score1
+        return ModelOutputs(predicted, raw, sigma, head=self.head, image_shape=shape)

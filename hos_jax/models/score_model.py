@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
+from hos_jax.linops.local import ImageShape
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.types import Array
 
@@ -55,6 +56,14 @@ def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
     return images, jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
 
 
+def shape_of(noisy: Array) -> ImageShape | None:
+    """(H, W, C) of a batch of images, None of a batch of vectors."""
+    if noisy.ndim != 4:
+        return None
+    _, height, width, channels = noisy.shape
+    return height, width, channels
+
+
 @flax.struct.dataclass
 class ModelOutputs:
     """What a model says at a batch of N points; flattened in (H, W, C) order to D values.
@@ -66,6 +75,7 @@ class ModelOutputs:
       raw_third_order: T_iii = sigma^3 s3_iii, (N, D), or None without a third-order model.
       head: the second-order head, or None.
       output_units: "score" if what the head gives is s2 itself.
+      image_shape: (H, W, C) of the points; None for vectors.
 
     Raises:
       ValueError: where an order is asked for that the model has not.
@@ -77,6 +87,7 @@ class ModelOutputs:
     raw_third_order: Array | None = None
     head: SecondOrderHead | None = flax.struct.field(pytree_node=False, default=None)
     output_units: str = flax.struct.field(pytree_node=False, default="dimensionless")
+    image_shape: ImageShape | None = flax.struct.field(pytree_node=False, default=None)
 
     @property
     def score1(self) -> Array:
@@ -121,7 +132,8 @@ class ModelOutputs:
         """What the head makes of its input, dimensionless."""
         if self.head is None or self.raw_second_order is None:
             raise ValueError("this model has no second order")
-        return jax.vmap(getattr(self.head, matrix))(self.raw_second_order)
+        make = getattr(self.head, matrix)
+        return jax.vmap(lambda raw: make(raw, self.image_shape))(self.raw_second_order)
 
 
 def outputs_of(model: nn.Module, params: Any, *inputs: Array | float) -> ModelOutputs:
@@ -170,7 +182,8 @@ class ScoreModel(nn.Module):
         images, sigma = as_images(noisy, sigma)
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)
         scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
-        raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None], sigma)
+        blocks = 0 if self.head is None else self.head.blocks(shape_of(noisy) or noisy.shape[1])
+        raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None], sigma, blocks)
 
         flat, level = images.reshape(images.shape[0], -1), sigma[:, None]
         raw1 = raw1.reshape(flat.shape)
@@ -180,14 +193,16 @@ class ScoreModel(nn.Module):
         elif self.data_std is not None:
             skip = level / variance[:, None] * flat
             raw1 = skip + (self.data_std * scale)[:, None] * raw1
-        return ModelOutputs(raw1, raw2, sigma, raw3, self.head, self.output_units)
+        shape = shape_of(noisy)
+        return ModelOutputs(raw1, raw2, sigma, raw3, self.head, self.output_units, shape)
 
-    def _evaluate(self, images: Array, sigma: Array) -> tuple[Array, Array | None, Array | None]:
+    def _evaluate(
+        self, images: Array, sigma: Array, blocks: int
+    ) -> tuple[Array, Array | None, Array | None]:
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
-        _, height, width, channels = images.shape
+        channels = images.shape[-1]
         if self.networks not in ("shared", "per_order", "per_output"):
             raise ValueError(f"unknown networks {self.networks!r}: shared, per_order or per_output")
-        blocks = self.head.blocks(height * width * channels) if self.head is not None else 0
 
         def evaluate(name, outputs):
             network = self.network(out_channels=channels * outputs, name=name)

@@ -50,22 +50,30 @@ def _noise_levels(
 
 
 def _draw(
-    config: ml_collections.ConfigDict,
+    problem: Problem,
     clean: jax.Array,
     part: str,
     step: int | jax.Array,
     first_index: int | jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Noise and noise levels for this device's part `clean` of a batch, however that is split.
+) -> dict[str, jax.Array]:
+    """Noise, noise levels and probes for this device's part `clean` of a batch, however that is
+    split.
 
     `part` is "training" or "held-out", each with streams of its own.
     """
-    count = len(clean)
+    config, count = problem.config, len(clean)
     first = first_index + parallel.device_index() * count
-    keys = example_keys(stream_key(f"{part} noise", config.seed, step), first, count)
-    noise = jax.vmap(lambda k: jax.random.normal(k, clean.shape[1:], clean.dtype))(keys)
+
+    def draw(stream: str, sampler: Callable) -> jax.Array:
+        keys = example_keys(stream_key(f"{part} {stream}", config.seed, step), first, count)
+        return jax.vmap(lambda key: sampler(key, clean.shape[1:], clean.dtype))(keys)
+
     level_key = stream_key(f"{part} levels", config.seed, step)
-    return noise, _noise_levels(config, count, level_key, first)
+    sigma = _noise_levels(config, count, level_key, first)
+    drawn = {"noise": draw("noise", jax.random.normal), "sigma": sigma}
+    if problem.objective.needs_probes:
+        drawn["probes"] = draw("probes", jax.random.rademacher)
+    return drawn
 
 
 def _one_step(problem: Problem) -> Callable:
@@ -73,13 +81,14 @@ def _one_step(problem: Problem) -> Callable:
 
     def train_step(state: TrainState, images: jax.Array):
         clean = problem.data.to_float(images)
-        noise, sigma = _draw(problem.config, clean, "training", state.step, 0)
+        drawn = _draw(problem, clean, "training", state.step, 0)
 
         def mean(values):
             return parallel.mean_over_devices(jnp.mean(values))
 
         def loss_fn(params):
-            averages = jax.tree.map(jnp.mean, problem.losses(params, clean, noise, sigma, mean))
+            losses = problem.losses(params, clean, **drawn, mean=mean)
+            averages = jax.tree.map(jnp.mean, losses)
             return averages["loss"], averages
 
         gradients, losses = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -115,13 +124,13 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
     def evaluation_step(params, images, weights, first_index):
         clean = data.to_float(images)
         # The same noise at every evaluation, so that they compare.
-        noise, sigma = _draw(config, clean, "held-out", 0, first_index)
+        drawn = _draw(problem, clean, "held-out", 0, first_index)
         total = parallel.sum_over_devices(jnp.sum(weights))
 
         def mean(values):
             return parallel.sum_over_devices(jnp.sum(values * weights)) / total
 
-        losses = problem.losses(params, clean, noise, sigma, mean)
+        losses = problem.losses(params, clean, **drawn, mean=mean)
         return {name: mean(values) * total for name, values in losses.items()}
 
     mapped = parallel.map_over_devices(evaluation_step)

@@ -51,7 +51,7 @@ class Problem:
             skip_unreadable=config.data.skip_unreadable,
         )
         dim = int(np.prod(data.image_shape))
-        if config.model.head == "low_rank" and config.model.rank > dim:
+        if model.head is not None and model.head.has_columns and config.model.rank > dim:
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
         _check_scale(config.model.data_std, data)
         balance = config.model.data_std if config.model.smallest_noise is not None else None
@@ -70,12 +70,10 @@ class Problem:
         """Shapes and dtypes of the state, which a checkpoint must have; raises as `init`."""
         return jax.eval_shape(self._init_state, self._abstract_params())
 
-    def losses(
-        self, params: Any, clean: jax.Array, noise: jax.Array, sigma: jax.Array, mean: Callable
-    ) -> dict:
+    def losses(self, params: Any, clean: jax.Array, *drawn: Any, **options: Any) -> dict:
         """The losses of a batch, each (N,); see `Objective.per_example`."""
-        evaluate = functools.partial(outputs_of, self.model, params)
-        return self.objective.per_example(evaluate, clean, noise, sigma, mean=mean)
+        model = functools.partial(outputs_of, self.model, params)
+        return self.objective.per_example(model, clean, *drawn, **options)
 
     def _init_state(self, params: Any) -> TrainState:
         return init_state(params, self.optimizer, self.config.optim.ema)

@@ -304,6 +304,58 @@ def test_posterior_directions_are_those_of_the_covariance_by_tweedie():
         autodiff.posterior_eigenpairs(jax.random.key(12), curl_fn, NOISY[None], sigma, count=2)
 
 
+def test_refined_directions_converge_at_the_rate_of_subspace_iteration():
+    """On a Gaussian, whose posterior covariance has known eigenvalues: each step shrinks the angle
+    to the exact leading space by the ratio of the first eigenvalue left out to the last one in."""
+    dim, count, sigma = 12, 3, 0.5
+    rng = np.random.default_rng(4)
+    basis, _ = np.linalg.qr(rng.normal(size=(dim, dim)))
+    # K = (Sigma^-1 + I / sigma^2)^-1 for a Gaussian of covariance Sigma.
+    sizes = np.concatenate([[0.2, 0.15, 0.1], np.full(dim - count, 0.025)])
+    covariance = (basis * sizes) @ basis.T
+    hessian = (covariance / sigma**2 - np.eye(dim)) / sigma**2
+    noisy, rough = jnp.ones(dim), basis[:, :count] + 0.1 * rng.normal(size=(dim, count))
+    start, _ = np.linalg.qr(rough)
+    refine = functools.partial(autodiff.refine_eigenpairs, lambda y: hessian @ y, noisy, sigma)
+
+    def angle(vectors):
+        return np.linalg.norm(basis[:, count:].T @ vectors) / np.linalg.norm(
+            basis[:, :count].T @ vectors
+        )
+
+    for steps in (1, 2, 3):
+        pairs = jit(functools.partial(refine, steps=steps))(start)
+        np.testing.assert_allclose(pairs.eigenvectors.T @ pairs.eigenvectors, np.eye(3), atol=1e-12)
+        # The space is that of K^steps V, and the directions in it are sorted.
+        powered, _ = np.linalg.qr(np.linalg.matrix_power(covariance, steps) @ start)
+        assert (
+            np.linalg.norm(powered - pairs.eigenvectors @ (pairs.eigenvectors.T @ powered)) < 1e-9
+        )
+        assert angle(pairs.eigenvectors) < 0.3**steps * angle(start)
+        # Some eigenvalue lies within each residual of the quotient, and l is its size with it.
+        error = np.abs(pairs.eigenvalues - sizes[:count])
+        assert np.all(error <= pairs.residual_norms)
+    assert np.all(error < 2e-3) and np.all(pairs.residual_norms < 0.02)
+    exact = refine(basis[:, :count])
+    np.testing.assert_allclose(exact.eigenvalues, sizes[:count], rtol=1e-12)
+    assert np.all(exact.residual_norms < 1e-12) and np.all(exact.converged)
+    # Products that are not symmetric: those of K with the vectors, not of its symmetric part.
+    pairs = autodiff.refine_eigenpairs(curl_fn, NOISY, sigma, jnp.eye(DIM)[:, :2])
+    jacobian = jax.jacfwd(curl_fn)(NOISY)
+    images = sigma**2 * (np.eye(DIM) + sigma**2 * jacobian)[:, :2]
+    np.testing.assert_allclose(pairs.eigenvalues, np.linalg.svd(images)[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((jnp.ones(5), 1), r"\(D, k\)"), ((jnp.eye(4), 1), "shape"), ((jnp.eye(5), 0), "steps")],
+)
+def test_what_cannot_be_refined_is_refused(arguments, message):
+    vectors, steps = arguments
+    with pytest.raises(ValueError, match=message):
+        autodiff.refine_eigenpairs(curl_fn, NOISY, 0.5, vectors, steps=steps)
+
+
 def planned_memory(function, *arguments):
     """Bytes of temporaries that XLA plans."""
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes

@@ -10,12 +10,24 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank
+from hos_jax.linops import (
+    Dense,
+    Diagonal,
+    DiagonalPlusLowRank,
+    IsotropicPlusLowRank,
+    Local,
+    LocalPlusLowRank,
+)
+from hos_jax.linops.local import count_taps
 
-DIM = 7
+IMAGE = (2, 3, 2)
+DIM = 12
 # These tests mostly compile, which takes half the time without optimization.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 STRUCTURES = ["diagonal", "low_rank", "low_rank_wide", "low_rank_isotropic", "dense"]
+STRUCTURES += ["local", "local_low_rank"]
+# Those of a form that only sums have: their differences need a `Dense` one.
+SUMS = ("low_rank", "local")
 
 
 def make(structure, seed, positive=False):
@@ -23,6 +35,11 @@ def make(structure, seed, positive=False):
     diag = jnp.asarray(rng.uniform(0.3, 2.0, DIM) if positive else rng.normal(size=DIM))
     if structure == "diagonal":
         return Diagonal(diag)
+    if structure.startswith("local"):
+        taps = jnp.asarray(0.3 * rng.normal(size=(DIM, count_taps(IMAGE, 1))))
+        local = Local(jnp.abs(diag), taps, IMAGE, 1)
+        factor = jnp.asarray(rng.normal(size=(DIM, 2)))
+        return local if structure == "local" else LocalPlusLowRank(local, factor)
     if structure == "low_rank_isotropic":
         return IsotropicPlusLowRank.from_multiple(diag[0], jnp.asarray(rng.normal(size=(DIM, 3))))
     if structure.startswith("low_rank"):
@@ -139,9 +156,13 @@ def test_pair_laws_of_batches(left, right):
     a, b = make_batch(left, (3,)), make_batch(right, (3,), start=3)
     each = [jax.tree.map(lambda leaf, i=i: leaf[i], (a, b)) for i in range(3)]
     np.testing.assert_allclose(a.inner(b), [x.inner(y) for x, y in each], rtol=1e-12)
+    if left.startswith("local") and right.startswith("local"):
+        with pytest.raises(ValueError, match="two local structures"):
+            a + b
+        return
     total = np.stack([(x + y).to_dense() for x, y in each])
     np.testing.assert_allclose((a + b).to_dense(), total, rtol=1e-12)
-    if left == "dense" or not right.startswith("low_rank"):
+    if left == "dense" or not right.startswith(SUMS):
         difference = np.stack([(x - y).to_dense() for x, y in each])
         np.testing.assert_allclose((a - b).to_dense(), difference, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="vmap"):
@@ -152,7 +173,7 @@ def test_pair_laws_of_batches(left, right):
 
 def test_minus_is_the_dense_one_where_there_is_one(structure):
     batch = make_batch(structure, (2,))
-    if structure.startswith("low_rank"):
+    if structure.startswith(SUMS):
         with pytest.raises(ValueError, match="c >= 0"):
             _ = -batch
         with pytest.raises(ValueError, match="c >= 0"):
@@ -258,12 +279,13 @@ def test_pair_laws(left, right):
     a, b = make(left, 3), make(right, 4)
     dense_a, dense_b = np.asarray(a.to_dense()), np.asarray(b.to_dense())
     np.testing.assert_allclose(a.inner(b), np.sum(dense_a * dense_b), rtol=1e-12)
-    np.testing.assert_allclose((a + b).to_dense(), dense_a + dense_b, rtol=1e-12, atol=1e-12)
-    if left.startswith("low_rank") and right.startswith("low_rank"):
-        with pytest.raises(ValueError, match="to_dense"):
-            a - b
-    elif right.startswith("low_rank") and left == "diagonal":
-        with pytest.raises(ValueError, match="c >= 0"):
+    if left.startswith("local") and right.startswith("local"):
+        with pytest.raises(ValueError, match="two local structures"):
+            a + b
+    else:
+        np.testing.assert_allclose((a + b).to_dense(), dense_a + dense_b, rtol=1e-12, atol=1e-12)
+    if right.startswith(SUMS) and left != "dense":
+        with pytest.raises(ValueError, match=r"to_dense|c >= 0"):
             a - b
     else:
         np.testing.assert_allclose((a - b).to_dense(), dense_a - dense_b, rtol=1e-12, atol=1e-12)
@@ -325,11 +347,11 @@ def test_structures_are_pytrees_and_batch_under_vmap(structure):
 
 def test_wrong_shapes_raise(structure):
     matrix = make(structure, 11)
-    with pytest.raises(ValueError, match=r"expected shape \(7,\)"):
+    with pytest.raises(ValueError, match=r"expected shape \(12,\)"):
         matrix.matvec(jnp.zeros(DIM + 1))
     with pytest.raises(ValueError, match="sizes differ"):
         matrix.inner(Diagonal(jnp.zeros(DIM + 1)))
-    if structure.startswith("low_rank"):
+    if structure.startswith(SUMS):
         with pytest.raises(ValueError, match="c >= 0"):
             matrix.scale(-1.0)
 

@@ -1,5 +1,6 @@
 """Losses against the stored vectors of the published implementation and dense float64 oracles."""
 
+import itertools
 from pathlib import Path
 
 import chex
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import losses
+from hos_jax import distributions, losses
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
 from hos_jax.noise import perturb
 
@@ -160,6 +161,59 @@ def test_residual_losses_stop_the_gradient_at_the_residual():
         return losses.d2sm_residual(terms, 1.0)
 
     assert not jnp.any(jax.grad(objective)(noise))
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "low_rank", "dense"])
+def test_jacobian_regression_is_the_distance_to_the_jacobian_without_noise_of_the_data(kind):
+    """Over all sign vectors the mean is exact. A Jacobian that is not symmetric is the skewed case:
+    its symmetric part is what can be learned."""
+    dim = 5
+    _, s2, _ = random_outputs(dim, kind, seed=3)
+    jacobian = jnp.asarray(np.random.default_rng(0).normal(size=(dim, dim)))
+    probes = jnp.asarray(list(itertools.product([-1.0, 1.0], repeat=dim)))
+
+    def mean_loss(matrix):
+        one = jax.vmap(lambda v: losses.jacobian_regression(matrix, v, jacobian @ v))
+        return jnp.mean(one(probes))
+
+    value, gradient = jax.value_and_grad(lambda m: mean_loss(m))(s2[0])
+    distance = 0.5 * jnp.sum(jnp.square(s2[0].to_dense() - jacobian))
+    np.testing.assert_allclose(value, distance, rtol=1e-12)
+    symmetric = 0.5 * (jacobian + jacobian.T)
+    nearest = jax.grad(lambda m: 0.5 * jnp.sum(jnp.square(m.to_dense() - symmetric)))(s2[0])
+    if kind == "dense":
+        gradient = Dense(0.5 * (gradient.matrix + gradient.matrix.T))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), gradient, nearest)
+    assert not jnp.any(
+        jax.grad(lambda j: losses.jacobian_regression(s2[0], probes[3], j @ probes[3]))(jacobian)
+    )
+
+
+def test_a_diagonal_jacobian_regression_is_optimal_covariance_matching():
+    """Ou et al. 2024: the minimizer is the diagonal of the Jacobian of the score, here an exact
+    one, and the loss is that of v * (H v) as targets of the diagonal."""
+    law = distributions.GaussianMixture(
+        jnp.array([0.3, 0.7]), jnp.array([[1.0, 0, 2], [0, -1, 0.5]]), stds=jnp.array([0.3, 0.6])
+    ).smooth(0.4)
+    noisy = jnp.array([0.2, -0.5, 0.7])
+    jacobian = jax.jacfwd(law.score)(noisy)
+    probes = jnp.asarray(list(itertools.product([-1.0, 1.0], repeat=3)))
+
+    def mean_loss(diag):
+        def one(probe):
+            _, product = jax.jvp(law.score, (noisy,), (probe,))
+            loss = losses.jacobian_regression(Diagonal(diag), probe, 0.16 * product)
+            matched = 0.5 * jnp.sum(jnp.square(diag - probe * 0.16 * product))
+            np.testing.assert_allclose(loss, matched, rtol=1e-12)
+            return loss
+
+        return sum(one(probe) for probe in probes) / len(probes)
+
+    best = 0.16 * jnp.diagonal(jacobian)
+    assert jnp.abs(jacobian - jnp.diag(jnp.diagonal(jacobian))).max() > 0.1
+    for shift in np.eye(3) * 0.1:
+        assert mean_loss(best + shift) > mean_loss(best) < mean_loss(best - shift)
+    np.testing.assert_allclose(mean_loss(best + 0.1) - mean_loss(best), 0.5 * 3 * 0.01, rtol=1e-9)
 
 
 class LossesInEveryForm(chex.TestCase):
@@ -331,6 +385,8 @@ def test_mismatched_shapes_raise():
         losses.d2sm_residual_terms(vector, s2, longer, s2, vector)
     with pytest.raises(ValueError, match="one shape"):
         losses.residual_nll(longer, s2)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.jacobian_regression(s2, vector, longer)
 
 
 def test_integers_and_plain_arrays_raise():
@@ -344,6 +400,7 @@ def test_integers_and_plain_arrays_raise():
     for call in (
         lambda: losses.d2sm(vector, jnp.eye(4), vector, 0.5),
         lambda: losses.residual_nll(vector, jnp.eye(4)),
+        lambda: losses.jacobian_regression(jnp.eye(4), vector, vector),
         lambda: losses.d2sm_residual_terms(vector, s2, vector, jnp.eye(4), vector),
         lambda: losses.d3sm_diagonal(vector, vector, jnp.eye(4)),
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hos_jax import autodiff, distributions, fit, pointwise
-from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.linops import Dense, DiagonalPlusLowRank
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
@@ -55,6 +55,96 @@ def test_a_second_order_head_is_trained_for_a_score_that_was_not(law, loss):
         lambda y: hessian_fn(y).to_dense(), lambda y: smooth.hessian(y).to_dense(), law
     )
     assert error < 0.03
+
+
+def test_an_s2_is_learned_from_the_derivative_of_a_score_alone(law):
+    """Of a wrong score too: the target is what that score says, not the law."""
+    smooth = law.smooth(SIGMA)
+
+    def score_fn(noisy):
+        return smooth.score(noisy) + 0.3 * jnp.sin(3 * noisy)
+
+    def hessian(noisy):
+        return smooth.hessian(noisy).to_dense() + jnp.diag(0.9 * jnp.cos(3 * noisy))
+
+    hessian_fn = fit.train_second_order(
+        jax.random.key(1),
+        score_fn,
+        HessianModel(NETWORK, SecondOrderHead("dense", positive_definite=False)),
+        law.sample,
+        SIGMA,
+        dim=3,
+        steps=800,
+        loss="jacobian",
+        learning_rate=5e-3,
+    )
+    assert relative_error(lambda y: hessian_fn(y).to_dense(), hessian, law) < 0.02
+
+
+def test_held_out_losses_are_half_the_squared_errors_up_to_a_constant(law):
+    """Of an exact s1, where C is I + sigma^2 s2: what is added to s2 costs half of its square."""
+    smooth = law.smooth(SIGMA)
+    wrong = jnp.asarray([[0.4, -0.2, 0.0], [-0.2, 0.0, 0.1], [0.0, 0.1, -0.3]])
+
+    def judge(hessian_fn):
+        key, count = jax.random.key(8), 20_000
+        return fit.held_out_losses(
+            key, smooth.score, hessian_fn, law.sample, SIGMA, dim=3, count=count
+        )
+
+    right = judge(smooth.hessian)
+    off = judge(lambda y: Dense(smooth.hessian(y).to_dense() + wrong))
+    difference = off - right
+    error = difference.std() / np.sqrt(len(difference))
+    # Both points of the pair count.
+    expected = float(jnp.sum(jnp.square(SIGMA**2 * wrong)))
+    assert abs(difference.mean() - expected) < 4 * error < 0.5 * expected
+    assert right.std() < 10 * difference.std()
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_auto_takes_the_jacobian_where_it_is_right(law, wrong, monkeypatch):
+    """Few steps at a small noise, where targets of the data are noisy; and a score that is wrong
+    where its derivative shows it."""
+    smooth, found = law.smooth(0.1), []
+    learn = fit.fit_hessian
+
+    def spy(*arguments, **options):
+        found.append((options["loss"], options.get("jacobian_weight")))
+        return learn(*arguments, **options)
+
+    monkeypatch.setattr(fit, "fit_hessian", spy)
+
+    def score_fn(noisy):
+        return smooth.score(noisy) + (2.0 * jnp.sin(40 * noisy) if wrong else 0.0)
+
+    head = SecondOrderHead("dense", positive_definite=False, scale=0.01)
+    hessian_fn = fit.train_second_order(
+        jax.random.key(1),
+        score_fn,
+        HessianModel(NETWORK, head),
+        law.sample,
+        0.1,
+        dim=3,
+        steps=300,
+        jacobian_weight="auto",
+        learning_rate=5e-3,
+    )
+    assert found == [("d2sm_residual", 0.0), ("d2sm_residual", 0.5), ("jacobian", None)]
+    best = "d2sm_residual" if wrong else "jacobian"
+    alone = fit.train_second_order(
+        jax.random.key(1),
+        score_fn,
+        HessianModel(NETWORK, head),
+        law.sample,
+        0.1,
+        dim=3,
+        steps=300,
+        learning_rate=5e-3,
+        loss=best,
+    )
+    at = jnp.asarray([0.3, -0.2, 0.5])
+    np.testing.assert_array_equal(hessian_fn(at).to_dense(), alone(at).to_dense())
 
 
 def test_a_score_is_fitted_and_its_derivative_follows(law):

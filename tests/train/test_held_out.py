@@ -29,7 +29,7 @@ def test_numbers_do_not_depend_on_the_batch_size(small_config):
             rows = [row["reliability"] for row in rows]
         for a, b in zip(*rows, strict=True):
             assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
-    for name in ("model", "predicted", "pca", "random"):
+    for name in ("model", "refined", "predicted", "pca", "random"):
         np.testing.assert_allclose(
             first["directions"][name], second["directions"][name], rtol=1e-3, atol=1e-4
         )

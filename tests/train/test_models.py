@@ -1,6 +1,7 @@
 """Networks and heads: shapes, units, and the structured output against its dense formula."""
 
 import functools
+import itertools
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import pytest
 from hos_jax import losses
 from hos_jax.data import to_float
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
-from hos_jax.models.heads import DIAGONAL_FLOOR, SecondOrderHead
+from hos_jax.models.heads import DIAGONAL_FLOOR, STRUCTURES, SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
 from hos_jax.models.refinenet import RefineNet
@@ -53,7 +54,7 @@ def test_every_network_gives_both_orders(network, networks):
     assert images.dtype == outputs.score1.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "dense"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_what_a_model_says_of_many_points_works_as_a_batch(structure):
     _, _, outputs = run(ScoreModel(small_mlp, SecondOrderHead(structure, 2)), count=3)
     covariance, residual = outputs.covariance, outputs.noise_prediction
@@ -108,6 +109,56 @@ def test_heads_equal_their_formula(structure, kind, positive_definite):
             factor, diag = 0.3 * np.sqrt(variance)[:, None] * factor, variance - 1
         expected = np.diag(diag) + factor @ factor.T
     np.testing.assert_allclose(scaled.to_dense(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("structure", ["local", "local_low_rank"])
+def test_local_heads_equal_their_formula(structure):
+    """Of a vector the neighbours are the values before it."""
+    dim, reach, rank = 5, 2, 3
+    head = SecondOrderHead(structure, rank, reach=reach)
+    assert head.blocks(dim) == 1 + reach + (rank if structure == "local_low_rank" else 0)
+    # In an image of three channels, those of 4 pixels and two of its own.
+    assert SecondOrderHead("local", reach=1).blocks((8, 8, 3)) == 1 + 4 * 3 + 2
+    raw = jax.random.normal(jax.random.key(2), (head.blocks(dim), dim))
+    values = np.asarray(raw)
+    deviation = np.sqrt(DIAGONAL_FLOOR + np.log1p(np.exp(2 * values[0])))
+    taps = np.eye(dim)
+    for i in range(dim):
+        for back in range(1, min(reach, i) + 1):
+            taps[i, i - back] = 0.3 * values[1 + reach - back, i]
+    factor = deviation[:, None] * taps
+    expected = factor @ factor.T
+    if structure == "local_low_rank":
+        columns = 0.3 * deviation[:, None] * values[1 + reach :].T
+        expected += columns @ columns.T
+    np.testing.assert_allclose(head.covariance(raw).to_dense(), expected, atol=1e-5)
+    scaled = head.scaled_hessian(raw).to_dense()
+    np.testing.assert_allclose(scaled, expected - np.eye(dim), atol=1e-5)
+
+
+@pytest.mark.parametrize("structure", ["local", "local_low_rank"])
+def test_local_models_see_neighbours_in_images_and_between_channels(structure):
+    """The network's own values, taps and columns, at a pixel of a batch, by hand."""
+    head = SecondOrderHead(structure, 2, reach=1)
+    _, _, outputs = run(ScoreModel(small_mlp, head))
+    _, width, channels = SHAPE
+    covariance = outputs.covariance
+    local = covariance if structure == "local" else covariance.local
+    assert local.image_shape == SHAPE and local.batch_shape == (2,)
+    dense = jax.vmap(lambda c: c.to_dense())(covariance)
+    assert np.linalg.eigvalsh(dense).min() > 0
+    raw, place = outputs.raw_second_order[0], (3 * width + 4) * channels
+    deviations = np.sqrt(DIAGONAL_FLOOR + np.log1p(np.exp(2 * np.asarray(raw[0]))))
+    # A channel and the one before it in the first pixel, which has no other neighbours.
+    entry = deviations[1] * 0.3 * raw[1 + 4 * channels, 1] * deviations[0]
+    if structure == "local":
+        np.testing.assert_allclose(dense[0][1, 0], entry, rtol=1e-4)
+        far = place + 3 * width * channels
+        assert np.all(dense[0][place, far:] == 0) and dense[0][place, place - channels] != 0
+    outputs = outputs.at(0, 1)
+    np.testing.assert_allclose(
+        outputs.scaled_hessian.trace(), outputs.covariance.trace() - DIM, rtol=1e-3
+    )
 
 
 def test_networks_that_give_scores_are_taken_at_their_word():
@@ -194,12 +245,22 @@ def test_unusable_sizes_and_settings_are_refused():
         SecondOrderHead("low_rank", 0)
     with pytest.raises(ValueError, match="unknown structure"):
         SecondOrderHead("sparse")
+    with pytest.raises(ValueError, match="reach must be at least 1"):
+        SecondOrderHead("local", reach=0)
+    with pytest.raises(ValueError, match="positive definite by its form"):
+        SecondOrderHead("local_low_rank", positive_definite=False)
     with pytest.raises(ValueError, match="unknown networks"):
         run(ScoreModel(small_mlp, SecondOrderHead(), "alone"))
 
 
-@pytest.mark.parametrize("structure", ["diagonal", "low_rank", "dense"])
-@pytest.mark.parametrize("positive_definite", [True, False])
+@pytest.mark.parametrize(
+    ("structure", "positive_definite"),
+    [
+        *itertools.product(["diagonal", "low_rank", "dense"], [True, False]),
+        ("local", True),
+        ("local_low_rank", True),
+    ],
+)
 def test_a_small_scale_puts_outputs_of_order_one_at_small_scaled_hessians(
     structure, positive_definite
 ):

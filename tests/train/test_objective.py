@@ -13,6 +13,7 @@ from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
 
 SIGMA, COUNT, DIM = 0.3, 6, 4
+PROBES = jax.random.rademacher(jax.random.key(5), (COUNT, DIM), jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +28,19 @@ def problem():
     return lambda p, s: model.apply(params, p, s), clean, noise, params, model
 
 
+def score_jacobian(evaluate, point):
+    return jax.jacfwd(lambda y: evaluate(y[None], SIGMA).score1[0])(point)
+
+
 @pytest.mark.parametrize("second_order", SECOND_ORDER)
 @pytest.mark.parametrize("first_order", ["dsm", "dsm_vr"])
 def test_objective_is_the_losses_at_their_points(problem, first_order, second_order):
     evaluate, clean, noise, *_ = problem
     objective = Objective(first_order, second_order, first_order_weight=3.0)
-    got = objective.per_example(evaluate, clean, noise, SIGMA)
+    got = objective.per_example(evaluate, clean, noise, SIGMA, probes=PROBES)
+    plus_points = clean + SIGMA * noise
     plus, minus, at = (
-        evaluate(points, SIGMA) for points in (clean + SIGMA * noise, clean - SIGMA * noise, clean)
+        evaluate(points, SIGMA) for points in (plus_points, clean - SIGMA * noise, clean)
     )
     if first_order == "dsm":
         first = [losses.dsm(plus.score1[i], noise[i], SIGMA) for i in range(COUNT)]
@@ -64,6 +70,9 @@ def test_objective_is_the_losses_at_their_points(problem, first_order, second_or
             second.append(losses.d2sm_vr(*flat, noise[i], SIGMA) * SIGMA**4)
         elif second_order == "residual_nll":
             second.append(losses.residual_nll(r_plus, scaled[0].add_identity()))
+        elif second_order == "jacobian":
+            product = score_jacobian(evaluate, plus_points[i]) @ PROBES[i]
+            second.append(losses.jacobian_regression(scaled[0], PROBES[i], SIGMA**2 * product))
         else:
             terms.append(
                 losses.d2sm_residual_terms(
@@ -90,13 +99,59 @@ def test_only_the_published_losses_can_train_score1_through_the_second_order(
 
     def second(params):
         objective = Objective("dsm", second_order, stop_gradient_score1=stop)
-        out = objective.per_example(lambda p, s: model.apply(params, p, s), clean, noise, SIGMA)
+        out = objective.per_example(
+            lambda p, s: model.apply(params, p, s), clean, noise, SIGMA, probes=PROBES
+        )
         return jnp.mean(out["score2"])
 
     gradients = jax.grad(second)(params)["params"]
     flows = any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(gradients["score1"]))
     assert flows == (not stop and second_order in ("d2sm", "d2sm_vr"))
     assert any(bool(jnp.any(leaf)) for leaf in jax.tree.leaves(gradients["score2"]))
+
+
+@pytest.mark.parametrize("second_order", ["d2sm_residual", "residual_nll"])
+def test_the_jacobian_can_be_a_part_of_the_target(problem, second_order):
+    evaluate, clean, noise, *_ = problem
+
+    def second(objective):
+        return objective.per_example(evaluate, clean, noise, SIGMA, probes=PROBES)["score2"]
+
+    alone = [second(Objective("dsm", name)) for name in (second_order, "jacobian")]
+    mixed = second(Objective("dsm", second_order, jacobian_weight=0.3))
+    np.testing.assert_allclose(mixed, 0.7 * alone[0] + 0.3 * alone[1], rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="expected probes of shape"):
+        Objective("dsm", "jacobian").per_example(evaluate, clean, noise, SIGMA)
+    with pytest.raises(ValueError, match="jacobian_weight needs one of"):
+        Objective("dsm", "d2sm", jacobian_weight=0.3)
+    with pytest.raises(ValueError, match="0 <= jacobian_weight < 1, got 1"):
+        Objective("dsm", second_order, jacobian_weight=1)
+
+
+def test_the_residual_can_be_the_probe(problem):
+    """In units of its length, and a constant: nothing flows into s1."""
+    evaluate, clean, noise, params, model = problem
+    objective = Objective("dsm", "jacobian", jacobian_probe="residual")
+    assert not objective.needs_probes
+    got = objective.per_example(evaluate, clean, noise, SIGMA)["score2"]
+    points = clean + SIGMA * noise
+    outputs = evaluate(points, SIGMA)
+    for i in range(COUNT):
+        r = losses.residual(outputs.score1[i], noise[i], SIGMA)
+        probe = r * np.sqrt(DIM) / np.linalg.norm(r)
+        product = score_jacobian(evaluate, points[i]) @ probe
+        hessian = jax.tree.map(lambda leaf, i=i: leaf[i], outputs.scaled_hessian)
+        expected = losses.jacobian_regression(hessian, probe, SIGMA**2 * product) / DIM
+        np.testing.assert_allclose(got[i], expected, rtol=1e-3, atol=1e-6)
+
+    def second(params):
+        values = objective.per_example(lambda p, s: model.apply(params, p, s), clean, noise, SIGMA)
+        return jnp.mean(values["score2"])
+
+    gradients = jax.grad(second)(params)["params"]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients["score1"]))
+    with pytest.raises(ValueError, match="unknown probe 'sign'"):
+        Objective("dsm", "jacobian", jacobian_probe="sign")
 
 
 def test_unknown_losses_are_refused():
@@ -148,7 +203,7 @@ def test_losses_and_gradients_are_numbers_at_every_sigma(problem, second_order):
     def evaluate(params, sigma):
         def loss(params):
             values = objective.per_example(
-                lambda points, s: model.apply(params, points, s), clean, noise, sigma
+                lambda points, s: model.apply(params, points, s), clean, noise, sigma, probes=PROBES
             )
             return jnp.mean(values["loss"]), values
 

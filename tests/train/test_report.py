@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from hos_jax.evaluation.held_out import held_out_examples
 from hos_jax.linops import Dense
 from hos_jax.training import loop
 from hos_jax.training.problem import Problem
+from hos_jax.training.runs import load_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 
@@ -26,6 +28,7 @@ addEventListener("error", note, true);
 const report = console.error;
 console.error = (...words) => { problems.push(words.join(" ")); report(...words); };
 </script>"""
+EXPOSE = "window.row = (k, place) => Array.from(covarianceRow(images[k], place));\n"
 PLAY = """<script>
 addEventListener("load", () => {
   const picture = (id) => document.getElementById(id).toDataURL();
@@ -48,6 +51,7 @@ addEventListener("load", () => {
   seen.figures = document.querySelectorAll("#figures img").length;
   const images = [...document.querySelectorAll("img")];
   seen.broken = images.filter((image) => image.complete && !image.naturalWidth).length;
+  seen.covarianceRow = row(1, 30);
   seen.problems = problems;
   const result = document.createElement("pre");
   result.id = "result";
@@ -57,10 +61,10 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-@pytest.fixture(scope="module")
-def run_folder(small_config, tmp_path_factory):
+@pytest.fixture(scope="module", params=["low_rank", "local_low_rank"])
+def run_folder(request, small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    config = small_config()
+    config = small_config(model__head=request.param)
     loop.train_and_evaluate(config, folder)
     evaluate_run(config, folder)
     return folder
@@ -87,7 +91,8 @@ def test_the_page_does_without_dense_covariances(small_config):
 def test_sliders_and_keys_change_the_pictures(run_folder, tmp_path, size):
     page = (run_folder / "report.html").read_text()
     played = tmp_path / "played.html"
-    played.write_text(page.replace("<head>", LISTEN, 1).replace("</body>", PLAY))
+    page = page.replace("<head>", LISTEN, 1).replace("</body>", PLAY)
+    played.write_text(page.replace("  function moved() {", f"{EXPOSE}  function moved() {{", 1))
     done = subprocess.run(
         [
             CHROMIUM,
@@ -112,6 +117,10 @@ def test_sliders_and_keys_change_the_pictures(run_folder, tmp_path, size):
     assert re.match(r"Row \d+, column \d+: mean -?[\d.]+, 90% between", seen["readout"])
     assert seen["readout"] != seen["secondReadout"]
     assert seen["overflow"] <= 0
+    examples = held_out_examples(load_run(run_folder).problem, load_run(run_folder).params, 2, 1)
+    posterior = jax.tree.map(lambda leaf: leaf[1], examples.denoised.posterior)
+    row = np.asarray(posterior.row(30))
+    np.testing.assert_allclose(seen["covarianceRow"], row, atol=1e-5 * np.abs(row).max())
 
 
 def test_images_are_drawn_without_ticks_and_curves_with_them():
