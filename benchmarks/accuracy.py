@@ -6,14 +6,19 @@ r"""Accuracy of second- and third-order scores against exact ones, on laws whose
 
 Every method spends the same number of steps and of network evaluations. A direct method takes
 `--steps` steps for s1 (with dsm_vr, shared by all of them) and as many for s2; autodiff takes twice
-as many for s1 and needs no more. A loss that looks at k points per example gets a batch of
-`--evaluations` / k. Same network (an MLP), same optimizer and schedule for all.
+as many for s1 and needs no more. "Jacobian" takes three halves of them for s1 and one for s2, whose
+network begins as that of s1; "Jacobian, s1 of autodiff" takes as many for s2 after all those of
+autodiff: the question of whoever has s1 already, at five quarters of the steps. A loss that looks
+at k points per example gets a batch of `--evaluations` / k, where a Jacobian-vector product of s1
+counts as two. Same network (an MLP), same optimizer and schedule for all.
 
 Errors are against the exact score of the smoothed law at fresh noisy points, the same for every
 method and seed:
 mse = mean of nF(estimate - exact) / D^2, relative = mean nF(estimate - exact) / mean nF(exact).
-Both are averaged over seeds, with the standard error over seeds. Rows are written to PATH as they
-finish, and what is already there is not run again.
+Both are averaged over seeds, with the standard error over seeds. "held_out" is the mean residual
+loss per dimension at other fresh points, which needs no truth (`fit.held_out_losses`): the last
+column takes, seed by seed, the direct method and head that it prefers. Rows are written to PATH as
+they finish, and what is already there is not run again.
 """
 
 from __future__ import annotations
@@ -43,13 +48,19 @@ from hos_jax.models.score_model import ScoreModel
 
 SIGMAS = (0.01, 0.05, 0.1, 0.5)
 AUTODIFF = {"autodiff of dsm": "dsm", "autodiff of dsm_vr": "dsm_vr"}
+# The loss, the share of the Jacobian of s1 beside it, and the steps of s1 and s2 in units of
+# `--steps`. What learns from the Jacobian begins with the layers of s1.
 DIRECT = {
-    "d2sm": "d2sm",
-    "d2sm_vr": "d2sm_vr",
-    "residual": "d2sm_residual_plain",
-    "residual adaptive": "d2sm_residual",
-    "residual NLL": "residual_nll",
+    "d2sm": ("d2sm", 0.0, 1.0, 1.0),
+    "d2sm_vr": ("d2sm_vr", 0.0, 1.0, 1.0),
+    "residual": ("d2sm_residual_plain", 0.0, 1.0, 1.0),
+    "residual adaptive": ("d2sm_residual", 0.0, 1.0, 1.0),
+    "residual NLL": ("residual_nll", 0.0, 1.0, 1.0),
+    "Jacobian": ("jacobian", 0.0, 1.5, 0.5),
+    "Jacobian and residual": ("d2sm_residual", 0.5, 1.5, 0.5),
+    "Jacobian, s1 of autodiff": ("jacobian", 0.0, 2.0, 0.5),
 }
+CHOSEN = "best by held-out residual loss"
 THIRD = (
     "third: autodiff of dsm_vr",
     "third: derivative of direct s2",
@@ -72,6 +83,20 @@ def _mixture(dim: int, smallest: float, largest: float) -> distributions.Gaussia
     )
 
 
+def _signals(dim: int) -> distributions.GaussianMixture:
+    """Three Gaussian processes on a line of so many points: rough to smooth, each with a mean."""
+    rng = np.random.default_rng(dim)
+    place = np.arange(dim)
+    distance = np.abs(place[:, None] - place[None])
+    covariances = [
+        variance * np.exp(-distance / length) for length, variance in ((1, 0.5), (3, 1), (10, 2))
+    ]
+    means = np.stack([np.sin(2 * np.pi * place / period) for period in (10, 25, 50)])
+    weights = rng.dirichlet(np.full(3, 5.0))
+    arrays = (jnp.asarray(a) for a in (weights, means, np.stack(covariances)))
+    return distributions.GaussianMixture(*arrays)
+
+
 def _logistics(dim: int) -> distributions.LogisticMixture:
     """Each coordinate three logistics, of scale 0.15 to 0.4, at random places."""
     rng = np.random.default_rng(dim)
@@ -88,8 +113,14 @@ LAWS = {
         ("low_rank", "dense"),
         False,
     ),
-    "logistics20": (lambda: _logistics(20), ("low_rank", "dense"), False),
-    "logistics100": (lambda: _logistics(100), ("low_rank",), False),
+    # Its vectors are signals, so that the local structures fit.
+    "signals50": (
+        lambda: _signals(50),
+        ("low_rank", "local", "local_low_rank", "dense"),
+        False,
+    ),
+    "logistics20": (lambda: _logistics(20), ("diagonal", "low_rank", "dense"), False),
+    "logistics100": (lambda: _logistics(100), ("diagonal", "low_rank"), False),
     "mixture10": (lambda: _mixture(10, 0.2, 0.4), ("low_rank", "dense"), False),
     "mixture20": (lambda: _mixture(20, 0.2, 0.4), ("low_rank", "dense"), False),
     # Components that touch: where two meet, in one point of a hundred, s2 has large peaks.
@@ -145,7 +176,7 @@ class Cell:
         head = SecondOrderHead(
             structure,
             rank=min(20, self.dim),
-            positive_definite=method == "residual NLL",
+            positive_definite=method == "residual NLL" or structure.startswith("local"),
             scale=self.sigma**2 / (self.sigma**2 + 1.0),
         )
         return HessianModel(self.network, head, data_std=1.0)
@@ -157,9 +188,10 @@ class Cell:
         return self._hessians[method, structure]
 
     def _train_hessian(self, method: str, structure: str):
-        loss = DIRECT[method]
+        loss, weight, first, second = DIRECT[method]
         model = self.hessian_model(structure, method)
-        batch = self.options.evaluations // len(SECOND_ORDER[loss])
+        products = loss == "jacobian" or weight > 0
+        batch = self.options.evaluations // (len(SECOND_ORDER[loss]) + 2 * products)
 
         def train(score_params, key):
             return fit.fit_hessian(
@@ -169,13 +201,15 @@ class Cell:
                 self.law.sample,
                 self.sigma,
                 dim=self.dim,
-                steps=self.options.steps,
+                steps=int(second * self.options.steps),
                 batch_size=batch,
                 loss=loss,
+                jacobian_weight=weight,
+                start_from=score_params if products else None,
                 learning_rate=self.options.learning_rate,
             )
 
-        score_params = self.score_params("dsm_vr", self.options.steps)
+        score_params = self.score_params("dsm_vr", int(first * self.options.steps))
         run = jax.jit(lambda params, keys: self.over_seeds(train, params, keys))
         return score_params, run(score_params, self.keys)
 
@@ -187,11 +221,28 @@ class Cell:
                 lambda p: autodiff.dense_hessian_fn(self.score_fn(p)), params, self.smooth.hessian
             )
         model = self.hessian_model(structure, method)
-        return self.errors(
-            lambda p: pointwise.hessian_fn(model, p[1], self.sigma, score_fn=self.score_fn(p[0])),
-            self.hessian_params(method, structure),
-            self.smooth.hessian,
-        )
+
+        def hessian_fn(p):
+            return pointwise.hessian_fn(model, p[1], self.sigma, score_fn=self.score_fn(p[0]))
+
+        def held_out(p):
+            values = fit.held_out_losses(
+                jax.random.key(11),
+                self.score_fn(p[0]),
+                hessian_fn(p),
+                self.law.sample,
+                self.sigma,
+                dim=self.dim,
+                count=self.options.points,
+            )
+            return jnp.mean(values) / self.dim
+
+        params = self.hessian_params(method, structure)
+        rows = self.errors(hessian_fn, params, self.smooth.hessian)
+        losses_found = jax.device_get(jax.jit(lambda p: self.over_seeds(held_out, p))(params))
+        return [
+            {**row, "held_out": float(loss)} for row, loss in zip(rows, losses_found, strict=True)
+        ]
 
     def third_order(self, method: str) -> list[dict]:
         """Errors of s3, one row per seed; the learned tensor is dense."""
@@ -375,6 +426,39 @@ def _cell_text(rows: list[dict]) -> str:
     return f"{values.mean():.4f} ({error:.4f})"
 
 
+def chosen(rows: list[dict], methods: tuple[str, ...] = tuple(DIRECT)) -> list[dict]:
+    """Of one law and noise level, for every seed the direct row with the lowest held-out loss."""
+    rows = [row for row in rows if row["method"] in methods and "held_out" in row]
+    seeds = sorted({row["seed"] for row in rows})
+    return [min((r for r in rows if r["seed"] == s), key=lambda r: r["held_out"]) for s in seeds]
+
+
+def best(rows: list[dict]) -> str:
+    """The better autodiff and the row that the held-out loss takes, cell by cell, as Markdown."""
+    lines = ["| law | sigma | better autodiff | chosen | its error | ratio |", "|---" * 6 + "|"]
+    ratios = []
+    for law, sigma in sorted({(row["law"], row["sigma"]) for row in rows}):
+        cell = [row for row in rows if (row["law"], row["sigma"]) == (law, sigma)]
+        taken = chosen(cell)
+        columns = [[row for row in cell if row["method"] == method] for method in AUTODIFF]
+        if not taken or not all(columns):
+            continue
+        known = min(columns, key=_mean)
+        names = sorted({f"{row['method']}, {row['head']}" for row in taken})
+        ratios.append(_mean(known) / _mean(taken))
+        values = _cell_text(known), " / ".join(names), _cell_text(taken), f"{ratios[-1]:.2f}"
+        lines.append(f"| {law} | {sigma} | " + " | ".join(values) + " |")
+    if ratios:
+        lines.append(
+            f"\nGeometric mean of {len(ratios)} ratios: {np.exp(np.mean(np.log(ratios))):.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _mean(rows: list[dict]) -> float:
+    return float(np.mean([row["relative"] for row in rows]))
+
+
 def table(rows: list[dict], order: int = 2) -> str:
     """Relative errors of one order by law and noise level, a column per method, as Markdown."""
     rows = [row for row in rows if (row["method"] in THIRD) == (order == 3)]
@@ -451,7 +535,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
     parser.add_argument("--sigmas", nargs="+", type=float, default=list(SIGMAS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    heads = ("low_rank", "dense")
+    heads = ("diagonal", "low_rank", "local", "local_low_rank", "dense")
     parser.add_argument("--heads", nargs="+", default=list(heads), choices=heads)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--evaluations", type=int, default=384)
@@ -470,6 +554,7 @@ if __name__ == "__main__":
     arguments = parse()
     every_row = run(arguments)
     print("\n" + table(every_row))
+    print(f"\n{CHOSEN}:\n\n" + best(every_row))
     if any(row["method"] in THIRD for row in every_row):
         print("\n" + table(every_row, order=3))
     if arguments.figure:

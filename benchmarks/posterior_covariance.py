@@ -10,8 +10,7 @@ The same noisy images and the same s1 for all methods of a run:
   chunks. It need not be positive: eigenvalues are raised to a floor, and of several floors the one
   with the best likelihood on these very images is shown, which no honest user could choose.
 * Lanczos: the leading directions of that C from products alone.
-* refined: the direct model's own directions after one and two power steps with the Jacobian, 12
-  products each.
+* refined: the direct model's directions, corrected by 12 and 24 products with the Jacobian.
 * subspace iteration: 12 directions from a random start, 50 steps of 12 finite differences of the
   denoiser (Manor, Michaeli, "On the Posterior Distribution in Denoising", ICLR 2024).
 * Hutchinson: the diagonal of that C from random probes, variances raised to the same floors.
@@ -81,10 +80,10 @@ class Images:
         return pairs.eigenvectors
 
     def refined(self, params, noisy, steps):
-        """The direct model's own leading directions after power steps, (D, k)."""
-        start = self.direct(params, noisy).top_eigenpairs(DIRECTIONS).eigenvectors
+        """The leading directions of the direct model, corrected by the Jacobian, (D, k)."""
+        known = self.direct(params, noisy).scale(self.sigma**2)
         pairs = autodiff.refine_eigenpairs(
-            self.score_fn(params), noisy, self.sigma, start, steps=steps
+            self.score_fn(params), noisy, self.sigma, known, DIRECTIONS, steps=steps
         )
         return pairs.eigenvectors
 

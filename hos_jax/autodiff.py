@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax._names import key_first
-from hos_jax.linops import Dense, HessianFn, lanczos
+from hos_jax.linops import Dense, HessianFn, SymmetricMatrix, lanczos
 from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_vectors
 
 # s2(y) v at one point: (D,), (D,) -> (D,).
@@ -126,55 +126,82 @@ def refine_eigenpairs(
     score_fn: ScoreFn,
     noisy: Array,
     sigma: Array | float,
-    eigenvectors: Array,
+    posterior_covariance: SymmetricMatrix,
+    count: int = 12,
     *,
     steps: int = 1,
 ) -> lanczos.Eigenpairs:
-    r"""Leading directions of the posterior by s1 alone, from k that are known roughly.
+    r"""Leading directions of the posterior: a model's covariance, corrected by products with s1.
 
-    A step takes an orthonormal V, (D, k), such as a second-order model's own directions, by k
-    Jacobian-vector products (2 k evaluations of s1) to
+    A step multiplies the k leading directions of the covariance A that is known so far with that of
+    s1, by k Jacobian-vector products (2 k evaluations of s1),
 
-    .. math:: W = K V, \qquad K v = \sigma^2 (v + \sigma^2 J v), \quad J = \nabla s_1(y), \qquad
-        W = U \, \mathrm{diag}(l) \, R^T
+    .. math:: K v = \sigma^2 (v + \sigma^2 J v), \qquad J = \nabla s_1(y),
 
-    and goes on with U, by descending l: subspace iteration, with the Rayleigh-Ritz projection of
-    K^2, which costs no further product. J need not be symmetric. From a good start one step holds
-    what dozens of products from a random one do not::
+    and changes the model's covariance C as little as the products W = K Q so far allow, with Q
+    orthonormal:
 
-        rough = posterior.top_eigenpairs(12)
-        better = autodiff.refine_eigenpairs(score_fn, noisy, sigma, rough.eigenvectors)
+    .. math:: A = C + R Q^T + Q R^T - Q \, \mathrm{sym}(Q^T R) \, Q^T, \qquad R = W - C Q
+
+    the symmetric matrix nearest to C in Frobenius norm with A Q = W, if Q^T W is symmetric; J need
+    not be. So what the products do not see the model still says, and one step holds more of the
+    error than dozens of products from a random start::
+
+        posterior = posterior_fn(noisy)
+        pairs = autodiff.refine_eigenpairs(score_fn, noisy, sigma, posterior.covariance)
 
     Args:
-      eigenvectors: V, (D, k), orthonormal columns.
+      posterior_covariance: C, structured (D, D), data units^2.
+      count: k.
       steps: at least 1.
 
     Returns:
-      Eigenvalues l, data units^2, and eigenvectors U. Residual norms are those of the vectors x
-      before the last step, |K x - x (x^T K x)|.
+      The leading eigenpairs of A, data units^2. Residual norms are those of the k directions that
+      the last step multiplied, |K v - v (v^T K v)|: what was known of K before it.
 
     Raises:
-      ValueError: for shapes that do not fit, and for steps < 1.
+      ValueError: for shapes that do not fit, steps < 1, or more than D products.
 
     References:
-      Saad, "Numerical Methods for Large Eigenvalue Problems", 2011, section 5.1.
+      Powell, "A new algorithm for unconstrained optimization", 1970 (the update for one product).
     """
-    check_counts(steps=steps)
-    if eigenvectors.ndim != 2:
-        raise ValueError(f"expected eigenvectors of shape (D, k), got {eigenvectors.shape}")
-    check_vectors(noisy=noisy, rows=eigenvectors.shape[:1])
-    product_fn = hessian_vector_product_fn(score_fn)
+    check_counts(steps=steps, count=count)
+    check_vectors(noisy=noisy)
+    dim = noisy.shape[0]
+    if posterior_covariance.shape != (dim, dim) or count * steps > dim:
+        raise ValueError(
+            f"expected a covariance ({dim}, {dim}) and count * steps <= {dim}, got "
+            f"{posterior_covariance.shape}, {count} and {steps}"
+        )
+    product_fn, known = hessian_vector_product_fn(score_fn), posterior_covariance.matvec
 
-    def step(vectors: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+    def multiply(vectors: Array) -> Array:
         products = jax.lax.map(lambda vector: product_fn(noisy, vector), vectors.T).T
-        products = sigma**2 * (vectors + sigma**2 * products)
-        left, sizes, turn = jnp.linalg.svd(products, full_matrices=False)
-        before, after = vectors @ turn.T, left * sizes[None]
-        quotients = jnp.sum(before * after, axis=0)
-        return left, (sizes, jax.vmap(lanczos.safe_norm, 1)(after - before * quotients[None]))
+        return sigma**2 * (vectors + sigma**2 * products)
 
-    found, (sizes, residuals) = jax.lax.scan(step, eigenvectors, length=steps)
-    return lanczos.Eigenpairs(sizes[-1], found, residuals[-1])
+    seen = products = jnp.zeros((dim, 0), noisy.dtype)
+    pairs = posterior_covariance.top_eigenpairs(count)
+    for _ in range(steps):
+        vectors, fresh = pairs.eigenvectors, pairs.eigenvectors
+        for _ in range(2):
+            fresh, _ = jnp.linalg.qr(fresh - seen @ (seen.T @ fresh))
+        seen = jnp.concatenate([seen, fresh], axis=1)
+        products = jnp.concatenate([products, multiply(fresh)], axis=1)
+        changes = products - jax.vmap(known, 1, 1)(seen)
+        matvec = functools.partial(_changed_product, known, seen, changes)
+        pairs = lanczos.top_eigenpairs(jax.random.key(0), matvec, dim, count, dtype=noisy.dtype)
+    # The directions lie in the space that was multiplied.
+    images = products @ (seen.T @ vectors)
+    quotients = jnp.sum(vectors * images, axis=0)
+    residuals = jax.vmap(lanczos.safe_norm, 1)(images - vectors * quotients[None])
+    return lanczos.Eigenpairs(pairs.eigenvalues, pairs.eigenvectors, residuals)
+
+
+def _changed_product(known: Callable, seen: Array, changes: Array, vector: Array) -> Array:
+    """(C + R Q^T + Q R^T - Q sym(Q^T R) Q^T) v of `refine_eigenpairs`."""
+    along, overlap = seen.T @ vector, seen.T @ changes
+    symmetric = 0.5 * (overlap + overlap.T)
+    return known(vector) + changes @ along + seen @ (changes.T @ vector - symmetric @ along)
 
 
 def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool = True) -> HessianFn:

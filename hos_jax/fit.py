@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from hos_jax import losses, pointwise
 from hos_jax._names import key_first
@@ -194,6 +195,7 @@ def fit_hessian(
     *,
     loss: str = "d2sm_residual",
     jacobian_weight: float = 0.0,
+    start_from: Any = None,
     **settings: Unpack[Settings],
 ) -> Any:
     """Parameters of a second-order model, fitted for a score that stays as it is.
@@ -203,23 +205,49 @@ def fit_hessian(
       model: the second-order model; its head decides the structure of s2.
       loss: a second-order loss of `hos_jax.losses.objective.SECOND_ORDER`.
       jacobian_weight: how much of the target the derivative of `score_fn` is, see `Objective`.
+      start_from: parameters of s1 by a network of the same kind, what `fit_score` returned: layers
+        of equal name and shape begin as they are there, and inputs that only s2 has with weight 0.
       key, sample, sigma, settings: see `fit_score`; sigma is the noise level of `score_fn`.
 
     Raises:
-      ValueError, TypeError: as `fit_score`.
+      ValueError, TypeError: as `fit_score`; ValueError for no layer in common with `start_from`.
     """
     if loss == "none":
         raise ValueError("a second-order loss is needed, got 'none'")
     scores = jax.vmap(score_fn)
+
+    def init(key: PRNGKey, zero: Array) -> Any:
+        params = model.init(key, zero, sigma, zero)
+        return params if start_from is None else _with_layers_of(params, start_from)
+
     return _fit(
         key,
         Objective("dsm", loss, first_order_weight=0.0, jacobian_weight=jacobian_weight),
         lambda params, points, s: outputs_of(model, params, points, s, scores(points)),
-        lambda key, zero: model.init(key, zero, sigma, zero),
+        init,
         sample,
         sigma,
         **settings,
     )
+
+
+def _with_layers_of(params: Any, trained: Any) -> Any:
+    """`params` with the layers of another network, found by their names below the network's."""
+    known = {path[2:]: leaf for path, leaf in traverse_util.flatten_dict(trained).items()}
+    found, common = traverse_util.flatten_dict(params), 0
+    for path, leaf in found.items():
+        other = known.get(path[2:])
+        if other is None or other.ndim != leaf.ndim or other.shape[-1:] != leaf.shape[-1:]:
+            continue
+        # A kernel is (..., inputs, outputs).
+        inputs = leaf.shape[-2] - other.shape[-2] if leaf.ndim > 1 else 0
+        if inputs >= 0 and other.shape[:-2] == leaf.shape[:-2]:
+            pads = [(0, inputs if axis == leaf.ndim - 2 else 0) for axis in range(leaf.ndim)]
+            found[path] = jnp.pad(jnp.asarray(other, leaf.dtype), pads)
+            common += 1
+    if not common:
+        raise ValueError("start_from has no layer in common with the network of s2")
+    return traverse_util.unflatten_dict(found)
 
 
 def held_out_losses(
@@ -277,6 +305,7 @@ def train_second_order(
     loss: str = "d2sm_residual",
     jacobian_weight: float | Literal["auto"] = 0.0,
     held_out: Sampler | None = None,
+    start_from: Any = None,
     **settings: Unpack[Settings],
 ) -> HessianFn:
     """Learn s2 for a score that stays as it is: `fit_hessian`, then s2 at one point, compiled.
@@ -285,14 +314,15 @@ def train_second_order(
       jacobian_weight: "auto" fits one s2 for each of `JACOBIAN_WEIGHTS` and keeps the best by
         `held_out_losses`: so many times the work.
       held_out: draws the data of that comparison; `sample` unless given.
-      key, score_fn, model, sample, sigma, loss, settings: see `fit_hessian`.
+      key, score_fn, model, sample, sigma, loss, start_from, settings: see `fit_hessian`.
     """
+    options: Any = {**settings, "start_from": start_from}
     fit_key, held_out_key = key, jax.random.fold_in(jax.random.clone(key), 1)
 
     def learn(weight: float) -> HessianFn:
         chosen = {"loss": "jacobian"} if weight == 1 else {"loss": loss, "jacobian_weight": weight}
         train = jax.jit(
-            lambda key: fit_hessian(key, score_fn, model, sample, sigma, **chosen, **settings)
+            lambda key: fit_hessian(key, score_fn, model, sample, sigma, **chosen, **options)
         )
         params = train(jax.random.clone(fit_key))
         return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn)

@@ -111,12 +111,12 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
 def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     """Averages over the whole held-out set, each with its standard error over images: None for one.
 
-    `denoise_mse` in data units^2; with a second-order model also `nll_per_dim` and `calibration` of
-    the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50` ... `coverage_95`,
-    the shares of values inside their intervals, `reliability`, the same by predicted variance (see
-    `calibration.reliability`), `recalibrated` (see `recalibrate`) if there are two images, and
-    `violations` (see `uncertainty.Violations`). With a third-order model `third_order` (see
-    `metrics.third_order_score`).
+    `denoise_mse` in data units^2; with a second-order model also `nll_per_dim`, `calibration` and
+    `residual_loss` of the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50`
+    ... `coverage_95`, the shares of values inside their intervals, `reliability`, the same by
+    predicted variance (see `calibration.reliability`), `recalibrated` (see `recalibrate`) if there
+    are two images, and `violations` (see `uncertainty.Violations`). With a third-order model
+    `third_order` (see `metrics.third_order_score`).
     """
     data = problem.data
     stride = max(1, data.held_out.size // LARGEST_SAMPLE)
@@ -208,8 +208,9 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
         error = clean.reshape(len(clean), -1) - denoised.mean
         pairs = denoised.posterior.top_eigenpairs(count)
         score_fn = pointwise.score_fn(problem.model, params, sigma, data.image_shape)
-        refine = functools.partial(autodiff.refine_eigenpairs, score_fn)
-        refined = jax.vmap(refine, (0, None, 0))(denoised.noisy, sigma, pairs.eigenvectors)
+        refine = functools.partial(autodiff.refine_eigenpairs, score_fn, count=count)
+        covariance = denoised.posterior.covariance
+        refined = jax.vmap(refine, (0, None, 0))(denoised.noisy, sigma, covariance)
         total = denoised.posterior.covariance.trace()
         shares = {
             "model": jax.vmap(calibration.captured_shares)(error, pairs.eigenvectors),

@@ -29,6 +29,7 @@ MEANINGS = {
     "denoise_mse": "mean squared error of the denoised image, data units squared",
     "nll_per_dim": "Gaussian NLL of error / sigma under the predicted covariance",
     "calibration": "e^T K^-1 e / D: 1 when the covariance is right",
+    "residual_loss": "(|K|^2 / 2 - e^T K e) / D: of two runs the nearer K has the lower one",
     "coverage_50": "share of the errors inside the 50% interval of their value",
     "coverage_80": "the same at 80%",
     "coverage_90": "the same at 90%",

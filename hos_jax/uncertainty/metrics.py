@@ -8,11 +8,14 @@ from hos_jax.types import Array, check_vectors
 
 
 class CovarianceScores(NamedTuple):
-    """(e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant, and e^T C^-1 e / D,
-    which is 1 on average when the covariance is right."""
+    """(e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant; e^T C^-1 e / D,
+    which is 1 on average when the covariance is right; and (nF(C) / 2 - e^T C e) / D, whose mean is
+    half of nF(C - E[e e^T]) / D up to a constant: the covariance that is nearest in Frobenius norm
+    has the lowest, whatever it was trained for, and need not be positive definite for that."""
 
     nll_per_dim: Array
     calibration: Array
+    residual_loss: Array
 
 
 def third_order_score(scaled_third_diagonal: Array, error: Array, variance: Array) -> Array:
@@ -35,4 +38,5 @@ def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceSc
     check_vectors(error=error, covariance_rows=covariance.shape[:-1])
     form, logdet = covariance.inverse_quadratic_form_and_logdet(error)
     dim = error.shape[0]
-    return CovarianceScores(nll_per_dim=0.5 * (form + logdet) / dim, calibration=form / dim)
+    square = 0.5 * covariance.squared_norm() - error @ covariance.matvec(error)
+    return CovarianceScores(0.5 * (form + logdet) / dim, form / dim, square / dim)

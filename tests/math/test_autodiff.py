@@ -304,56 +304,91 @@ def test_posterior_directions_are_those_of_the_covariance_by_tweedie():
         autodiff.posterior_eigenpairs(jax.random.key(12), curl_fn, NOISY[None], sigma, count=2)
 
 
-def test_refined_directions_converge_at_the_rate_of_subspace_iteration():
-    """On a Gaussian, whose posterior covariance has known eigenvalues: each step shrinks the angle
-    to the exact leading space by the ratio of the first eigenvalue left out to the last one in."""
-    dim, count, sigma = 12, 3, 0.5
+REFINED = dict(dim=12, count=3, sigma=0.5)
+
+
+def refined_problem(wrong: float):
+    """A Gaussian, whose posterior covariance K = (Sigma^-1 + I / sigma^2)^-1 has known eigenvalues,
+    and a model's covariance that is wrong by so much."""
+    dim, count, sigma = REFINED.values()
     rng = np.random.default_rng(4)
     basis, _ = np.linalg.qr(rng.normal(size=(dim, dim)))
-    # K = (Sigma^-1 + I / sigma^2)^-1 for a Gaussian of covariance Sigma.
     sizes = np.concatenate([[0.2, 0.15, 0.1], np.full(dim - count, 0.025)])
-    covariance = (basis * sizes) @ basis.T
-    hessian = (covariance / sigma**2 - np.eye(dim)) / sigma**2
-    noisy, rough = jnp.ones(dim), basis[:, :count] + 0.1 * rng.normal(size=(dim, count))
-    start, _ = np.linalg.qr(rough)
-    refine = functools.partial(autodiff.refine_eigenpairs, lambda y: hessian @ y, noisy, sigma)
+    exact = (basis * sizes) @ basis.T
+    hessian = (exact / sigma**2 - np.eye(dim)) / sigma**2
+    error = rng.normal(size=(dim, dim)) * wrong
+    model = exact + (error + error.T) / 2
+    refine = functools.partial(
+        autodiff.refine_eigenpairs, lambda y: hessian @ y, jnp.ones(dim), sigma, Dense(model), count
+    )
+    return exact, model, basis, sizes, refine
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_refined_directions_are_those_of_the_nearest_matrix_with_the_products(steps):
+    """In place of the update's formula: the symmetric matrix that agrees with K on what was
+    multiplied, and with the model on the rest."""
+    exact, model, *_, refine = refined_problem(0.01)
+    count, known = REFINED["count"], model
+    seen = np.zeros((REFINED["dim"], 0))
+    for _ in range(steps):
+        vectors = np.linalg.eigh(known)[1][:, ::-1][:, :count]
+        seen, _ = np.linalg.qr(np.concatenate([seen, vectors], axis=1))
+        others = np.eye(len(model)) - seen @ seen.T
+        # In a basis of both parts only the block of the unseen directions is the model's.
+        known = exact - others @ (exact - model) @ others
+    pairs = jit(functools.partial(refine, steps=steps))()
+    values, directions = np.linalg.eigh(known)
+    np.testing.assert_allclose(pairs.eigenvalues, values[::-1][:count], rtol=1e-9)
+    overlaps = np.abs(np.sum(pairs.eigenvectors * directions[:, ::-1][:, :count], axis=0))
+    np.testing.assert_allclose(overlaps, 1.0, atol=1e-9)
+    # What the last step multiplied, by the exact matrix.
+    quotients = np.sum(vectors * (exact @ vectors), axis=0)
+    residuals = np.linalg.norm(exact @ vectors - vectors * quotients, axis=0)
+    np.testing.assert_allclose(pairs.residual_norms, residuals, rtol=1e-6, atol=1e-12)
+
+
+def test_refined_directions_approach_the_exact_ones():
+    """Faster than a power step, which shrinks the angle by the ratio of eigenvalues, here 1/4."""
+    _, model, basis, sizes, refine = refined_problem(0.01)
+    count = REFINED["count"]
 
     def angle(vectors):
-        return np.linalg.norm(basis[:, count:].T @ vectors) / np.linalg.norm(
-            basis[:, :count].T @ vectors
-        )
+        return np.linalg.norm(basis[:, count:].T @ vectors)
 
-    for steps in (1, 2, 3):
-        pairs = jit(functools.partial(refine, steps=steps))(start)
-        np.testing.assert_allclose(pairs.eigenvectors.T @ pairs.eigenvectors, np.eye(3), atol=1e-12)
-        # The space is that of K^steps V, and the directions in it are sorted.
-        powered, _ = np.linalg.qr(np.linalg.matrix_power(covariance, steps) @ start)
-        assert (
-            np.linalg.norm(powered - pairs.eigenvectors @ (pairs.eigenvectors.T @ powered)) < 1e-9
-        )
-        assert angle(pairs.eigenvectors) < 0.3**steps * angle(start)
-        # Some eigenvalue lies within each residual of the quotient, and l is its size with it.
-        error = np.abs(pairs.eigenvalues - sizes[:count])
-        assert np.all(error <= pairs.residual_norms)
-    assert np.all(error < 2e-3) and np.all(pairs.residual_norms < 0.02)
-    exact = refine(basis[:, :count])
-    np.testing.assert_allclose(exact.eigenvalues, sizes[:count], rtol=1e-12)
-    assert np.all(exact.residual_norms < 1e-12) and np.all(exact.converged)
-    # Products that are not symmetric: those of K with the vectors, not of its symmetric part.
-    pairs = autodiff.refine_eigenpairs(curl_fn, NOISY, sigma, jnp.eye(DIM)[:, :2])
-    jacobian = jax.jacfwd(curl_fn)(NOISY)
-    images = sigma**2 * (np.eye(DIM) + sigma**2 * jacobian)[:, :2]
-    np.testing.assert_allclose(pairs.eigenvalues, np.linalg.svd(images)[1], rtol=1e-12)
+    start = angle(np.linalg.eigh(model)[1][:, ::-1][:, :count])
+    found = [angle(refine(steps=steps).eigenvectors) for steps in (1, 2, 4)]
+    assert found[0] < 0.25 * start and found[1] < 0.25 * found[0]
+    # All D products: the model is forgotten.
+    assert found[2] < 1e-9
+    *_, right = refined_problem(0.0)
+    pairs = right()
+    np.testing.assert_allclose(pairs.eigenvalues, sizes[:count], rtol=1e-9)
+    assert np.all(pairs.residual_norms < 1e-9) and np.all(pairs.converged)
+
+
+def test_refinement_of_a_score_whose_derivative_is_not_symmetric():
+    """Of the part within the multiplied directions the symmetric half counts."""
+    sigma, count = 0.5, 2
+    jacobian = sigma**2 * (np.eye(DIM) + sigma**2 * np.asarray(jax.jacfwd(curl_fn)(NOISY)))
+    model = np.diag(np.arange(DIM, 0.0, -1.0))
+    seen = np.eye(DIM)[:, :count]
+    changes = (jacobian - model) @ seen
+    inner = seen.T @ changes
+    expected = model + changes @ seen.T + seen @ changes.T - seen @ (inner + inner.T) @ seen.T / 2
+    pairs = autodiff.refine_eigenpairs(curl_fn, NOISY, sigma, Dense(model), count)
+    values = np.linalg.eigvalsh(expected)[::-1][:count]
+    np.testing.assert_allclose(pairs.eigenvalues, values, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((jnp.ones(5), 1), r"\(D, k\)"), ((jnp.eye(4), 1), "shape"), ((jnp.eye(5), 0), "steps")],
+    [((4, 2, 1), "covariance"), ((DIM, 2, 0), "steps"), ((DIM, DIM, 2), "count")],
 )
 def test_what_cannot_be_refined_is_refused(arguments, message):
-    vectors, steps = arguments
+    dim, count, steps = arguments
     with pytest.raises(ValueError, match=message):
-        autodiff.refine_eigenpairs(curl_fn, NOISY, 0.5, vectors, steps=steps)
+        autodiff.refine_eigenpairs(curl_fn, NOISY, 0.5, Dense(np.eye(dim)), count, steps=steps)
 
 
 def planned_memory(function, *arguments):

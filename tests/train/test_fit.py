@@ -279,3 +279,29 @@ def test_the_order_of_version_0_1_works_with_a_warning():
     with pytest.warns(DeprecationWarning, match="fit_score takes its key first"):
         old = fit.fit_score(model, sample, SIGMA, jax.random.key(0), dim=3, steps=1)
     chex.assert_trees_all_equal(new, old)
+
+
+def test_a_network_of_s2_begins_with_the_layers_of_that_of_s1(law):
+    """Where names and shapes agree; the score beside the noisy point, which only s2 sees, has
+    weight 0 at first."""
+    score_params = fit.fit_score(
+        jax.random.key(0), ScoreModel(NETWORK, data_std=1.0), law.sample, SIGMA, dim=3, steps=2
+    )
+    model = HessianModel(NETWORK, SecondOrderHead("dense"))
+    # No step is possible, but one of length 0 is.
+    still = {"dim": 3, "steps": 1, "learning_rate": 0.0, "loss": "jacobian"}
+
+    def fit_hessian(**settings):
+        score_fn = law.smooth(SIGMA).score
+        return fit.fit_hessian(jax.random.key(1), score_fn, model, law.sample, SIGMA, **settings)
+
+    begun = fit_hessian(start_from=score_params, **still)["params"]["score2"]
+    alone = fit_hessian(**still)["params"]["score2"]
+    known = score_params["params"]["score1"]
+    first = begun["hidden0"]["kernel"]
+    np.testing.assert_array_equal(first[:3], known["hidden0"]["kernel"])
+    assert first.shape[0] == 6 and not np.any(first[3:])
+    chex.assert_trees_all_equal(begun["hidden1"], known["hidden1"])
+    chex.assert_trees_all_equal(begun["out"], alone["out"])
+    with pytest.raises(ValueError, match="no layer in common"):
+        fit_hessian(start_from={"params": {"score1": {"other": {"bias": jnp.ones(3)}}}}, **still)

@@ -33,6 +33,8 @@ def test_scores_of_a_right_and_of_a_wrong_covariance(covariance, scale):
     logdet = np.linalg.slogdet(np.asarray(claimed.to_dense()))[1]
     check(found.calibration, 1 / scale)
     check(found.nll_per_dim, 0.5 * (1 / scale + logdet / DIM))
+    square = np.sum(np.square(np.asarray(covariance.to_dense())))
+    check(found.residual_loss, (scale**2 / 2 - scale) * square / DIM)
 
 
 def test_metrics_refuse_wrong_shapes(covariance):
