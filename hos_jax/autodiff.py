@@ -7,8 +7,8 @@ of a network need not be; what each function then returns is said where it matte
 
 Everywhere `score_fn` is s1, (D,) -> (D,), at the noise level `sigma`; `noisy` is one point y, (D,):
 batch with `vmap`. `chunk_size` tangents run through the network together, in the memory of so many
-evaluations; it need not divide D. ValueError for points and vectors that are not (D,), also by the
-closures, and for sizes below 1.
+evaluations; it need not divide D. ValueError for points, vectors and scores that are not (D,), by
+the closures too, and for sizes below 1.
 """
 
 import functools
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from hos_jax._names import key_first
 from hos_jax.linops import Dense, HessianFn, SymmetricMatrix, lanczos
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_vectors
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_vectors, checked_score_fn
 
 # s2(y) v at one point: (D,), (D,) -> (D,).
 HessianVectorProductFn = Callable[[Array, Array], Array]
@@ -55,7 +55,7 @@ def dense_hessian_fn(
     """
     if mode not in ("forward", "reverse"):
         raise ValueError(f"expected mode 'forward' or 'reverse', got {mode!r}")
-    jacobian_fn = (jax.jacfwd if mode == "forward" else jax.jacrev)(score_fn)
+    jacobian_fn = (jax.jacfwd if mode == "forward" else jax.jacrev)(checked_score_fn(score_fn))
 
     def hessian_fn(noisy: Array) -> Dense:
         check_vectors(noisy=noisy)
@@ -76,10 +76,11 @@ def hessian_vector_product_fn(
 
     def product_fn(noisy: Array, vector: Array) -> Array:
         check_vectors(noisy=noisy, vector=vector)
-        _, product = jax.jvp(score_fn, (noisy,), (vector,))
+        checked = checked_score_fn(score_fn)
+        _, product = jax.jvp(checked, (noisy,), (vector,))
         if not symmetrize:
             return product
-        _, transpose_fn = jax.vjp(score_fn, noisy)
+        _, transpose_fn = jax.vjp(checked, noisy)
         return 0.5 * (product + transpose_fn(vector)[0])
 
     return product_fn
@@ -306,7 +307,7 @@ def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True
     derivatives commute. Without it entry [i, j, k] is d_j d_k s1_i.
     """
     check_vectors(noisy=noisy)
-    tensor = jax.jacfwd(jax.jacfwd(score_fn))(noisy)
+    tensor = jax.jacfwd(jax.jacfwd(checked_score_fn(score_fn)))(noisy)
     if not symmetrize:
         return tensor
     return (tensor + jnp.moveaxis(tensor, 0, 1) + jnp.moveaxis(tensor, 0, 2)) / 3.0

@@ -37,7 +37,15 @@ from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.noise import perturb
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_floating, check_positive
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    ScoreFn,
+    check_counts,
+    check_floating,
+    check_positive,
+    checked_score_fn,
+)
 
 Sampler = Callable[[PRNGKey, int], Array]
 # Shares of the Jacobian in the target among which "auto" chooses: none, half, nothing else.
@@ -104,12 +112,13 @@ def minimize(
       loss_fn: `loss_fn(key, params)`, a scalar.
       params: where to start.
       steps: number of steps; ValueError unless positive.
-      learning_rate: at the start; it falls to 0.
+      learning_rate: at the start; it falls to 0. ValueError unless it and clip are positive.
       clip: gradients of a larger norm are scaled down to it. The losses have gradients of norm 0.1
         to 0.5, but for single batches early on, where a likelihood meets a nearly singular
         covariance and a gradient a thousand times that: one such step can ruin a fit.
     """
     check_counts(steps=steps)
+    check_positive(learning_rate=learning_rate, clip=clip)
     adam = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     optimizer = optax.chain(optax.clip_by_global_norm(clip), adam)
 
@@ -214,7 +223,7 @@ def fit_hessian(
     """
     if loss == "none":
         raise ValueError("a second-order loss is needed, got 'none'")
-    scores = jax.vmap(score_fn)
+    scores = jax.vmap(checked_score_fn(score_fn))
 
     def init(key: PRNGKey, zero: Array) -> Any:
         params = model.init(key, zero, sigma, zero)

@@ -33,6 +33,18 @@ def check_floating_vectors(**vectors: Array | tuple[int, ...]) -> None:
     check_floating(**vectors)
 
 
+def checked_score_fn(score_fn: ScoreFn) -> ScoreFn:
+    """The same score, which raises ValueError for a value that is not of the point's shape (D,): a
+    log density in place of its gradient, say, whose derivatives would be numbers all the same."""
+
+    def score_at(noisy: Array) -> Array:
+        score = score_fn(noisy)
+        check_vectors(noisy=noisy, score=score)
+        return score
+
+    return score_at
+
+
 def check_floating(**arrays: Any) -> None:
     """Raise ValueError for an array of integers; what has no dtype, as a shape, passes."""
     for name, array in arrays.items():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hos_jax.distributions.base import Law, as_sigma, law, require, require_shape, set_arrays
 from hos_jax.linops import Dense
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts
 
 CHUNK = 4096
 
@@ -52,6 +52,7 @@ class Empirical(_Points):
     chunk: int = dataclasses.field(default=CHUNK, metadata={"static": True})
 
     def sample(self, key: PRNGKey, count: int) -> Array:
+        check_counts(0, count=count)
         return self.points[jax.random.randint(key, (count,), 0, self.points.shape[0])]
 
     def smooth(self, sigma: Array | float) -> SmoothedEmpirical:

@@ -13,7 +13,7 @@ import numpy as np
 from hos_jax.distributions import base
 from hos_jax.distributions.base import Law, law
 from hos_jax.linops import Dense
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts
 
 
 def _cholesky(covariances: Array) -> Array:
@@ -66,6 +66,7 @@ class Gaussian(Law):
         return self.mean.shape[0]
 
     def sample(self, key: PRNGKey, count: int) -> Array:
+        check_counts(0, count=count)
         noise = jax.random.normal(key, (count, self.dim), self.mean.dtype)
         return self.mean[None, :] + noise @ self.cholesky.T
 
@@ -151,6 +152,7 @@ class GaussianMixture(Law):
         return self.means.shape[1]
 
     def sample(self, key: PRNGKey, count: int) -> Array:
+        check_counts(0, count=count)
         label_key, noise_key = jax.random.split(key)
         labels = jax.random.categorical(label_key, jnp.log(self.weights), shape=(count,))
         noise = jax.random.normal(noise_key, (count, self.dim), self.means.dtype)

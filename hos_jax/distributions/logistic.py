@@ -19,7 +19,7 @@ from jax.scipy.stats import logistic
 from hos_jax.distributions import base
 from hos_jax.distributions.base import FactorizedLaw, law
 from hos_jax.distributions.logistic_quadrature import Rule, quadrature
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts
 
 
 def logistic_derivatives(standardized: Array, order: int) -> list[Array]:
@@ -115,6 +115,7 @@ class LogisticMixture(_Logistics):
     """
 
     def sample(self, key: PRNGKey, count: int) -> Array:
+        check_counts(0, count=count)
         label_key, noise_key = jax.random.split(key)
         shape = (count, self.dim)
         labels = jax.random.categorical(label_key, jnp.log(self.weights), shape=shape)

@@ -28,7 +28,7 @@ from hos_jax.linops.matrix_functions import (
     SpectralFunction,
     lanczos_product,
 )
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts
 
 OTHER_BATCHES = "use vmap for other batches"
 
@@ -173,6 +173,7 @@ class SymmetricMatrix(abc.ABC):
 
         The key is split into one for each matrix of a batch.
         """
+        check_counts(0, count=count)
         keys = jax.random.split(key, self.batch_shape) if self.batch_shape else key
         return self._each(lambda matrix, one: matrix._draw(one, count), keys)
 

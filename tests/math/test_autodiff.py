@@ -490,3 +490,23 @@ def test_bad_arguments_raise():
         autodiff.third_derivative_diagonal(SCORE_FN, NOISY, chunk_size=0)
     with pytest.raises(ValueError, match="one shape"):
         autodiff.third_derivative_contraction(SCORE_FN, NOISY, PROBE[1:])
+
+
+@pytest.mark.parametrize("wrong", [lambda y: -jnp.sum(y**2) / 2, lambda y: -y[:1]])
+@pytest.mark.parametrize(
+    "differentiate",
+    [
+        lambda s: autodiff.dense_hessian_fn(s)(NOISY),
+        lambda s: autodiff.chunked_hessian_fn(s, chunk_size=2)(NOISY),
+        lambda s: autodiff.chunked_hessian_diagonal_fn(s, chunk_size=2)(NOISY),
+        lambda s: autodiff.hessian_vector_product_fn(s, symmetrize=True)(NOISY, NOISY),
+        lambda s: autodiff.posterior_eigenpairs(jax.random.key(0), s, NOISY, 0.5, count=2),
+        lambda s: autodiff.refine_eigenpairs(s, NOISY, 0.5, Dense(jnp.eye(DIM)), 2),
+        lambda s: autodiff.hutchinson_diagonal(jax.random.key(0), s, NOISY, probes=4),
+        lambda s: autodiff.third_derivative(s, NOISY),
+    ],
+)
+def test_a_log_density_in_place_of_a_score_is_refused(differentiate, wrong):
+    """Its derivatives would be numbers of another meaning, or of the wrong shape."""
+    with pytest.raises(ValueError, match="score"):
+        differentiate(wrong)

@@ -272,6 +272,14 @@ def test_float32_is_finite_and_close_to_float64_far_away(name, sigma):
         assert np.max(np.max(np.abs(low - high), axis=1) / scale) < 3e-4, order
 
 
+@pytest.mark.parametrize("count", [-1, 2.5])
+@pytest.mark.parametrize("name", LAWS)
+def test_a_count_of_samples_that_is_none_is_refused(name, count):
+    for sampled in (make(name), make(name).smooth(0.5)):
+        with pytest.raises(ValueError, match="whole number count >= 0"):
+            sampled.sample(jax.random.key(0), count)
+
+
 @pytest.mark.parametrize("name", LAWS)
 def test_laws_are_pytrees(name):
     points, sigmas = jnp.asarray(far_points(), jnp.float64), jnp.asarray([0.5, 2.0])
