@@ -7,10 +7,11 @@ r"""Accuracy of second- and third-order scores against exact ones, on laws whose
 Every method spends the same number of steps and of network evaluations. A direct method takes
 `--steps` steps for s1 (with dsm_vr, shared by all of them) and as many for s2; autodiff takes twice
 as many for s1 and needs no more. "Jacobian" takes three halves of them for s1 and one for s2, whose
-network begins as that of s1; "Jacobian, s1 of autodiff" takes as many for s2 after all those of
-autodiff: the question of whoever has s1 already, at five quarters of the steps. A loss that looks
-at k points per example gets a batch of `--evaluations` / k, where a Jacobian-vector product of s1
-counts as two. Same network (an MLP), same optimizer and schedule for all.
+network begins as that of s1; "Jacobian, s1 of autodiff" and "of dsm" take as many for s2 after all
+those of autodiff of dsm_vr or dsm: the question of whoever has s1 already, at five quarters of the
+steps. A loss that looks at k points per example gets a batch of `--evaluations` / k, where a
+Jacobian-vector product of s1 counts as two. Same network (an MLP), same optimizer and schedule for
+all.
 
 Errors are against the exact score of the smoothed law at fresh noisy points, the same for every
 method and seed:
@@ -48,17 +49,18 @@ from hos_jax.models.score_model import ScoreModel
 
 SIGMAS = (0.01, 0.05, 0.1, 0.5)
 AUTODIFF = {"autodiff of dsm": "dsm", "autodiff of dsm_vr": "dsm_vr"}
-# The loss, the share of the Jacobian of s1 beside it, and the steps of s1 and s2 in units of
-# `--steps`. What learns from the Jacobian begins with the layers of s1.
+# The losses of s2 and of its s1, the share of the Jacobian beside the former, and the steps of
+# s1 and s2 in units of `--steps`. What learns from the Jacobian begins with the layers of s1.
 DIRECT = {
-    "d2sm": ("d2sm", 0.0, 1.0, 1.0),
-    "d2sm_vr": ("d2sm_vr", 0.0, 1.0, 1.0),
-    "residual": ("d2sm_residual_plain", 0.0, 1.0, 1.0),
-    "residual adaptive": ("d2sm_residual", 0.0, 1.0, 1.0),
-    "residual NLL": ("residual_nll", 0.0, 1.0, 1.0),
-    "Jacobian": ("jacobian", 0.0, 1.5, 0.5),
-    "Jacobian and residual": ("d2sm_residual", 0.5, 1.5, 0.5),
-    "Jacobian, s1 of autodiff": ("jacobian", 0.0, 2.0, 0.5),
+    "d2sm": ("d2sm", "dsm_vr", 0.0, 1.0, 1.0),
+    "d2sm_vr": ("d2sm_vr", "dsm_vr", 0.0, 1.0, 1.0),
+    "residual": ("d2sm_residual_plain", "dsm_vr", 0.0, 1.0, 1.0),
+    "residual adaptive": ("d2sm_residual", "dsm_vr", 0.0, 1.0, 1.0),
+    "residual NLL": ("residual_nll", "dsm_vr", 0.0, 1.0, 1.0),
+    "Jacobian": ("jacobian", "dsm_vr", 0.0, 1.5, 0.5),
+    "Jacobian and residual": ("d2sm_residual", "dsm_vr", 0.5, 1.5, 0.5),
+    "Jacobian, s1 of autodiff": ("jacobian", "dsm_vr", 0.0, 2.0, 0.5),
+    "Jacobian, s1 of dsm": ("jacobian", "dsm", 0.0, 2.0, 0.5),
 }
 CHOSEN = "best by held-out residual loss"
 THIRD = (
@@ -188,7 +190,7 @@ class Cell:
         return self._hessians[method, structure]
 
     def _train_hessian(self, method: str, structure: str):
-        loss, weight, first, second = DIRECT[method]
+        loss, score_loss, weight, first, second = DIRECT[method]
         model = self.hessian_model(structure, method)
         products = loss == "jacobian" or weight > 0
         batch = self.options.evaluations // (len(SECOND_ORDER[loss]) + 2 * products)
@@ -209,7 +211,7 @@ class Cell:
                 learning_rate=self.options.learning_rate,
             )
 
-        score_params = self.score_params("dsm_vr", int(first * self.options.steps))
+        score_params = self.score_params(score_loss, int(first * self.options.steps))
         run = jax.jit(lambda params, keys: self.over_seeds(train, params, keys))
         return score_params, run(score_params, self.keys)
 
