@@ -27,7 +27,7 @@ LARGEST_DIM = 20_000
 
 MEANINGS = {
     "denoise_mse": "mean squared error of the denoised image, data units squared",
-    "nll_per_dim": "Gaussian NLL of error / sigma under the predicted covariance",
+    "nll_per_dim": "NLL of error / sigma under the predicted law",
     "calibration": "e^T K^-1 e / D: 1 when the covariance is right",
     "coverage_50": "share of the errors inside the 50% interval of their value",
     "coverage_80": "the same at 80%",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import tweedie
+from hos_jax import losses, tweedie
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
 from hos_jax.uncertainty import metrics
 
@@ -33,6 +33,16 @@ def test_scores_of_a_right_and_of_a_wrong_covariance(covariance, scale):
     logdet = np.linalg.slogdet(np.asarray(claimed.to_dense()))[1]
     check(found.calibration, 1 / scale)
     check(found.nll_per_dim, 0.5 * (1 / scale + logdet / DIM))
+
+
+def test_the_likelihood_of_students_tails(covariance):
+    error = jax.random.normal(jax.random.key(1), (DIM,))
+    found = metrics.covariance_scores(error, covariance, "student")
+    expected = losses.residual_student_nll(error, covariance) / DIM
+    np.testing.assert_allclose(found.nll_per_dim, expected, rtol=1e-6)
+    gaussian = metrics.covariance_scores(error, covariance)
+    np.testing.assert_allclose(found.calibration, gaussian.calibration)
+    assert not np.isclose(found.nll_per_dim, gaussian.nll_per_dim)
 
 
 def test_metrics_refuse_wrong_shapes(covariance):
