@@ -187,14 +187,14 @@ def test_residual_student_nll_has_the_gradients_of_the_dense_formula():
 
 
 def test_the_covariance_minimizes_the_student_likelihood_where_the_law_is_right():
-    draws = jax.random.t(jax.random.key(0), 3.0, (200_000, 1)) / jnp.sqrt(3.0)
-    variances = jnp.array([0.9, 0.95, 1.0, 1.05, 1.1])
+    draws = jax.random.t(jax.random.key(0), 3.0, (50_000, 1)) / jnp.sqrt(3.0)
+    variances = jnp.array([0.9, 1.0, 1.1])
 
     def mean_loss(variance):
         law = Diagonal(variance[None])
         return jnp.mean(jax.vmap(losses.residual_student_nll, (0, None))(draws, law))
 
-    assert int(jnp.argmin(jax.vmap(mean_loss)(variances))) == 2
+    assert int(jnp.argmin(jax.vmap(mean_loss)(variances))) == 1
 
 
 def test_residual_losses_stop_the_gradient_at_the_residual():
