@@ -95,7 +95,9 @@ def posteriors(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Posterior:
 
     def posterior_of(noisy, score1, covariance, third):
         mean = tweedie.posterior_mean(noisy, score1, sigma)
-        return posterior_from_covariance(mean, covariance, sigma, scaled_third_diagonal=third)
+        return posterior_from_covariance(
+            mean, covariance, sigma, scaled_third_diagonal=third, tails=outputs.tails
+        )
 
     third = None if outputs.raw_third_order is None else outputs.scaled_third_diagonal
     return jax.vmap(posterior_of)(noisy, outputs.score1, outputs.covariance, third)

@@ -41,6 +41,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         SECOND_ORDER,
         THIRD_ORDER,
     )
+    from hos_jax.models.heads import TAILS
 
     check_keys_and_types(config, default_config())
     choices = {
@@ -48,6 +49,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.name": MODEL_NAMES,
         "model.head": HEADS,
         "model.third_order": THIRD_ORDER_HEADS,
+        "model.tails": TAILS,
         "model.networks": ("shared", "per_order", "per_output"),
         "model.output_units": ("dimensionless", "score"),
         "model.dtype": ("float32", "bfloat16"),
@@ -125,6 +127,16 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         loss.second_order != "residual_nll" or model.positive_definite,
         "loss.second_order=residual_nll needs model.positive_definite=True: the likelihood of an "
         "indefinite covariance does not exist",
+    )
+    _require(
+        model.tails == "gaussian" or loss.second_order == "residual_nll",
+        f"model.tails={model.tails} needs loss.second_order=residual_nll: the other losses fit the "
+        "covariance alone",
+    )
+    _require(
+        model.tails == "gaussian" or model.third_order == "none",
+        f"model.tails={model.tails} are symmetric and model.third_order={model.third_order} is "
+        "skewness: choose one",
     )
     weight = loss.jacobian_weight
     _require(0 <= weight < 1, f"loss.jacobian_weight must be in [0, 1), got {weight}")

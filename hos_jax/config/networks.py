@@ -44,7 +44,11 @@ def make_model(model: ConfigDict) -> ScoreModel:
         head = None
         if model.head != "none":
             head = SecondOrderHead(
-                model.head, model.rank, model.positive_definite, reach=model.reach
+                model.head,
+                model.rank,
+                model.positive_definite,
+                reach=model.reach,
+                tails=model.tails,
             )
         return ScoreModel(
             _network(model),

@@ -91,7 +91,8 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
         sums = violations = samples = None
         if posterior is not None:
             covariance = posterior.covariance.scale(sigma**-2)
-            values |= jax.vmap(metrics.covariance_scores)(scaled, covariance)._asdict()
+            score = functools.partial(metrics.covariance_scores, tails=posterior.tails)
+            values |= jax.vmap(score)(scaled, covariance)._asdict()
             inside = jax.vmap(calibration.inside_intervals)(posterior, flat)
             shares = jnp.mean(inside.astype(error.dtype), axis=1).T
             values |= zip(map(calibration.coverage_name, calibration.LEVELS), shares, strict=True)

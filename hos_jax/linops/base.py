@@ -186,6 +186,20 @@ class SymmetricMatrix(abc.ABC):
         nothing below the floor comes back as it is, bit for bit.
         """
 
+    @abc.abstractmethod
+    def whiten(self, columns: Array) -> Array:
+        """W V, (..., D, k), for a W with W^T W = A^-1: white where V has covariance A."""
+
+    @abc.abstractmethod
+    def color(self, columns: Array) -> Array:
+        """R V = W^-1 V, (..., D, k): of covariance A where V is white."""
+
+    @abc.abstractmethod
+    def root_third_powers(self) -> Array:
+        """sum_j |R_ij|^3 of each row of the root R of `color`, (..., D); of B + U U^T those of B's
+        root alone: the columns spread what they add over all of R's row, where its third powers
+        count little if D is large."""
+
     def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
         """The k largest eigenvalues, (..., k), and their eigenvectors, (..., D, k).
 
@@ -339,20 +353,12 @@ class SymmetricMatrix(abc.ABC):
 
 
 class Solvable(SymmetricMatrix):
-    """A structure with a root: W^T W = A^-1. From it follow solves, likelihoods and draws, and
+    """A structure whose root has a transpose too. From it follow solves, likelihoods and draws, and
     those of A + U U^T by `hos_jax.linops.woodbury`."""
 
     @abc.abstractmethod
-    def whiten(self, columns: Array) -> Array:
-        """W V, (..., D, k): white where V has covariance A."""
-
-    @abc.abstractmethod
     def whiten_transposed(self, columns: Array) -> Array:
-        """W^T V, (..., D, k)."""
-
-    @abc.abstractmethod
-    def color(self, columns: Array) -> Array:
-        """W^-1 V, (..., D, k): of covariance A where V is white."""
+        """W^T V, (..., D, k), for the W of `whiten`."""
 
     def _solve(self, columns: Array) -> Array:
         return self.whiten_transposed(self.whiten(columns))

@@ -63,6 +63,9 @@ class Dense(Solvable):
     def color(self, columns: Array) -> Array:
         return jnp.linalg.cholesky(self.matrix) @ columns
 
+    def root_third_powers(self) -> Array:
+        return jnp.sum(jnp.abs(jnp.linalg.cholesky(self.matrix)) ** 3, axis=-1)
+
     def floor(self, smallest: float) -> tuple[Dense, Violations]:
         """See `SymmetricMatrix.floor`: eigenvalues below the floor are raised to it."""
         # Cholesky was seen to succeed at an eighth of this, for D up to 256 in float32.

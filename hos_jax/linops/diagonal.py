@@ -57,6 +57,9 @@ class Diagonal(Solvable):
     def color(self, columns: Array) -> Array:
         return columns * jnp.sqrt(self.diag)[..., None]
 
+    def root_third_powers(self) -> Array:
+        return self.diag**1.5
+
     def floor(self, smallest: float) -> tuple[Diagonal, Violations]:
         repaired = Diagonal(jnp.maximum(self.diag, smallest))
         return repaired, Violations.of(self.diag, smallest)

@@ -210,12 +210,17 @@ class Local(Solvable):
         return (*rows, dim)
 
     def diagonal(self) -> Array:
-        def squares(matrix: Local) -> Array:
-            squared = dataclasses.replace(matrix, taps=jnp.square(matrix.taps))
-            ones = jnp.ones((*self.image_shape, 1), self.dtype)
-            return jnp.square(matrix.scales) * (1.0 + squared._stencil().apply(ones).ravel())
+        return self._shifted(self._row_sums(jnp.square), lambda shift: shift)
 
-        return self._shifted(self._each(squares), lambda shift: shift)
+    def _row_sums(self, power: Callable[[Array], Array]) -> Array:
+        """The sum of a power of the entries of L in each row, (..., D)."""
+
+        def one(matrix: Local) -> Array:
+            powers = dataclasses.replace(matrix, taps=power(matrix.taps))
+            ones = jnp.ones((*self.image_shape, 1), self.dtype)
+            return power(matrix.scales) * (1.0 + powers._stencil().apply(ones).ravel())
+
+        return self._each(one)
 
     def to_dense(self) -> Array:
         return self._each(lambda matrix: matrix._matmul(jnp.eye(self.dim, dtype=self.dtype)))
@@ -256,6 +261,10 @@ class Local(Solvable):
     def color(self, columns: Array) -> Array:
         self._check_no_shift()
         return self._factor(columns)
+
+    def root_third_powers(self) -> Array:
+        self._check_no_shift()
+        return self._row_sums(lambda entries: jnp.abs(entries) ** 3)
 
     def floor(self, smallest: float | Array) -> tuple[Local, Violations]:
         """See `SymmetricMatrix.floor`; what is held against the floor and raised to it is l^2, the

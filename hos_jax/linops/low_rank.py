@@ -98,6 +98,15 @@ class PlusLowRank(SymmetricMatrix):
         inner = self._of_parts(lambda base, factor: woodbury.factorize(base, factor).logdet())
         return self.base.logdet() + inner
 
+    def whiten(self, columns: Array) -> Array:
+        return self._of_parts(woodbury.whiten, columns)
+
+    def color(self, columns: Array) -> Array:
+        return self._of_parts(woodbury.color, columns)
+
+    def root_third_powers(self) -> Array:
+        return self.base.root_third_powers()
+
     def _resolved(self, smallest: float) -> Array:
         """A floor for B, (..., 1): the given one, or what Woodbury's identity keeps its digits down
         to, beside the largest eigenvalue of U U^T, where that is more."""

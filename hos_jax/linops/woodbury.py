@@ -62,6 +62,28 @@ def solve(base: Solvable, factor: Array, columns: Array) -> Array:
     return base.whiten_transposed(rest)
 
 
+def whiten(base: Solvable, factor: Array, columns: Array) -> Array:
+    r"""R^-1 V for a root R of A, (D, k).
+
+    With V = W U, M = I + V^T V and its Cholesky factor Q it is R = W^-1 (I + V (I + Q)^-1 V^T),
+    near to W^-1 where U is small, and R^-1 = (I - V (I + Q^T)^-1 Q^-1 V^T) W. (The product of the
+    bracket with its transpose is I + V V^T, as (Q + I)(Q + I)^T = M + Q + Q^T + I.)
+    """
+    parts, white = factorize(base, factor), base.whiten(columns)
+    weights = jsl.solve_triangular(parts.outer, parts.factor.T @ white, lower=True)
+    # In terms of F = V P^-T and Q = P outer, of which no entry is large.
+    middle = parts.inverse + parts.outer
+    return white - parts.factor @ jsl.solve_triangular(middle, weights, lower=True, trans=1)
+
+
+def color(base: Solvable, factor: Array, columns: Array) -> Array:
+    """R V, (D, k), for the root R of `whiten`."""
+    parts = factorize(base, factor)
+    middle = parts.inverse + parts.outer
+    weights = jsl.solve_triangular(middle, parts.factor.T @ columns, lower=True)
+    return base.color(columns) + factor @ weights
+
+
 def _form_and_logdet(base: Solvable, vector: Array, parts: Factorization):
     """Both values, and A^-1 v.
 

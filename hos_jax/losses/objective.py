@@ -24,6 +24,7 @@ from hos_jax.losses.second_order import (
     d2sm_vr,
     jacobian_regression,
     residual_nll,
+    residual_student_nll,
 )
 from hos_jax.losses.third_order import d3sm_diagonal
 from hos_jax.noise import perturb
@@ -52,7 +53,8 @@ class Objective:
     Attributes:
       first_order: "dsm" or "dsm_vr".
       second_order: "none", "d2sm", "d2sm_vr", "d2sm_residual" (adaptive control variates),
-        "d2sm_residual_plain", "residual_nll" or "jacobian" (regression on the derivative of s1).
+        "d2sm_residual_plain", "residual_nll" (`residual_student_nll` for a head of such tails) or
+        "jacobian" (regression on the derivative of s1).
       first_order_weight: gamma sigma^2; published: 1 (diagonal model), 10 (low-rank model).
       jacobian_weight: w in [0, 1) beside a residual loss, L_2 = (1 - w) L_residual + w L_jacobian;
         of "d2sm_residual" the minimizer is then (1 - w) E[r r^T | y] + w C_J, with the covariance
@@ -198,7 +200,9 @@ class Objective:
         residuals = jax.vmap(residual)
         plus = residuals(at["plus"].score1, noise, sigma)
         if name == "residual_nll":
-            return jax.vmap(residual_nll)(plus, at["plus"].covariance)
+            student = at["plus"].tails == "student"
+            likelihood = residual_student_nll if student else residual_nll
+            return jax.vmap(likelihood)(plus, at["plus"].covariance)
         minus = residuals(at["minus"].score1, -noise, sigma)
         pair = plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian, noise
         if name == "d2sm_residual_plain":

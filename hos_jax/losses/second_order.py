@@ -15,6 +15,7 @@ integers, and plain arrays in place of structures::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -213,6 +214,29 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)
+
+
+def residual_student_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
+    r"""Negative log-likelihood of the residual under heavy tails with the predicted covariance.
+
+    .. math:: \tfrac12 \log\det C + \sum_i \Big( 2 \log(1 + w_i^2) - \log \tfrac2\pi \Big)
+        - \tfrac D2 \log 2\pi, \qquad w = W r, \quad W^T W = C^{-1}
+
+    The law of r = W^-1 w for independent w_i of Student's law with 3 degrees of freedom and unit
+    variance, density 2 / (pi (1 + w^2)^2): its covariance is C, and a rare large error costs its
+    logarithm, not its square. W is the structure's own (see `whiten`): with a diagonal C each value
+    has tails of its own, with a local one what is new in each pixel. The constant of `residual_nll`
+    is left out here too, so the two compare. Each is a proper scoring rule for its own law only:
+    where r has other tails the minimizer is not the covariance but near to it.
+
+    `covariance` is C at y, positive definite.
+    """
+    check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+    constant = jax.lax.stop_gradient(residual)
+    white = covariance.whiten(constant[:, None])
+    constants = math.log(2.0 / math.pi) + 0.5 * math.log(2.0 * math.pi)
+    tails = jnp.sum(2.0 * jnp.log1p(jnp.square(white)) - constants)
+    return 0.5 * covariance.logdet() + tails
 
 
 def jacobian_regression(

@@ -16,7 +16,8 @@ from hos_jax.linops.local import ImageShape, count_taps
 from hos_jax.types import Array
 
 Structure = Literal["diagonal", "low_rank", "local", "local_low_rank", "dense"]
-STRUCTURES = get_args(Structure)
+Tails = Literal["gaussian", "student"]
+STRUCTURES, TAILS = get_args(Structure), get_args(Tails)
 DIAGONAL_FLOOR = 1e-4
 # Variances within one image span three orders of magnitude, seven units of the softplus' argument;
 # the gain lets a network of unit-sized outputs get there in hundreds of steps.
@@ -56,10 +57,12 @@ class SecondOrderHead:
       scale: typical size of S, in (0, 1]; sigma^2 / (sigma^2 + data_std^2) for data of standard
         deviation data_std.
       reach: how many pixels away a neighbour may be, of the local structures.
+      tails: of the law that has covariance C: "gaussian", or "student" as in
+        `hos_jax.losses.residual_student_nll`. C itself is made alike.
 
     Raises:
-      ValueError: for an unknown structure, rank < 1, reach < 1, a scale outside (0, 1], or a local
-        structure that need not be positive definite.
+      ValueError: for an unknown structure or tails, rank < 1, reach < 1, a scale outside (0, 1],
+        a local structure that need not be positive definite, or such tails of one.
     """
 
     structure: Structure = "low_rank"
@@ -68,6 +71,7 @@ class SecondOrderHead:
     floor: float = DIAGONAL_FLOOR
     scale: float = 1.0
     reach: int = 2
+    tails: Tails = "gaussian"
 
     def __post_init__(self):
         if self.structure not in STRUCTURES:
@@ -80,6 +84,10 @@ class SecondOrderHead:
             raise ValueError(f"the structure {self.structure!r} is positive definite by its form")
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale must be in (0, 1], got {self.scale}")
+        if self.tails not in TAILS:
+            raise ValueError(f"unknown tails {self.tails!r}: {', '.join(TAILS)}")
+        if self.tails == "student" and not self.positive_definite:
+            raise ValueError("the tails 'student' need a positive definite structure")
 
     @property
     def has_columns(self) -> bool:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.linops.local import ImageShape
-from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.heads import SecondOrderHead, Tails
 from hos_jax.types import Array
 
 Networks = Literal["shared", "per_order", "per_output"]
@@ -123,6 +123,11 @@ class ModelOutputs:
     def score3_diagonal(self) -> Array:
         """s3_iii, the third derivatives of log q along each value, (N, D), 1 / data units^3."""
         return self.scaled_third_diagonal / self.sigma[:, None] ** 3
+
+    @property
+    def tails(self) -> Tails:
+        """Those of the residual's law, as its head says."""
+        return "gaussian" if self.head is None else self.head.tails
 
     def at(self, start: int, stop: int) -> ModelOutputs:
         """The outputs at points start ... stop - 1."""

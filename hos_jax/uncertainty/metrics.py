@@ -3,15 +3,16 @@
 from typing import NamedTuple
 
 from hos_jax.linops import Diagonal, SymmetricMatrix
-from hos_jax.losses import d3sm_diagonal
+from hos_jax.losses import d3sm_diagonal, residual_student_nll
 from hos_jax.types import Array, check_vectors
 
 
 class CovarianceScores(NamedTuple):
-    """(e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant; e^T C^-1 e / D,
-    which is 1 on average when the covariance is right; and (nF(C) / 2 - e^T C e) / D, whose mean is
-    half of nF(C - E[e e^T]) / D up to a constant: the covariance that is nearest in Frobenius norm
-    has the lowest, whatever it was trained for, and need not be positive definite for that."""
+    """(e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant, or that of Student's
+    tails without the same constant; e^T C^-1 e / D, which is 1 on average when the covariance is
+    right; and (nF(C) / 2 - e^T C e) / D, whose mean is half of nF(C - E[e e^T]) / D up to a
+    constant: the covariance that is nearest in Frobenius norm has the lowest, whatever it was
+    trained for, and need not be positive definite for that."""
 
     nll_per_dim: Array
     calibration: Array
@@ -32,11 +33,16 @@ def third_order_score(scaled_third_diagonal: Array, error: Array, variance: Arra
     return loss / error.shape[0]
 
 
-def covariance_scores(error: Array, covariance: SymmetricMatrix) -> CovarianceScores:
-    """Scores of a positive definite C, (D, D), against e = x - posterior mean, (D,), in any unit;
-    ValueError if the shapes differ."""
+def covariance_scores(
+    error: Array, covariance: SymmetricMatrix, tails: str = "gaussian"
+) -> CovarianceScores:
+    """Scores of a positive definite C, (D, D), against e = x - posterior mean, (D,), in any unit,
+    with the `tails` of a `Posterior`; ValueError if the shapes differ."""
     check_vectors(error=error, covariance_rows=covariance.shape[:-1])
     form, logdet = covariance.inverse_quadratic_form_and_logdet(error)
     dim = error.shape[0]
+    nll = 0.5 * (form + logdet)
+    if tails == "student":
+        nll = residual_student_nll(error, covariance)
     square = 0.5 * covariance.squared_norm() - error @ covariance.matvec(error)
-    return CovarianceScores(0.5 * (form + logdet) / dim, form / dim, square / dim)
+    return CovarianceScores(nll / dim, form / dim, square / dim)

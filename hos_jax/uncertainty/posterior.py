@@ -18,6 +18,7 @@ from jax.scipy.special import ndtri
 from hos_jax import tweedie
 from hos_jax.linops import Eigenpairs, SymmetricMatrix, Violations
 from hos_jax.types import Array, PRNGKey, check_positive, check_vectors
+from hos_jax.uncertainty import student
 
 DEFAULT_FLOOR = 1e-4
 # That of an exponential law. Beyond it the formula for quantiles is no longer accurate.
@@ -41,12 +42,15 @@ class Posterior:
       covariance: K = Cov[x | y], positive definite, structured (D, D), data units^2.
       violations: what was repaired to make K positive definite, in units of sigma^2, or None.
       third_cumulant: the third central moment of each value, (D,), data units^3, or None.
+      tails: "gaussian", or "student" for the law of `hos_jax.losses.residual_student_nll`: draws
+        and intervals are its own, all else is of the mean and the covariance alone.
     """
 
     mean: Array
     covariance: SymmetricMatrix
     violations: Violations | None = None
     third_cumulant: Array | None = None
+    tails: str = dataclasses.field(default="gaussian", metadata={"static": True})
 
     @property
     def dim(self) -> int:
@@ -93,7 +97,10 @@ class Posterior:
         return self.covariance.logdet()
 
     def sample(self, key: PRNGKey, count: int) -> Array:
-        """Draws of the Gaussian N(mean, K), (count, D), data units."""
+        """Draws of x, (count, D), data units: of the Gaussian N(mean, K), or of `tails`."""
+        if self.tails == "student":
+            white = student.draw(key, (*self.mean.shape, count), self.mean.dtype)
+            return self.mean[..., None, :] + self.covariance.color(white).mT
         return self.mean[..., None, :] + self.covariance.sample(key, count)
 
     def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
@@ -119,11 +126,15 @@ class Posterior:
             = m + \mathrm{sd} \, (z - h) \Big( 1 + u + \frac{u^2}{3} \Big), \qquad u = h (z - h)
 
         which grows with z for every g (Wilson, Hilferty, "The Distribution of Chi-Square", 1931).
-        ValueError unless 0 < level < 1.
+        Of Student's tails by `student.interval_multiplier`. ValueError unless 0 < level < 1.
         """
         if not 0 < level < 1:
             raise ValueError(f"level must be between 0 and 1, got {level}")
         deviation = self.standard_deviation()
+        if self.tails == "student":
+            third_powers = self.covariance.root_third_powers() / deviation**3
+            half = deviation * student.interval_multiplier(level, third_powers)
+            return Interval(self.mean - half, self.mean + half)
         skewness = jnp.zeros_like(deviation) if self.third_cumulant is None else self.skewness()
 
         def end(probability: float) -> Array:
@@ -141,12 +152,13 @@ def posterior_from_covariance(
     *,
     scaled_third_diagonal: Array | None = None,
     floor: float = DEFAULT_FLOOR,
+    tails: str = "gaussian",
 ) -> Posterior:
     """The posterior from C in units of sigma^2, as second-order models give it.
 
     C is repaired where it is not positive definite: eigenvalues of `Dense`, variances of `Diagonal`
     are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`. ValueError if the shapes
-    differ, or for a sigma or a floor that is not positive.
+    differ, for a sigma or a floor that is not positive, or for skewness beside Student's tails.
 
     Args:
       mean: E[x | y], (D,), data units.
@@ -155,7 +167,10 @@ def posterior_from_covariance(
       scaled_third_diagonal: T_iii = sigma^3 s3_iii, (D,), dimensionless, of a third-order model.
       floor: smallest eigenvalue of C, positive; more where the floating type cannot resolve it
         beside the largest one.
+      tails: see `Posterior`.
     """
+    if tails == "student" and scaled_third_diagonal is not None:
+        raise ValueError("Student's tails are symmetric: leave the third-order model out")
     if not floor > 0:
         raise ValueError(f"expected floor > 0, got {floor}")
     check_positive(sigma=sigma)
@@ -165,7 +180,7 @@ def posterior_from_covariance(
         check_vectors(mean=mean, scaled_third_diagonal=scaled_third_diagonal)
         third = sigma**3 * scaled_third_diagonal
     repaired, violations = covariance.floor(floor)
-    return Posterior(mean, repaired.scale(sigma**2), violations, third)
+    return Posterior(mean, repaired.scale(sigma**2), violations, third, tails)
 
 
 def posterior(

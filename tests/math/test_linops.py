@@ -17,6 +17,7 @@ from hos_jax.linops import (
     IsotropicPlusLowRank,
     Local,
     LocalPlusLowRank,
+    PlusLowRank,
 )
 from hos_jax.linops.local import count_taps
 
@@ -310,6 +311,24 @@ def test_inverse_laws(structure):
     np.testing.assert_allclose(terms.logdet, logdet, rtol=1e-10)
 
 
+def test_the_root_is_one_of_the_matrix(structure):
+    matrix = make(structure, 5, positive=True)
+    dense, identity = np.asarray(matrix.to_dense()), jnp.eye(DIM)
+    root, white = matrix.color(identity), matrix.whiten(identity)
+    np.testing.assert_allclose(root @ root.T, dense, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(white @ root, identity, atol=1e-10)
+    base = matrix.base if isinstance(matrix, PlusLowRank) else matrix
+    third = np.sum(np.abs(np.asarray(base.color(identity))) ** 3, axis=1)
+    np.testing.assert_allclose(matrix.root_third_powers(), third, rtol=1e-10)
+    batch = make_batch(structure, (2,), positive=True)
+    columns = jnp.asarray(np.random.default_rng(6).normal(size=(2, DIM, 3)))
+    for method in ("color", "whiten"):
+        alone = jax.vmap(lambda m, v, method=method: getattr(m, method)(v))(batch, columns)
+        np.testing.assert_allclose(getattr(batch, method)(columns), alone, rtol=1e-10, atol=1e-12)
+    powers = jax.vmap(lambda m: m.root_third_powers())(batch)
+    np.testing.assert_allclose(batch.root_third_powers(), powers, rtol=1e-12)
+
+
 def test_woodbury_gradients_equal_dense_gradients():
     matrix = make("low_rank", 7, positive=True)
     vector = jnp.asarray(np.random.default_rng(8).normal(size=DIM))
@@ -333,6 +352,9 @@ def test_float32_woodbury_survives_tiny_diagonal_and_collinear_factor():
     form, logdet = low.inverse_quadratic_form_and_logdet(vector.astype(jnp.float32))
     exact = Dense(matrix.to_dense()).inverse_quadratic_form_and_logdet(vector)
     np.testing.assert_allclose(form, exact.quadratic_form, rtol=1e-5)
+    white = low.whiten(vector.astype(jnp.float32)[:, None])
+    np.testing.assert_allclose(white, matrix.whiten(vector[:, None]), atol=1e-4)
+    np.testing.assert_allclose(jnp.sum(jnp.square(white)), exact.quadratic_form, rtol=1e-4)
     np.testing.assert_allclose(logdet, exact.logdet, rtol=1e-6)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from hos_jax import distributions, losses
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
@@ -151,10 +152,56 @@ def test_residual_nll_equals_the_gaussian_log_density(kind, dim):
     np.testing.assert_allclose(losses.residual_nll(noise, covariance), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "low_rank", "dense"])
+@pytest.mark.parametrize("dim", [5, 784])
+def test_residual_student_nll_equals_the_log_density(kind, dim):
+    _, s2, noise = random_outputs(dim, kind, seed=1)
+    covariance = s2[0].add_identity(200.0 if kind == "dense" else 5.0)
+    root = np.asarray(covariance.color(jnp.eye(dim)))
+    dense = np.asarray(covariance.to_dense())
+    np.testing.assert_allclose(root @ root.T, dense, rtol=1e-9, atol=1e-9)
+    residual = 4.0 * np.asarray(noise)
+    # Student's law with 3 degrees of freedom has variance 3.
+    law = scipy.stats.t(3, scale=1 / np.sqrt(3))
+    density = np.sum(law.logpdf(np.linalg.solve(root, residual))) - np.linalg.slogdet(root)[1]
+    found = losses.residual_student_nll(jnp.asarray(residual), covariance)
+    np.testing.assert_allclose(found, -density - 0.5 * dim * np.log(2 * np.pi), rtol=1e-10)
+
+
+def test_residual_student_nll_has_the_gradients_of_the_dense_formula():
+    _, s2, noise = random_outputs(6, "low_rank", seed=3)
+    covariance = s2[0].add_identity(5.0)
+
+    def dense(matrix):
+        # The symmetric-like root by its definition, from one Cholesky factor.
+        scaled = matrix.factor / jnp.sqrt(matrix.diag)[:, None]
+        eye = jnp.eye(scaled.shape[1])
+        inner = jnp.linalg.cholesky(eye + scaled.T @ scaled)
+        middle = jnp.eye(6) + scaled @ jnp.linalg.solve(eye + inner, scaled.T)
+        root = jnp.sqrt(matrix.diag)[:, None] * middle
+        white = jnp.linalg.solve(root, noise)
+        return jnp.linalg.slogdet(root)[1] + 2.0 * jnp.sum(jnp.log1p(white**2))
+
+    found = jax.grad(losses.residual_student_nll, argnums=1)(noise, covariance)
+    chex.assert_trees_all_close(found, jax.grad(dense)(covariance), rtol=1e-9)
+
+
+def test_the_covariance_minimizes_the_student_likelihood_where_the_law_is_right():
+    draws = jax.random.t(jax.random.key(0), 3.0, (50_000, 1)) / jnp.sqrt(3.0)
+    variances = jnp.array([0.9, 1.0, 1.1])
+
+    def mean_loss(variance):
+        law = Diagonal(variance[None])
+        return jnp.mean(jax.vmap(losses.residual_student_nll, (0, None))(draws, law))
+
+    assert int(jnp.argmin(jax.vmap(mean_loss)(variances))) == 1
+
+
 def test_residual_losses_stop_the_gradient_at_the_residual():
     _, s2, noise = random_outputs(5, "low_rank", seed=2)
     covariance = s2[0].add_identity(5.0)
     assert not jnp.any(jax.grad(losses.residual_nll)(noise, covariance))
+    assert not jnp.any(jax.grad(losses.residual_student_nll)(noise, covariance))
 
     def objective(residual):
         terms = losses.d2sm_residual_terms(residual, s2[0], residual, s2[1], noise, s2[2])
@@ -385,6 +432,8 @@ def test_mismatched_shapes_raise():
         losses.d2sm_residual_terms(vector, s2, longer, s2, vector)
     with pytest.raises(ValueError, match="one shape"):
         losses.residual_nll(longer, s2)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.residual_student_nll(longer, s2)
     with pytest.raises(ValueError, match="one shape"):
         losses.jacobian_regression(s2, vector, longer)
 

@@ -1,5 +1,6 @@
 """The posterior as an operator, against dense linear algebra and laws whose posterior is known."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,8 +10,8 @@ import pytest
 import scipy.stats
 
 from hos_jax import distributions
-from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank
-from hos_jax.uncertainty import Posterior, posterior, posterior_from_covariance
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank, Local
+from hos_jax.uncertainty import Posterior, posterior, posterior_from_covariance, student
 
 D, RANK, SIGMA = 12, 3, 0.7
 
@@ -337,3 +338,64 @@ def test_the_floor_of_a_dense_covariance_is_what_float32_resolves(dim, sigma):
 def test_a_posterior_needs_no_violations():
     found = Posterior(jnp.zeros(D), make_covariance("low_rank"))
     assert found.violations is None and found.sample(jax.random.key(0), 2).shape == (2, D)
+
+
+@pytest.mark.parametrize("structure", [*STRUCTURES, "local"])
+def test_students_tails_draw_their_law_and_keep_the_covariance(structure):
+    rng = np.random.default_rng(8)
+    if structure == "local":
+        taps = jnp.asarray(0.4 * rng.normal(size=(D, 4)))
+        covariance = Local(jnp.asarray(rng.uniform(0.3, 1.0, D)), taps, (3, 4, 1), 1)
+    else:
+        # Columns are spread over many values, as those of images are.
+        covariance = make_covariance(structure, D if structure == "dense" else 200)
+    dim = covariance.dim
+    found = posterior_from_covariance(jnp.arange(float(dim)), covariance, SIGMA, tails="student")
+    gaussian = dataclasses.replace(found, tails="gaussian")
+    np.testing.assert_array_equal(found.diagonal(), gaussian.diagonal())
+    count = 4_000
+    draws = found.sample(jax.random.key(0), count)
+    assert draws.shape == (count, dim)
+    white = found.covariance.whiten((draws - found.mean[None]).T)
+    law = scipy.stats.t(3, scale=1 / np.sqrt(3))
+    for coordinate in np.asarray(white)[:4]:
+        assert scipy.stats.kstest(coordinate, law.cdf).pvalue > 1e-3
+    for level in (0.5, 0.9, 0.95):
+        lower, upper = map(np.asarray, found.marginal_interval(level))
+        inside = np.mean((lower < np.asarray(draws)) & (np.asarray(draws) < upper), axis=0)
+        # Exact but for sampling where a value depends on one white one, else nearly.
+        tolerance = 4.5 * np.sqrt(level * (1 - level) / count)
+        tolerance += 0.0 if structure == "diagonal" else 0.035
+        np.testing.assert_allclose(inside, level, rtol=0.0, atol=tolerance)
+    narrow, wide = found.marginal_interval(0.5), gaussian.marginal_interval(0.5)
+    assert np.all(narrow.upper < wide.upper)
+
+
+def test_students_intervals_lie_between_those_of_one_value_and_gaussian_ones():
+    law = scipy.stats.t(3, scale=1 / np.sqrt(3))
+    for level in (0.5, 0.9, 0.999):
+        ends = student.interval_multiplier(level, jnp.array([0.0, 1.0]))
+        probability = 0.5 + level / 2
+        expected = [scipy.stats.norm.ppf(probability), law.ppf(probability)]
+        np.testing.assert_allclose(ends, expected, rtol=1e-8)
+    # b w + (1 - b^2)^(1/2) z itself, whose third powers are those of w's part.
+    b, rng = 0.75, np.random.default_rng(2)
+    sums = b * law.rvs(10**6, random_state=rng) + np.sqrt(1 - b**2) * rng.normal(size=10**6)
+    for level in (0.5, 0.9):
+        half = float(student.interval_multiplier(level, jnp.array(b**3)))
+        np.testing.assert_allclose(np.mean(np.abs(sums) < half), level, atol=0.003)
+
+
+def test_students_tails_have_no_skewness_beside_them():
+    with pytest.raises(ValueError, match="symmetric"):
+        make_posterior("diagonal", tails="student", scaled_third_diagonal=jnp.ones(D))
+
+
+def test_a_batch_of_posteriors_with_students_tails_is_each_of_them():
+    found = make_posterior("low_rank", tails="student")
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), found)
+    draws = batch.sample(jax.random.key(1), 5)
+    assert draws.shape == (2, 5, D)
+    assert not np.allclose(draws[0], draws[1])
+    interval = batch.marginal_interval(0.9)
+    np.testing.assert_allclose(interval.upper[1], found.marginal_interval(0.9).upper, rtol=1e-12)

@@ -173,6 +173,16 @@ def test_a_config_file_of_anything_is_read_or_refused_in_one_line(tmp_path, cont
     [
         ({"model.head": "none"}, "both or neither must be none"),
         ({"model.positive_definite": False}, "residual_nll needs model.positive_definite=True"),
+        ({"model.tails": "heavy"}, "model.tails is 'heavy'; choose one of gaussian, student"),
+        (
+            {"model.tails": "student", "loss.second_order": "d2sm_residual"},
+            "model.tails=student needs loss.second_order=residual_nll",
+        ),
+        (
+            {"model.tails": "student", "model.third_order": "diagonal"}
+            | {"loss.third_order": "d3sm_diagonal"},
+            "symmetric",
+        ),
         ({"model.smallest_noise": 0.1}, "go together"),
         ({"model.smallest_noise": 0.6, "model.largest_noise": 5.0}, "smallest_noise <= noise"),
         ({"sampling.sampler": "annealed_ozaki"}, "needs a model of many noise levels"),

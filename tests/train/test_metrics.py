@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import tweedie
+from hos_jax import losses, tweedie
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank
 from hos_jax.uncertainty import metrics
 
@@ -35,6 +35,16 @@ def test_scores_of_a_right_and_of_a_wrong_covariance(covariance, scale):
     check(found.nll_per_dim, 0.5 * (1 / scale + logdet / DIM))
     square = np.sum(np.square(np.asarray(covariance.to_dense())))
     check(found.residual_loss, (scale**2 / 2 - scale) * square / DIM)
+
+
+def test_the_likelihood_of_students_tails(covariance):
+    error = jax.random.normal(jax.random.key(1), (DIM,))
+    found = metrics.covariance_scores(error, covariance, "student")
+    expected = losses.residual_student_nll(error, covariance) / DIM
+    np.testing.assert_allclose(found.nll_per_dim, expected, rtol=1e-6)
+    gaussian = metrics.covariance_scores(error, covariance)
+    np.testing.assert_allclose(found.calibration, gaussian.calibration)
+    assert not np.isclose(found.nll_per_dim, gaussian.nll_per_dim)
 
 
 def test_metrics_refuse_wrong_shapes(covariance):

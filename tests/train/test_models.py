@@ -247,6 +247,10 @@ def test_unusable_sizes_and_settings_are_refused():
         SecondOrderHead("sparse")
     with pytest.raises(ValueError, match="reach must be at least 1"):
         SecondOrderHead("local", reach=0)
+    with pytest.raises(ValueError, match="unknown tails"):
+        SecondOrderHead(tails="heavy")
+    with pytest.raises(ValueError, match="need a positive definite structure"):
+        SecondOrderHead(tails="student", positive_definite=False)
     with pytest.raises(ValueError, match="positive definite by its form"):
         SecondOrderHead("local_low_rank", positive_definite=False)
     with pytest.raises(ValueError, match="unknown networks"):

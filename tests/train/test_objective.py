@@ -1,5 +1,7 @@
 """The objective is the losses at the right points, per dimension, whatever the noise level."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -88,6 +90,20 @@ def test_objective_is_the_losses_at_their_points(problem, first_order, second_or
     second = np.asarray(second) / DIM
     np.testing.assert_allclose(got["score2"], second, rtol=2e-3, atol=1e-5)
     np.testing.assert_allclose(got["loss"], second + 3.0 * first, rtol=2e-3, atol=1e-5)
+
+
+def test_a_head_with_students_tails_is_fitted_by_their_likelihood(problem):
+    _, clean, noise, params, model = problem
+    heavy = model.clone(head=dataclasses.replace(model.head, tails="student"))
+
+    def evaluate(points, sigma):
+        return heavy.apply(params, points, sigma)
+
+    got = Objective("dsm", "residual_nll").per_example(evaluate, clean, noise, SIGMA)
+    outputs = evaluate(clean + SIGMA * noise, SIGMA)
+    residuals = jax.vmap(losses.residual, (0, 0, None))(outputs.score1, noise, SIGMA)
+    expected = jax.vmap(losses.residual_student_nll)(residuals, outputs.covariance) / DIM
+    np.testing.assert_allclose(got["score2"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("second_order", [name for name in SECOND_ORDER if name != "none"])
