@@ -48,7 +48,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.name": MODEL_NAMES,
         "model.head": HEADS,
         "model.third_order": THIRD_ORDER_HEADS,
-        "model.networks": ("shared", "per_order", "per_output"),
+        "model.networks": ("shared", "per_order", "cascade", "per_output"),
         "model.output_units": ("dimensionless", "score"),
         "model.dtype": ("float32", "bfloat16"),
         "loss.first_order": tuple(FIRST_ORDER),
