@@ -14,7 +14,7 @@ def get_config():
     config = default_config()
     config.data.name = "mnist5k"
     config.model.multipliers = (1, 2, 2)
-    config.model.head = "local_low_rank"
+    config.model.update(head="local_low_rank", networks="cascade")
     config.loss.update(jacobian_weight=0.3, jacobian_probe="residual")
     # The covariance has to follow the residual, which shrinks as the learning rate does.
     config.optim.update(lr=4e-3, schedule="cosine", warmup=50, final_lr=4e-4, ema=0.98)

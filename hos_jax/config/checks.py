@@ -50,7 +50,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.head": HEADS,
         "model.third_order": THIRD_ORDER_HEADS,
         "model.tails": TAILS,
-        "model.networks": ("shared", "per_order", "per_output"),
+        "model.networks": ("shared", "per_order", "cascade", "per_output"),
         "model.output_units": ("dimensionless", "score"),
         "model.dtype": ("float32", "bfloat16"),
         "loss.first_order": tuple(FIRST_ORDER),

@@ -10,6 +10,7 @@ become scores:
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from hos_jax.linops.local import ImageShape
 from hos_jax.models.heads import SecondOrderHead, Tails
 from hos_jax.types import Array
 
-Networks = Literal["shared", "per_order", "per_output"]
+Networks = Literal["shared", "per_order", "cascade", "per_output"]
 
 
 def split_blocks(images: Array, blocks: int) -> Array:
@@ -161,7 +162,8 @@ class ScoreModel(nn.Module):
       network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
         (N, H, W, out_channels).
       head: the second-order head, or None for s1 alone.
-      networks: "shared" (one trunk for everything), "per_order" (a network each for s1, s2, s3) or
+      networks: "shared" (one trunk for everything), "per_order" (a network each for s1, s2, s3),
+        "cascade" (the same, and those of s2 and s3 see what that of s1 says) or
         "per_output" (s1, diagonal, factor and s3 apart, as published).
       data_std: see above, in data units.
       output_units: "dimensionless", or "score" for imported networks whose outputs are s1 and s2
@@ -206,15 +208,19 @@ class ScoreModel(nn.Module):
     ) -> tuple[Array, Array | None, Array | None]:
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
         channels = images.shape[-1]
-        if self.networks not in ("shared", "per_order", "per_output"):
-            raise ValueError(f"unknown networks {self.networks!r}: shared, per_order or per_output")
+        known = typing.get_args(Networks)
+        if self.networks not in known:
+            raise ValueError(f"unknown networks {self.networks!r}: {', '.join(known)}")
 
-        def evaluate(name, outputs):
-            network = self.network(out_channels=channels * outputs, name=name)
-            raw = network(images, sigma) if self.noise_conditional else network(images)
-            # A network may compute in bfloat16; what scores, covariances and losses do with its
-            # output needs the digits of the images' dtype.
-            return raw.astype(images.dtype)
+        level = (sigma,) if self.noise_conditional else ()
+
+        def network(name, outputs):
+            return self.network(out_channels=channels * outputs, name=name)
+
+        # A network may compute in bfloat16; what scores, covariances and losses do with its output
+        # needs the digits of the images' dtype.
+        def evaluate(name, outputs, images=images):
+            return network(name, outputs)(images, *level).astype(images.dtype)
 
         raw2: Any = None
         raw3: Any = None
@@ -222,14 +228,21 @@ class ScoreModel(nn.Module):
             raw = evaluate("trunk", 1 + blocks + self.third_order)
             raw1, raw2, raw3 = jnp.split(raw, (channels, channels * (1 + blocks)), axis=-1)
         else:
-            raw1 = evaluate("score1", 1)
+            score1, seen = network("score1", 1), images
+            raw1 = score1(images, *level).astype(images.dtype)
+            if self.networks == "cascade":
+                # Losses of higher orders must not bend s1: its parameters are constants here, its
+                # dependence on the point is not.
+                constant = jax.lax.stop_gradient(score1.variables)
+                known1 = score1.clone(parent=None, name=None).apply(constant, images, *level)
+                seen = jnp.concatenate([images, known1.astype(images.dtype)], axis=-1)
             if blocks and self.networks == "per_output":
                 parts = {"diagonal": 1, "factor": blocks - 1}
                 found = [evaluate(name, size) for name, size in parts.items() if size]
                 raw2 = jnp.concatenate(found, axis=-1)
             elif blocks:
-                raw2 = evaluate("score2", blocks)
+                raw2 = evaluate("score2", blocks, seen)
             if self.third_order:
-                raw3 = evaluate("score3", 1)
+                raw3 = evaluate("score3", 1, seen)
         raw2 = split_blocks(raw2, blocks) if blocks else None
         return raw1, raw2, raw3 if self.third_order else None

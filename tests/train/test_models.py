@@ -43,7 +43,7 @@ def run(model, count=2, shape=SHAPE, sigma=SIGMA):
 
 
 @pytest.mark.parametrize("network", [small_unet, small_mlp, small_refinenet])
-@pytest.mark.parametrize("networks", ["shared", "per_order", "per_output"])
+@pytest.mark.parametrize("networks", ["shared", "per_order", "cascade", "per_output"])
 def test_every_network_gives_both_orders(network, networks):
     images, _, outputs = run(ScoreModel(network, SecondOrderHead("low_rank", 3), networks))
     assert outputs.score1.shape == (2, DIM)
@@ -159,6 +159,37 @@ def test_local_models_see_neighbours_in_images_and_between_channels(structure):
     np.testing.assert_allclose(
         outputs.scaled_hessian.trace(), outputs.covariance.trace() - DIM, rtol=1e-3
     )
+
+
+@pytest.mark.parametrize("noise_conditional", [False, True])
+def test_in_a_cascade_s2_sees_s1_and_does_not_bend_it(noise_conditional):
+    """Losses of s2 leave the parameters of s1 alone; s2 changes with them all the same; its slope
+    in the point is that of all it depends on."""
+    network = functools.partial(UNet, features=8, multipliers=(1,))
+    options = {"networks": "cascade", "noise_conditional": noise_conditional, "third_order": True}
+    model = ScoreModel(network, SecondOrderHead("diagonal"), **options)
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    params = model.init(jax.random.key(0), images, 0.5)
+    # The last layers begin near 0.
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params
+    )
+
+    def higher(params, images):
+        outputs = model.apply(params, images, 0.5)
+        return jnp.mean(outputs.raw_second_order[:, 0] + outputs.raw_third_order)
+
+    gradient = jax.grad(higher)(params, images)["params"]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["score1"]))
+    assert all(np.any(gradient[name]["end_conv"]["kernel"]) for name in ("score2", "score3"))
+    larger = jax.tree.map(lambda leaf: 1.1 * leaf, params["params"]["score1"])
+    other = {"params": {**params["params"], "score1": larger}}
+    assert abs(higher(other, images) - higher(params, images)) > 1e-4
+    direction = jax.random.normal(jax.random.key(2), images.shape)
+    slope = jnp.vdot(jax.grad(higher, argnums=1)(params, images), direction)
+    step = 1e-2 * direction
+    difference = (higher(params, images + step) - higher(params, images - step)) / 2e-2
+    np.testing.assert_allclose(slope, difference, rtol=0.02)
 
 
 def test_networks_that_give_scores_are_taken_at_their_word():
