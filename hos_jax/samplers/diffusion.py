@@ -19,6 +19,7 @@ that knows s1 alone. `covariance` says what stands for it:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -34,6 +35,8 @@ from hos_jax.types import Array, PRNGKey, check_floating, check_floating_vectors
 CovarianceName = Literal["small", "large", "scalar", "diagonal", "full"]
 COVARIANCES = get_args(CovarianceName)
 Covariance = CovarianceName | float | Callable[[Array], Array]
+# Noise that is added stays below sigma.
+LARGEST_CHURN = math.sqrt(2.0) - 1.0
 DerivativesFn = Callable[[Array, Array], tuple[Array, SymmetricMatrix | None]]
 
 
@@ -168,7 +171,7 @@ def heun(churn: float = 0.0, between: tuple[float, float] = (0.0, np.inf)) -> Ca
       churn: S_churn over the number of steps there.
       between: the lowest and the highest level with churn, data units.
     """
-    if not 0 <= churn <= 0.4143:
+    if not 0 <= churn <= LARGEST_CHURN:
         raise ValueError(f"expected churn from 0 to sqrt(2) - 1, got {churn}")
 
     def kernel(
