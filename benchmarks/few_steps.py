@@ -29,7 +29,7 @@ from hos_jax.noise import karras_sigmas
 from hos_jax.samplers import diagnostics, diffusion, reverse_chains
 
 LARGEST, SMALLEST = 10.0, 0.05
-STEPS = (5, 10, 20, 40, 80)
+STEPS = (5, 10, 20, 80)
 SAMPLERS = {f"ancestral, {name}": diffusion.ancestral(name) for name in diffusion.COVARIANCES}
 SAMPLERS |= {
     "ddim": diffusion.ddim(),
@@ -41,8 +41,8 @@ SAMPLERS |= {
 
 
 class Mixture(NamedTuple):
-    """Gaussians of equal weight by means (K, D), variances (K, D) and bases (K, D, D): a noise level
-    of its own for each chain costs no factorization."""
+    """Gaussians of equal weight by means (K, D), variances (K, D) and bases (K, D, D), so that a
+    noise level of its own for each chain costs no factorization."""
 
     means: jax.Array
     variances: jax.Array

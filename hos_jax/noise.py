@@ -75,7 +75,7 @@ def geometric_sigmas(largest: float, smallest: float, count: int) -> Array:
 
 
 def karras_sigmas(largest: float, smallest: float, count: int, power: float = 7.0) -> Array:
-    r"""Noise levels that are closer where they are small, (count,), data units, i = 0 ... count - 1.
+    r"""Noise levels that are closer where they are small, (count,), data units.
 
     .. math:: \sigma_i = \Big( \sigma_{\max}^{1/p} + \tfrac{i}{\mathrm{count} - 1}
         \big( \sigma_{\min}^{1/p} - \sigma_{\max}^{1/p} \big) \Big)^p

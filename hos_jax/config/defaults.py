@@ -99,8 +99,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.sampling.steps_per_level = 5
     # Reverse diffusion: evaluations of the network for one sample, the last of which denoises it.
     config.sampling.evaluations = 40
-    # What stands for the posterior covariance: by default `full` in ancestral steps, and none, which
-    # is `small`, in ddim.
+    # What stands for the posterior covariance: `full` unless given in ancestral steps, and none,
+    # which is `small`, in ddim.
     config.sampling.covariance = none(str)
     config.sampling.churn = 0.0
     return config

@@ -160,16 +160,10 @@ def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
     steps = (sampling.evaluations - 1) // EVALUATIONS_PER_STEP[sampling.sampler]
     sigmas = karras_sigmas(model.largest_noise, model.smallest_noise, steps + 1)
     sigmas = sigmas.astype(jnp.float32)
-    shape = problem.data.image_shape
-    if model.head == "none":
-        score_fn = pointwise.score_fn(problem.model, params, None, shape)
-        derivatives_fn = lambda noisy, sigma: (score_fn(noisy, sigma), None)  # noqa: E731
-    else:
-        derivatives_fn = pointwise.derivatives_fn(problem.model, params, None, shape)
     chains = samplers.reverse_chains(
         chain_key,
         reverse_kernel(problem),
-        derivatives_fn,
+        _derivatives_fn(problem, params),
         _noisy_start(problem, start_key, sigmas[0]),
         sigmas,
         collect=lambda state: state.position,
@@ -177,6 +171,15 @@ def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
     )
     kept = _kept_of(steps)
     return chains, chains.trajectory[kept], kept + 1, np.asarray(sigmas)[kept + 1]
+
+
+def _derivatives_fn(problem: Problem, params: Any) -> Callable:
+    """s1 and s2 at one flat image and noise level; no s2 of a first-order model."""
+    model = problem.model, params, None, problem.data.image_shape
+    if problem.config.model.head != "none":
+        return pointwise.derivatives_fn(*model)
+    score_fn = pointwise.score_fn(*model)
+    return lambda noisy, sigma: (score_fn(noisy, sigma), None)
 
 
 def reverse_kernel(problem: Problem) -> Callable:

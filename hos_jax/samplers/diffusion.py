@@ -1,17 +1,18 @@
 r"""Reverse diffusion: from noise to data in few steps, one step from each noise level to the next.
 
 With y_t = x + sigma_t z, a step goes from sigma = sigma_t down to sigma_s, with the scores at y_t.
-Each of the functions below makes the kernel of one chain, `(rng_key, state, derivatives_fn, sigma_s)
--> (state, info)`, and `reverse_chains` runs many chains through all levels. `derivatives_fn(y,
-sigma)` gives s1, (D,), and s2, structured (D, D), at one point; s2 may be None where it is not used.
+Each of `ancestral`, `ddim`, `heun` and `second_order` makes the kernel of one chain, `(rng_key,
+state, derivatives_fn, sigma_s) -> (state, info)`; `reverse_chains` runs many chains through all
+levels. `derivatives_fn(y, sigma)` gives s1, (D,), and s2, structured (D, D), at one point; s2 may
+be None where it is not used.
 
 The posterior covariance C(y) = I + sigma^2 s2(y), in units of sigma^2, is what a long step lacks
 that knows s1 alone. `covariance` says what stands for it:
 
 * "small": 0, as if the clean point were known; "large": I, as if nothing were (Ho, Jain, Abbeel,
   "Denoising Diffusion Probabilistic Models", 2020)
-* "scalar": (tr C(y) / D) I, or c I for a number c, or c(sigma) I for a function of the level. tr C /
-  D averaged over data at each level is Analytic-DPM (Bao, Li, Zhu, Zhang 2022)
+* "scalar": (tr C(y) / D) I; or c I for a number c, or c(sigma) I for a function of the level. The
+  mean of tr C / D over data at each level is Analytic-DPM (Bao, Li, Zhu, Zhang 2022)
 * "diagonal": diag C(y) (SN-DPM, Bao et al. 2022; OCM-DPM, Ou et al. 2024)
 * "full": C(y) itself, drawn by its structure; on a Gaussian the step is exact in law
 """
@@ -67,8 +68,8 @@ def step_covariance(
 ) -> SymmetricMatrix:
     """What stands for C, (D, D), dimensionless and positive semi-definite.
 
-    C itself is floored at what the floating type resolves beside 1. ValueError for a name that is
-    none, and for a missing s2 where the name asks for it.
+    C itself is floored at what the floating type resolves beside 1. ValueError for a missing s2
+    where the name asks for it.
 
     Args:
       hessian: s2(y), structured (D, D), 1 / data units^2, or None.
@@ -76,11 +77,11 @@ def step_covariance(
       covariance: see the head of this module.
       like: an array (D,), whose size and type the result has.
     """
-    constants: dict[Any, float] = {"small": 0.0, "large": 1.0}
-    if callable(covariance) or covariance not in COVARIANCES or covariance in constants:
-        constant = covariance(sigma) if callable(covariance) else covariance
-        value = jnp.asarray(constants.get(covariance, constant), like.dtype)
-        return Diagonal(jnp.full_like(like, value))
+    known: dict[Any, Any] = {"small": 0.0, "large": 1.0}
+    if callable(covariance):
+        return Diagonal(jnp.full_like(like, covariance(jnp.asarray(sigma))))
+    if not isinstance(covariance, str) or covariance in known:
+        return Diagonal(jnp.full_like(like, known.get(covariance, covariance)))
     if hessian is None:
         raise ValueError(f"covariance {covariance!r} needs s2, and derivatives_fn gives none")
     posterior = hessian.scale(sigma**2).add_identity(1.0)
@@ -264,7 +265,7 @@ def as_top_level_api(
         raise ValueError(f"expected two noise levels or more, (levels,), got {sigmas.shape}")
     if not isinstance(sigmas, jax.core.Tracer):
         known = np.asarray(sigmas)
-        if not (np.all(np.diff(known) < 0) and 0 < known[-1] and known[0] < np.inf):
+        if not (np.all(np.diff(known) < 0) and known[-1] > 0 and known[0] < np.inf):
             raise ValueError(f"expected noise levels that fall and are positive, got {known}")
     return SamplingAlgorithm(
         Partial(_start, sigmas),

@@ -1,5 +1,7 @@
 """Reverse diffusion: laws, orders and limits against closed forms; the loop over noise levels."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,12 +62,10 @@ def assert_moments(samples, mean, covariance, errors=4.5):
 def test_karras_levels():
     sigmas = karras_sigmas(80.0, 0.002, 5)
     # (80^(1/7) + i / 4 (0.002^(1/7) - 80^(1/7)))^7
-    np.testing.assert_allclose(
-        sigmas, [80.0, 17.5278, 2.515207, 0.1697524, 0.002], rtol=1e-5
-    )
+    np.testing.assert_allclose(sigmas, [80.0, 17.5278, 2.515207, 0.1697524, 0.002], rtol=1e-5)
     np.testing.assert_allclose(karras_sigmas(3.0, 1.0, 3, power=1.0), [3.0, 2.0, 1.0])
     for bad in ((1.0, 2.0, 3), (np.inf, 1.0, 3), (1.0, 0.0, 3), (1.0, 0.5, 0), (1.0, 0.5, 3, 0.0)):
-        with pytest.raises(ValueError, match="need finite|power > 0"):
+        with pytest.raises(ValueError, match=r"need finite|power > 0"):
             karras_sigmas(*bad)
 
 
@@ -102,7 +102,7 @@ def propagated(covariance, steps):
         return jax.jacfwd(move)(noisy), matrix
 
     found = np.asarray(GAUSSIAN.covariance + 25.0 * jnp.eye(DIM))
-    for level, sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for level, sigma in itertools.pairwise(sigmas):
         slope, matrix = one_step(GAUSSIAN.mean, level, sigma)
         ratio = (sigma / level) ** 2
         drawn = (level**2 - sigma**2) * (ratio * np.eye(DIM) + (1 - ratio) * matrix)
@@ -112,9 +112,9 @@ def propagated(covariance, steps):
 
 def test_other_covariances_are_exact_in_the_limit_of_many_steps():
     assert propagated("full", 2) < 1e-12 and propagated("full", 7) < 1e-12
-    for covariance in ("small", "large", "scalar", "diagonal", 0.5):
-        few, many = propagated(covariance, 40), propagated(covariance, 320)
-        assert few > 1e-3 and 5.5 < few / many < 11  # of order 1
+    for covariance in ("small", "large", "scalar", "diagonal"):
+        few, many = propagated(covariance, 20), propagated(covariance, 160)
+        assert few > 0.02 and 7 < few / many < 9  # of order 1
 
 
 def posterior_of_the_mixture(noisy, start, end):
@@ -214,7 +214,7 @@ def test_churn_raises_the_level_and_adds_its_noise():
 
 
 STRUCTURED = {
-    "diagonal": Diagonal(jnp.array([0.2, 1.5, 0.9, 0.0])),
+    "diagonal": Diagonal(jnp.array([0.2, 1.5, 0.9, 0.01])),
     "low_rank": DiagonalPlusLowRank(jnp.array([0.2, 0.5, 0.9, 0.3]), jnp.ones((4, 1))),
     "local": Local(jnp.array([0.5, 1.0, 0.7, 0.9]), 0.5 * jnp.ones((4, 2)), (1, 4, 1), 2),
     "dense": Dense(jnp.eye(4) + 0.5),
@@ -235,7 +235,15 @@ def test_every_structure_draws_its_own_covariance(structure):
         lambda key: kernel(key, diffusion.init(zero, sigma), lambda y, s: (y, hessian), 1.0)
     )
     moved, _ = jax.jit(run)(jax.random.split(jax.random.key(2), 20_000))
-    assert_moments(np.asarray(moved.position), np.zeros(4), dense + 1e-12 * np.eye(4))
+    assert_moments(np.asarray(moved.position), np.zeros(4), dense)
+    score, state = jnp.linspace(-1.0, 1.0, 4), diffusion.init(zero, sigma)
+    ends = [
+        diffusion.second_order(krylov_vectors=4)(
+            jax.random.key(0), state, lambda y, s, given=given: (score, given), jnp.asarray(0.5)
+        )[0].position
+        for given in (hessian, Dense(hessian.to_dense()))
+    ]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-8)
 
 
 def test_what_is_no_covariance_is_made_one():
@@ -334,8 +342,16 @@ def test_bad_arguments_are_refused():
     for positions in ((1.0, 2.0), ((1, 2),)):
         with pytest.raises(ValueError, match=r"shape \(chains, D\)|floating-point"):
             run(positions)
-    for sigmas in ((1.0,), ((1.0, 0.5),), (0.5, 1.0), (1.0, 1.0), (1.0, 0.0), (np.inf, 1.0), (2, 1)):
-        with pytest.raises(ValueError, match="noise levels|floating-point"):
+    for sigmas in (
+        (1.0,),
+        ((1.0, 0.5),),
+        (0.5, 1.0),
+        (1.0, 1.0),
+        (1.0, 0.0),
+        (np.inf, 1.0),
+        (2, 1),
+    ):
+        with pytest.raises(ValueError, match=r"noise levels|floating-point"):
             run(sigmas=sigmas)
     for covariance in ("whole", -1.0, np.nan, None):
         for kernel in (diffusion.ancestral, diffusion.ddim):
@@ -344,7 +360,6 @@ def test_bad_arguments_are_refused():
     for churn in (-0.1, 0.5):
         with pytest.raises(ValueError, match="expected churn"):
             diffusion.heun(churn)
+    kernel, state = diffusion.second_order(krylov_vectors=1), diffusion.init(jnp.zeros(2), 1.0)
     with pytest.raises(ValueError, match="krylov_vectors >= 2"):
-        kernel = diffusion.second_order(krylov_vectors=1)
-        state = diffusion.init(jnp.zeros(2), 1.0)
         kernel(jax.random.key(0), state, lambda y, s: (-y, Diagonal(-jnp.ones(2))), 0.5)
