@@ -70,7 +70,29 @@ def geometric_sigmas(largest: float, smallest: float, count: int) -> Array:
     Raises:
       ValueError: unless infinity > largest >= smallest > 0 and count >= 1.
     """
+    _check_range(largest, smallest, count)
+    return jnp.geomspace(largest, smallest, count)
+
+
+def karras_sigmas(largest: float, smallest: float, count: int, power: float = 7.0) -> Array:
+    r"""Noise levels that are closer where they are small, (count,), data units.
+
+    .. math:: \sigma_i = \Big( \sigma_{\max}^{1/p} + \tfrac{i}{\mathrm{count} - 1}
+        \big( \sigma_{\min}^{1/p} - \sigma_{\max}^{1/p} \big) \Big)^p
+
+    See Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based Generative
+    Models", 2022, eq. 5.
+
+    Raises:
+      ValueError: as `geometric_sigmas`, and for a power that is not positive.
+    """
+    _check_range(largest, smallest, count)
+    if not power > 0:
+        raise ValueError(f"expected power > 0, got {power}")
+    return jnp.linspace(largest ** (1 / power), smallest ** (1 / power), count) ** power
+
+
+def _check_range(largest: float, smallest: float, count: int) -> None:
     if not math.inf > largest >= smallest > 0 or count < 1:
         got = f"got {largest}, {smallest}, {count}"
         raise ValueError(f"need finite largest >= smallest > 0 and count >= 1, {got}")
-    return jnp.geomspace(largest, smallest, count)

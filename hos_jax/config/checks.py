@@ -11,7 +11,9 @@ from hos_jax.config.defaults import default_config
 from hos_jax.config.keys import check_keys_and_types
 from hos_jax.errors import UserError
 
-SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki")
+# Of reverse diffusion.
+EVALUATIONS_PER_STEP = {"ancestral": 1, "ddim": 1, "heun": 2, "second_order": 1}
+SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki", *EVALUATIONS_PER_STEP)
 _POSITIVE = """
 noise optim.lr optim.eps model.ngf model.rank model.reach model.blocks model.depth model.patch_size
 training.steps training.batch_size training.log_every training.evaluate_every
@@ -28,6 +30,11 @@ loss.first_order_weight loss.third_order_weight
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def reverse_covariance(sampling: ml_collections.ConfigDict) -> str:
+    """What stands for the posterior covariance in steps of reverse diffusion."""
+    return sampling.covariance or ("full" if sampling.sampler == "ancestral" else "small")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -145,17 +152,7 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         f"loss.jacobian_weight={weight} needs loss.second_order to be one of {', '.join(RESIDUAL)}",
     )
     _validate_noise_range(config)
-    sampler, vectors = config.sampling.sampler, config.sampling.krylov_vectors
-    _require(
-        has_head or "ozaki" not in sampler,
-        f"sampling.sampler={sampler} needs a second-order model: choose another model.head",
-    )
-    _require(
-        model.smallest_noise is not None or "annealed" not in sampler,
-        f"sampling.sampler={sampler} needs a model of many noise levels: set model.smallest_noise "
-        "and model.largest_noise",
-    )
-    _require(vectors >= 2, f"sampling.krylov_vectors must be at least 2, got {vectors}")
+    _validate_sampling(config)
     _require(
         model.output_units != "score" or not (has_head and model.positive_definite),
         "model.output_units=score needs model.positive_definite=False",
@@ -163,6 +160,43 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
     _require(
         model.output_units != "score" or not model.data_std,
         "model.output_units=score needs model.data_std=0: such a network gives the score itself",
+    )
+
+
+def _validate_sampling(config: ml_collections.ConfigDict) -> None:
+    from hos_jax.samplers.diffusion import COVARIANCES, LARGEST_CHURN
+
+    model, sampling = config.model, config.sampling
+    sampler, covariance = sampling.sampler, reverse_covariance(sampling)
+    _require(
+        covariance in COVARIANCES,
+        f"sampling.covariance is {covariance!r}; choose one of {', '.join(COVARIANCES)}",
+    )
+    has_head = model.head != "none"
+    _require(
+        has_head or not ("ozaki" in sampler or sampler == "second_order"),
+        f"sampling.sampler={sampler} needs a second-order model: choose another model.head",
+    )
+    _require(
+        has_head or sampler not in ("ancestral", "ddim") or covariance in ("small", "large"),
+        f"sampling.covariance={covariance} needs a second-order model: choose small or large",
+    )
+    _require(
+        model.smallest_noise is not None or sampler in ("langevin", "ozaki"),
+        f"sampling.sampler={sampler} needs a model of many noise levels: set model.smallest_noise "
+        "and model.largest_noise",
+    )
+    vectors, evaluations = sampling.krylov_vectors, sampling.evaluations
+    _require(vectors >= 2, f"sampling.krylov_vectors must be at least 2, got {vectors}")
+    least = 1 + EVALUATIONS_PER_STEP.get(sampler, 0)
+    _require(
+        evaluations >= least,
+        f"sampling.evaluations must be at least {least}, for a step and the denoising, "
+        f"got {evaluations}",
+    )
+    _require(
+        0 <= sampling.churn <= LARGEST_CHURN,
+        f"sampling.churn must be from 0 to {LARGEST_CHURN:.3f}, got {sampling.churn}",
     )
 
 

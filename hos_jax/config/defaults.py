@@ -99,4 +99,10 @@ def default_config() -> ml_collections.ConfigDict:
     # Annealing: noise levels, and steps at each of them.
     config.sampling.levels = 30
     config.sampling.steps_per_level = 5
+    # Reverse diffusion: evaluations of the network for one sample, the last of which denoises it.
+    config.sampling.evaluations = 40
+    # What stands for the posterior covariance: `full` unless given in ancestral steps, and none,
+    # which is `small`, in ddim.
+    config.sampling.covariance = none(str)
+    config.sampling.churn = 0.0
     return config

@@ -132,7 +132,7 @@ def _sample(run: LoadedRun, draw: Callable[[Any, str], None]) -> dict[str, Any]:
     value_range = problem.data.value_range
     draw(figures.sample_grid(samples.images[:SHOWN_SAMPLES], value_range), "samples.png")
     titles = [f"step {step}" for step in samples.steps]
-    if sampling.sampler.startswith("annealed"):
+    if sampling.sampler not in ("langevin", "ozaki"):
         titles = [f"sigma {sigma:.2g}" for sigma in samples.sigmas]
     shown = samples.course[:, : sampling.images]
     draw(figures.trajectories(shown, titles, value_range), "trajectories.png")

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax import pointwise, samplers, tweedie
+from hos_jax.config.checks import EVALUATIONS_PER_STEP, reverse_covariance
 from hos_jax.errors import UserError
 from hos_jax.models.score_model import outputs_of
-from hos_jax.noise import geometric_sigmas, stream_key
+from hos_jax.noise import geometric_sigmas, karras_sigmas, stream_key
 from hos_jax.training.problem import Problem
 from hos_jax.types import Array
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # At most so many steps of a chain are shown.
 KEPT = 10
-# Training images whose mean annealed chains start from.
+# Training images of whose mean, and covariance, chains from pure noise start.
 MEAN_IMAGES = 2000
 
 
@@ -71,10 +72,15 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
     Chains at one noise level start at uniform noise over the range of the data plus Gaussian noise
     of size sigma. Annealed ones start at Gaussian noise of the largest level around the mean of the
     training images: any other centre would be a wrong brightness that the first level, whose steps
-    are few, must undo. UserError if no chain stayed finite.
+    are few, must undo. Those of reverse diffusion, where nothing is undone, start with the mean and
+    the covariance of noisy training images. UserError if no chain stayed finite.
     """
     sampling, key = problem.config.sampling, stream_key("chains", problem.config.seed)
-    run = _annealed if sampling.sampler.startswith("annealed") else _single_level
+    run, remedy = _single_level, "a smaller sampling.step_fraction"
+    if sampling.sampler.startswith("annealed"):
+        run = _annealed
+    elif sampling.sampler in EVALUATIONS_PER_STEP:
+        run, remedy = _reverse, "more sampling.evaluations"
     label = sampling.sampler.replace("_", " ") if progress else None
     if "langevin" in sampling.sampler and sampling.step_fraction > 2:
         logger.warning(
@@ -85,7 +91,7 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
     if not finite.all():
         logger.warning("%d of %d chains diverged and are left out", np.sum(~finite), len(finite))
     if not finite.any():
-        raise UserError("every chain diverged: choose a smaller sampling.step_fraction")
+        raise UserError(f"every chain diverged: choose {remedy}")
     error = chains.lanczos_error[finite].max()
     # The bound of `MatrixFunctionProduct.converged`.
     if error > np.finfo(np.float32).eps ** 0.5:
@@ -131,8 +137,7 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
     size = (sampling.chains, int(np.prod(problem.data.image_shape)))
     sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, sampling.levels)
     sigmas = sigmas.astype(jnp.float32)
-    images = problem.data.to_float(problem.data.train[:MEAN_IMAGES])
-    start = jnp.mean(images, axis=0).ravel()
+    start = jnp.mean(_some_images(problem), axis=0)
     start += model.largest_noise * jax.random.normal(noise_key, size, jnp.float32)
     chains = samplers.anneal_chains(
         chain_key,
@@ -143,10 +148,70 @@ def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
         collect=lambda state: state.position,
         progress=label,
     )
-    last = len(sigmas) - 1
-    kept = np.unique(np.linspace(0, last, min(KEPT, len(sigmas))).round().astype(int))
+    kept = _kept_of(len(sigmas))
     steps = (kept + 1) * sampling.steps_per_level
     return chains, chains.trajectory[kept], steps, np.asarray(sigmas)[kept]
+
+
+def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
+    model, sampling = problem.config.model, problem.config.sampling
+    start_key, chain_key = jax.random.split(key)
+    # The last evaluation denoises.
+    steps = (sampling.evaluations - 1) // EVALUATIONS_PER_STEP[sampling.sampler]
+    sigmas = karras_sigmas(model.largest_noise, model.smallest_noise, steps + 1)
+    sigmas = sigmas.astype(jnp.float32)
+    chains = samplers.reverse_chains(
+        chain_key,
+        reverse_kernel(problem),
+        _derivatives_fn(problem, params),
+        _noisy_start(problem, start_key, sigmas[0]),
+        sigmas,
+        collect=lambda state: state.position,
+        progress=label,
+    )
+    kept = _kept_of(steps)
+    return chains, chains.trajectory[kept], kept + 1, np.asarray(sigmas)[kept + 1]
+
+
+def _derivatives_fn(problem: Problem, params: Any) -> Callable:
+    """s1 and s2 at one flat image and noise level; no s2 of a first-order model."""
+    model = problem.model, params, None, problem.data.image_shape
+    if problem.config.model.head != "none":
+        return pointwise.derivatives_fn(*model)
+    score_fn = pointwise.score_fn(*model)
+    return lambda noisy, sigma: (score_fn(noisy, sigma), None)
+
+
+def reverse_kernel(problem: Problem) -> Callable:
+    """The step of reverse diffusion that `sampling.sampler` names, with its settings."""
+    sampling, diffusion = problem.config.sampling, samplers.diffusion
+    if sampling.sampler == "heun":
+        return diffusion.heun(sampling.churn)
+    if sampling.sampler == "second_order":
+        return diffusion.second_order(krylov_vectors=sampling.krylov_vectors)
+    step = {"ancestral": diffusion.ancestral, "ddim": diffusion.ddim}[sampling.sampler]
+    return step(reverse_covariance(sampling))
+
+
+def _noisy_start(problem: Problem, key: jax.Array, sigma: Array) -> Array:
+    """Draws of the Gaussian with the mean and the covariance of noisy training images, (chains, D):
+    with n images X, centred, X^T w / sqrt(n) has their covariance, and no D x D array is made."""
+    weights_key, noise_key = jax.random.split(key)
+    images, chains = _some_images(problem), problem.config.sampling.chains
+    mean = jnp.mean(images, axis=0)
+    weights = jax.random.normal(weights_key, (chains, len(images)), jnp.float32)
+    noise = jax.random.normal(noise_key, (chains, images.shape[1]), jnp.float32)
+    return mean + weights @ (images - mean) / np.float32(len(images) ** 0.5) + sigma * noise
+
+
+def _some_images(problem: Problem) -> Array:
+    images = problem.data.to_float(problem.data.train[:MEAN_IMAGES])
+    return jnp.reshape(images, (len(images), -1))
+
+
+def _kept_of(count: int) -> np.ndarray:
+    """Which of `count` levels are shown."""
+    return np.unique(np.linspace(0, count - 1, min(KEPT, count)).round().astype(int))
 
 
 def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, list[float]]:

@@ -10,8 +10,14 @@ import pytest
 from hos_jax.config import validate
 from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
-from hos_jax.evaluation.generate import course_curves, draw_samples
+from hos_jax.evaluation.generate import (
+    _noisy_start,
+    course_curves,
+    draw_samples,
+    reverse_kernel,
+)
 from hos_jax.losses.objective import Objective
+from hos_jax.samplers import diffusion
 from hos_jax.training import loop
 from hos_jax.training.problem import Problem
 
@@ -106,6 +112,59 @@ def test_training_and_annealed_samples(small_config, tmp_path):
     assert len(curves["distance"]) == 4 and np.isfinite(curves["distance"]).all()
 
 
+FIRST_ORDER = {"model__head": "none", "loss__second_order": "none"}
+
+
+def test_samples_by_reverse_diffusion_within_their_evaluations(small_config):
+    small = {**RANGE, "model__multipliers": (1,), "sampling__evaluations": 5}
+    for settings, steps in (
+        ({"sampling__sampler": "ancestral"}, 4),
+        ({"sampling__sampler": "heun", "sampling__churn": 0.1, **FIRST_ORDER}, 2),
+    ):
+        config = small_config(**{**small, **settings})
+        validate(config)
+        problem = Problem.from_config(config)
+        params = problem.init().params
+        samples = draw_samples(problem, params)
+        assert samples.images.shape == (4, 8, 8, 1) and np.isfinite(samples.course).all()
+        np.testing.assert_array_equal(samples.course[-1], samples.images)
+        np.testing.assert_array_equal(samples.steps, np.arange(1, steps + 1))
+        assert samples.sigmas[0] < 5.0 and samples.sigmas[-1] == pytest.approx(0.05)
+    np.testing.assert_array_equal(draw_samples(problem, params).images, samples.images)
+    config.seed += 1
+    other = draw_samples(Problem.from_config(config), params)
+    assert np.abs(other.images - samples.images).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "kernel"),
+    [
+        ({"sampler": "ancestral"}, diffusion.ancestral("full")),
+        ({"sampler": "ancestral", "covariance": "scalar"}, diffusion.ancestral("scalar")),
+        ({"sampler": "ddim"}, diffusion.ddim("small")),
+        ({"sampler": "ddim", "covariance": "full"}, diffusion.ddim("full")),
+        ({"sampler": "heun", "churn": 0.2}, diffusion.heun(0.2)),
+        ({"sampler": "second_order"}, diffusion.second_order(krylov_vectors=20)),
+    ],
+)
+def test_the_step_is_the_one_of_the_config(small_config, settings, kernel):
+    config = small_config(**RANGE, **{f"sampling__{key}": value for key, value in settings.items()})
+    validate(config)
+    assert reverse_kernel(Problem.from_config(config)) is kernel
+
+
+def test_reverse_chains_start_with_the_moments_of_noisy_images(small_config):
+    config = small_config(**RANGE, sampling__chains=4000)
+    problem = Problem.from_config(config)
+    start = np.asarray(_noisy_start(problem, jax.random.key(0), jnp.float32(0.5)), np.float64)
+    images = problem.data.to_float(problem.data.train[:2000]).reshape(-1, 64).astype(np.float64)
+    covariance = np.cov(np.asarray(images).T, bias=True) + 0.25 * np.eye(64)
+    variance = np.diag(covariance)
+    assert np.all(np.abs(start.mean(0) - images.mean(0)) < 5 * np.sqrt(variance / 4000))
+    error = np.sqrt((np.outer(variance, variance) + covariance**2) / 4000)
+    assert np.all(np.abs(np.cov(start.T) - covariance) < 5 * error)
+
+
 def test_ozaki_samples_at_one_level(small_config, caplog):
     config = small_config(sampling__sampler="ozaki", sampling__krylov_vectors=4)
     problem = Problem.from_config(config)
@@ -145,6 +204,25 @@ def test_ozaki_samples_at_one_level(small_config, caplog):
         ),
         ({"sampling__sampler": "mala"}, "choose one of langevin, ozaki"),
         ({"sampling__krylov_vectors": 1}, "at least 2"),
+        (
+            {
+                "model__smallest_noise": None,
+                "model__largest_noise": None,
+                "sampling__sampler": "ancestral",
+            },
+            "sampler=ancestral needs a model of many noise levels",
+        ),
+        (
+            {**FIRST_ORDER, "sampling__sampler": "ancestral"},
+            "covariance=full needs a second-order model: choose small or large",
+        ),
+        (
+            {**FIRST_ORDER, "sampling__sampler": "second_order"},
+            "sampler=second_order needs a second-order model",
+        ),
+        ({"sampling__covariance": "whole"}, "choose one of small, large, scalar"),
+        ({"sampling__sampler": "heun", "sampling__evaluations": 2}, "at least 3"),
+        ({"sampling__churn": 0.5}, "from 0 to 0.414"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(small_config, changes, message):

@@ -234,7 +234,8 @@ def test_steps_per_dispatch_must_divide_what_happens_in_between(small_config, tm
 CHAINS = """
 import json
 import jax, jax.numpy as jnp, numpy as np
-from hos_jax.samplers import anneal_chains, langevin, run_chains
+from hos_jax.linops import Diagonal
+from hos_jax.samplers import anneal_chains, diffusion, langevin, reverse_chains, run_chains
 
 sampler = langevin.as_top_level_api(jnp.negative, 0.1)
 states = jax.vmap(sampler.init)(jnp.zeros((8, 3)))
@@ -248,6 +249,13 @@ annealed = anneal_chains(
     jnp.array([3.0, 1.0]),
     4,
 )
+reverse = reverse_chains(
+    jax.random.key(2),
+    diffusion.ancestral(),
+    lambda x, sigma: (-x / (1 + sigma**2), Diagonal(jnp.full(3, -1 / (1 + sigma**2)))),
+    jnp.ones((8, 3)),
+    jnp.array([3.0, 1.0, 0.1]),
+)
 try:
     run_chains(jax.random.key(0), sampler.step, states, 1, devices=jax.devices() * 3)
     refused = ""
@@ -256,7 +264,9 @@ except ValueError as error:
 print(json.dumps({
     "devices": len(chains.states.position.sharding.device_set),
     "annealed_devices": len(annealed.states.position.sharding.device_set),
+    "reverse_devices": len(reverse.states.position.sharding.device_set),
     "annealed": np.asarray(annealed.states.position).tolist(),
+    "reverse": np.asarray(reverse.states.position).tolist(),
     "trajectory": np.asarray(chains.trajectory).tolist(),
     "refused": refused,
 }))
@@ -267,9 +277,10 @@ def test_chains_are_split_over_devices_and_draw_the_same():
     results = []
     for devices in (1, 4):
         results.append(run_on(devices, CHAINS))
-        assert results[-1]["devices"] == results[-1]["annealed_devices"] == devices
+        for name in ("devices", "annealed_devices", "reverse_devices"):
+            assert results[-1][name] == devices
         assert "evenly" in results[-1]["refused"]
-    for name in ("trajectory", "annealed"):
+    for name in ("trajectory", "annealed", "reverse"):
         np.testing.assert_allclose(results[1][name], results[0][name], rtol=1e-5)
 
 
