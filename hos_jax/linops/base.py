@@ -28,7 +28,7 @@ from hos_jax.linops.matrix_functions import (
     SpectralFunction,
     lanczos_product,
 )
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts
 
 OTHER_BATCHES = "use vmap for other batches"
 
@@ -128,6 +128,39 @@ class SymmetricMatrix(abc.ABC):
         """v^T A^-1 v and log det A of a positive definite A, (...), for v of shape (..., D)."""
         self._check_vector(vector)
         return self._inverse_form_and_logdet(vector)
+
+    def estimate_inverse_form_and_logdet(
+        self,
+        key: PRNGKey,
+        vector: Array,
+        *,
+        probes: int = 4,
+        krylov_vectors: int = KRYLOV_VECTORS,
+    ) -> QuadraticAndLogdet:
+        """`inverse_quadratic_form_and_logdet`, also of what has no factor: for a local factor plus
+        a diagonal, by Lanczos.
+
+        There v^T A^-1 v is that of a Krylov space of v, and log det A the mean of z^T log(A) z over
+        probes z of random signs: unbiased, up to the error of Lanczos, which falls with
+        `krylov_vectors` at a rate set by the condition of A. One probe has the variance
+        2 sum_{i != j} log(A)_ij^2. The key is split into one for each matrix of a batch.
+        """
+        if self._is_solvable():
+            return self.inverse_quadratic_form_and_logdet(vector)
+        self._check_vector(vector)
+        check_counts(probes=probes)
+
+        def estimate(matrix: SymmetricMatrix, key: PRNGKey, one: Array) -> QuadraticAndLogdet:
+            def form(function: SpectralFunction, v: Array) -> Array:
+                product = matrix.function_product(function, v, krylov_vectors=krylov_vectors)
+                return jnp.sum(v * product.value)
+
+            signs = jax.random.rademacher(key, (probes, self.dim), self.dtype)
+            logdets = jax.lax.map(lambda z: form(jnp.log, z), signs)
+            return QuadraticAndLogdet(form(jnp.reciprocal, one), jnp.mean(logdets))
+
+        keys = jax.random.split(key, self.batch_shape) if self.batch_shape else key
+        return self._each(estimate, keys, vector)
 
     def inner(self, other: SymmetricMatrix) -> Array:
         """Frobenius inner product <A, B> = sum_ij A_ij B_ij, (...)."""
@@ -265,6 +298,10 @@ class SymmetricMatrix(abc.ABC):
     @abc.abstractmethod
     def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
         """v^T A^-1 v and log det A, (...)."""
+
+    def _is_solvable(self) -> bool:
+        """Whether solves and determinants are exact methods of this structure."""
+        return True
 
     def _form(self, columns: Array) -> Array:
         """tr(V^T A V), (...)."""

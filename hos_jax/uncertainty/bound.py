@@ -1,0 +1,149 @@
+r"""A bound on the likelihood from reverse steps: what a chain of Gaussian steps costs, by step.
+
+A chain comes from sigma_max down to sigma_min and to the data by steps N(E[y_s | y_t], Q), whose
+covariance Q may be anything (see `COVARIANCES`). The bound on -log p(x) is the sum of what each
+step is off the true one given x, q(y_s | y_t, x). With rho = sigma_s^2 / sigma_t^2,
+A = rho I + (1 - rho) C, Q = (sigma_t^2 - sigma_s^2) A and e = (x - posterior mean) / sigma_t,
+
+.. math:: \mathrm{KL} = \tfrac12 \big[ \log\det A - D \log \rho + \rho \, \mathrm{tr}\, A^{-1} - D
+    + (1 - \rho) \, e^T A^{-1} e \big] .
+
+The gap to the likelihood is what Q is off the true covariance of the reverse step, and that this is
+not Gaussian; it falls with the number of steps. See Sohl-Dickstein et al. 2015; Ho et al. 2020;
+Bao et al. 2022 (scalar), Ou et al. 2024 (diagonal).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hos_jax.linops import KRYLOV_VECTORS, Diagonal, SymmetricMatrix
+from hos_jax.types import Array, PRNGKey, check_floating, check_floating_vectors
+from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn, LogDensityFn
+from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, posterior
+
+# C of a step: 0, I, tr C / D I, diag C, or C as the model gives it.
+COVARIANCES = ("small", "large", "scalar", "diagonal", "full")
+
+
+class Bound(NamedTuple):
+    """A bound on -log p(x), nats, by its terms, of which each is an unbiased estimate.
+
+    Attributes:
+      prior: what the law at sigma_max costs, a scalar.
+      steps: what each reverse step costs, (levels - 1,).
+      reconstruction: -log p(x | y) of the last step, from sigma_min to the data, a scalar.
+    """
+
+    prior: Array
+    steps: Array
+    reconstruction: Array
+
+    @property
+    def total(self) -> Array:
+        """The bound, nats, a scalar."""
+        return self.prior + jnp.sum(self.steps, axis=-1) + self.reconstruction
+
+
+def _of_step(kind: str, covariance: SymmetricMatrix) -> SymmetricMatrix:
+    diagonal = covariance.diagonal()
+    simple = {
+        "small": jnp.zeros_like(diagonal),
+        "large": jnp.ones_like(diagonal),
+        "scalar": jnp.full_like(diagonal, jnp.mean(diagonal)),
+        "diagonal": diagonal,
+    }
+    return Diagonal(simple[kind]) if kind in simple else covariance
+
+
+def ancestral_bound(
+    key: PRNGKey,
+    clean: Array,
+    derivatives_fn: DerivativesAtLevelFn,
+    sigmas: Array,
+    log_density_fn: LogDensityFn,
+    *,
+    covariances: Sequence[str] = COVARIANCES,
+    floor: float = DEFAULT_FLOOR,
+    probes: int = 4,
+    krylov_vectors: int = KRYLOV_VECTORS,
+) -> dict[str, Bound]:
+    """What chains of reverse steps say of -log p(x) at most, on average, by covariance of the step.
+
+    At each level one y_t = x + sigma_t z and one y_s are drawn: one evaluation of the model, for
+    all covariances together, from the same draws, so that differences have less noise. With `full`
+    a local covariance plus rho I has no factor: the quadratic form is found by Lanczos, up to
+    rounding as the spectrum lies above rho, and log det A is an unbiased estimate by `probes` (see
+    `SymmetricMatrix.estimate_inverse_form_and_logdet`).
+
+    Args:
+      key: of all draws.
+      clean: x, (D,), data units; continuous data, bytes by `data.dequantize`.
+      derivatives_fn: (y, sigma) -> (s1, s2), s2 structured.
+      sigmas: the levels from sigma_max to sigma_min, falling, (levels,), data units; between two of
+        them is a step.
+      log_density_fn: of the law at sigma_max; see `gaussian_log_density`.
+      covariances: some of `COVARIANCES`. The last step, to the data, has no small covariance: it is
+        the large one there.
+      floor: smallest variance of C, which matters in the last step alone; see
+        `posterior_from_covariance`.
+      probes, krylov_vectors: see above.
+
+    Returns:
+      A `Bound` for each of `covariances`.
+
+    Raises:
+      ValueError: for an unknown covariance, and for shapes that do not fit.
+    """
+    check_floating_vectors(clean=clean)
+    check_floating(sigmas=sigmas)
+    if jnp.ndim(sigmas) != 1 or not len(sigmas):
+        raise ValueError(f"expected noise levels of shape (levels,), got {jnp.shape(sigmas)}")
+    unknown = set(covariances) - set(COVARIANCES)
+    if unknown or not covariances:
+        raise ValueError(f"expected covariances of {', '.join(COVARIANCES)}, got {covariances}")
+    dim, dtype = clean.shape[0], clean.dtype
+    sigmas = jnp.asarray(sigmas, dtype)
+    prior_key, steps_key, last_key = jax.random.split(key, 3)
+
+    def at(key: PRNGKey, sigma: Array) -> tuple[Array, SymmetricMatrix]:
+        """e and C at a noisy point."""
+        noisy = clean + sigma * jax.random.normal(key, (dim,), dtype)
+        found = posterior(noisy, *derivatives_fn(noisy, sigma), sigma, floor=floor)
+        return (clean - found.mean) / sigma, found.covariance.scale(sigma**-2)
+
+    def step(arguments: tuple[PRNGKey, Array, Array]) -> dict[str, Array]:
+        key, sigma, following = arguments
+        noise_key, draw_key, probe_key = jax.random.split(key, 3)
+        share = jnp.square(following / sigma)
+        error, covariance = at(noise_key, sigma)
+        draw = jax.random.normal(draw_key, (dim,), dtype)
+        # y_s less the model's mean, in units of the step.
+        moved = jnp.sqrt(share) * draw + jnp.sqrt(1.0 - share) * error
+
+        def cost(kind: str) -> Array:
+            spread = _of_step(kind, covariance).scale(1.0 - share).add_identity(share)
+            form, logdet = spread.estimate_inverse_form_and_logdet(
+                probe_key, moved, probes=probes, krylov_vectors=krylov_vectors
+            )
+            return 0.5 * (logdet - dim * jnp.log(share) + form - jnp.sum(jnp.square(draw)))
+
+        return {kind: cost(kind) for kind in covariances}
+
+    def reconstruction(kind: str) -> Array:
+        kind = "large" if kind == "small" else kind
+        form, logdet = _of_step(kind, last).inverse_quadratic_form_and_logdet(error)
+        return 0.5 * (form + logdet + dim * jnp.log(2.0 * math.pi * jnp.square(sigmas[-1])))
+
+    noise = jax.random.normal(prior_key, (dim,), dtype)
+    drawn = -0.5 * jnp.sum(jnp.square(noise) + jnp.log(2.0 * math.pi * jnp.square(sigmas[0])))
+    prior = drawn - log_density_fn(clean + sigmas[0] * noise)
+    keys = jax.random.split(steps_key, max(len(sigmas) - 1, 1))[: len(sigmas) - 1]
+    costs = jax.lax.map(step, (keys, sigmas[:-1], sigmas[1:]))
+    error, last = at(last_key, sigmas[-1])
+    return {kind: Bound(prior, costs[kind], reconstruction(kind)) for kind in covariances}
