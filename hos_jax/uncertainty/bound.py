@@ -102,8 +102,8 @@ def ancestral_bound(
     """
     check_floating_vectors(clean=clean)
     check_floating(sigmas=sigmas)
-    if jnp.ndim(sigmas) != 1 or not len(sigmas):
-        raise ValueError(f"expected noise levels of shape (levels,), got {jnp.shape(sigmas)}")
+    if jnp.ndim(sigmas) != 1 or len(sigmas) < 2:
+        raise ValueError(f"expected two noise levels or more, (levels,), got {jnp.shape(sigmas)}")
     unknown = set(covariances) - set(COVARIANCES)
     if unknown or not covariances:
         raise ValueError(f"expected covariances of {', '.join(COVARIANCES)}, got {covariances}")
@@ -117,10 +117,11 @@ def ancestral_bound(
         found = posterior(noisy, *derivatives_fn(noisy, sigma), sigma, floor=floor)
         return (clean - found.mean) / sigma, found.covariance.scale(sigma**-2)
 
-    def step(arguments: tuple[PRNGKey, Array, Array]) -> dict[str, Array]:
-        key, sigma, following = arguments
-        noise_key, draw_key, probe_key = jax.random.split(key, 3)
-        share = jnp.square(following / sigma)
+    def step(index: Array) -> dict[str, Array]:
+        keys = jax.random.split(jax.random.fold_in(steps_key, index), 3)
+        noise_key, draw_key, probe_key = keys
+        sigma = sigmas[index]
+        share = jnp.square(sigmas[index + 1] / sigma)
         error, covariance = at(noise_key, sigma)
         draw = jax.random.normal(draw_key, (dim,), dtype)
         # y_s less the model's mean, in units of the step.
@@ -143,7 +144,6 @@ def ancestral_bound(
     noise = jax.random.normal(prior_key, (dim,), dtype)
     drawn = -0.5 * jnp.sum(jnp.square(noise) + jnp.log(2.0 * math.pi * jnp.square(sigmas[0])))
     prior = drawn - log_density_fn(clean + sigmas[0] * noise)
-    keys = jax.random.split(steps_key, max(len(sigmas) - 1, 1))[: len(sigmas) - 1]
-    costs = jax.lax.map(step, (keys, sigmas[:-1], sigmas[1:]))
+    costs = jax.lax.map(step, jnp.arange(len(sigmas) - 1))
     error, last = at(last_key, sigmas[-1])
     return {kind: Bound(prior, costs[kind], reconstruction(kind)) for kind in covariances}
