@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import KRYLOV_VECTORS, Diagonal, SymmetricMatrix
-from hos_jax.types import Array, PRNGKey, check_floating, check_floating_vectors
+from hos_jax.types import Array, PRNGKey, check_floating, check_floating_vectors, check_positive
 from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn, LogDensityFn
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, posterior
 
@@ -59,6 +59,62 @@ def _of_step(kind: str, covariance: SymmetricMatrix) -> SymmetricMatrix:
         "diagonal": diagonal,
     }
     return Diagonal(simple[kind]) if kind in simple else covariance
+
+
+def _last_step(kind: str, error: Array, covariance: SymmetricMatrix) -> Array:
+    """-2 log p(x | y) less its constant, D log(2 pi sigma^2)."""
+    spread = _of_step("large" if kind == "small" else kind, covariance)
+    form, logdet = spread.inverse_quadratic_form_and_logdet(error)
+    return form + logdet
+
+
+def _standardized(
+    noisy: Array, clean: Array, derivatives_fn: DerivativesAtLevelFn, sigma: Array, floor: float
+) -> tuple[Array, SymmetricMatrix]:
+    """e and C at a noisy point."""
+    found = posterior(noisy, *derivatives_fn(noisy, sigma), sigma, floor=floor)
+    return (clean - found.mean) / sigma, found.covariance.scale(sigma**-2)
+
+
+class Encoding(NamedTuple):
+    """A noisy point y of x, (D,), data units, and log q(y | x) - log p(x | y), nats."""
+
+    noisy: Array
+    cost: Array
+
+
+def encode(
+    key: PRNGKey,
+    clean: Array,
+    derivatives_fn: DerivativesAtLevelFn,
+    sigma: Array | float,
+    *,
+    covariance: str = "full",
+    floor: float = DEFAULT_FLOOR,
+) -> Encoding:
+    r"""From data to the smallest noise level, and what the way back costs.
+
+    With p(x | y) the Gaussian of the model's posterior, a bound on the likelihood of the data
+    follows from the density at the smallest level, however it is known:
+
+    .. math:: -\log p(x) \le \mathrm{E} \big[ -\log q_{min}(y) + \log q(y | x) - \log p(x | y) \big]
+
+    Arguments and errors are those of `ancestral_bound`, at one level sigma, a positive scalar.
+    """
+    check_floating_vectors(clean=clean)
+    check_positive(sigma=sigma)
+    _check_covariances((covariance,))
+    sigma = jnp.asarray(sigma, clean.dtype)
+    noise = jax.random.normal(key, clean.shape, clean.dtype)
+    noisy = clean + sigma * noise
+    last = _last_step(covariance, *_standardized(noisy, clean, derivatives_fn, sigma, floor))
+    return Encoding(noisy, 0.5 * (last - jnp.sum(jnp.square(noise))))
+
+
+def _check_covariances(covariances: Sequence[str]) -> None:
+    if not covariances or set(covariances) - set(COVARIANCES):
+        known = ", ".join(COVARIANCES)
+        raise ValueError(f"expected covariances of {known}, got {', '.join(covariances)}")
 
 
 def ancestral_bound(
@@ -104,46 +160,43 @@ def ancestral_bound(
     check_floating(sigmas=sigmas)
     if jnp.ndim(sigmas) != 1 or len(sigmas) < 2:
         raise ValueError(f"expected two noise levels or more, (levels,), got {jnp.shape(sigmas)}")
-    unknown = set(covariances) - set(COVARIANCES)
-    if unknown or not covariances:
-        raise ValueError(f"expected covariances of {', '.join(COVARIANCES)}, got {covariances}")
+    _check_covariances(covariances)
     dim, dtype = clean.shape[0], clean.dtype
     sigmas = jnp.asarray(sigmas, dtype)
-    prior_key, steps_key, last_key = jax.random.split(key, 3)
+    prior_key, levels_key = jax.random.split(key)
 
-    def at(key: PRNGKey, sigma: Array) -> tuple[Array, SymmetricMatrix]:
-        """e and C at a noisy point."""
-        noisy = clean + sigma * jax.random.normal(key, (dim,), dtype)
-        found = posterior(noisy, *derivatives_fn(noisy, sigma), sigma, floor=floor)
-        return (clean - found.mean) / sigma, found.covariance.scale(sigma**-2)
+    def level(index: Array) -> dict[str, Array]:
+        noise_key, rest_key = jax.random.split(jax.random.fold_in(levels_key, index))
+        noisy = clean + sigmas[index] * jax.random.normal(noise_key, (dim,), dtype)
+        error, covariance = _standardized(noisy, clean, derivatives_fn, sigmas[index], floor)
 
-    def step(index: Array) -> dict[str, Array]:
-        keys = jax.random.split(jax.random.fold_in(steps_key, index), 3)
-        noise_key, draw_key, probe_key = keys
-        sigma = sigmas[index]
-        share = jnp.square(sigmas[index + 1] / sigma)
-        error, covariance = at(noise_key, sigma)
-        draw = jax.random.normal(draw_key, (dim,), dtype)
-        # y_s less the model's mean, in units of the step.
-        moved = jnp.sqrt(share) * draw + jnp.sqrt(1.0 - share) * error
+        def step(key: PRNGKey) -> dict[str, Array]:
+            draw_key, probe_key = jax.random.split(key)
+            share = jnp.square(sigmas[index + 1] / sigmas[index])
+            draw = jax.random.normal(draw_key, (dim,), dtype)
+            # y_s less the model's mean, in units of the step.
+            moved = jnp.sqrt(share) * draw + jnp.sqrt(1.0 - share) * error
 
-        def cost(kind: str) -> Array:
-            spread = _of_step(kind, covariance).scale(1.0 - share).add_identity(share)
-            form, logdet = spread.estimate_inverse_form_and_logdet(
-                probe_key, moved, probes=probes, krylov_vectors=krylov_vectors
-            )
-            return 0.5 * (logdet - dim * jnp.log(share) + form - jnp.sum(jnp.square(draw)))
+            def cost(kind: str) -> Array:
+                spread = _of_step(kind, covariance).scale(1.0 - share).add_identity(share)
+                form, logdet = spread.estimate_inverse_form_and_logdet(
+                    probe_key, moved, probes=probes, krylov_vectors=krylov_vectors
+                )
+                return 0.5 * (logdet - dim * jnp.log(share) + form - jnp.sum(jnp.square(draw)))
 
-        return {kind: cost(kind) for kind in covariances}
+            return {kind: cost(kind) for kind in covariances}
 
-    def reconstruction(kind: str) -> Array:
-        kind = "large" if kind == "small" else kind
-        form, logdet = _of_step(kind, last).inverse_quadratic_form_and_logdet(error)
-        return 0.5 * (form + logdet + dim * jnp.log(2.0 * math.pi * jnp.square(sigmas[-1])))
+        def last(_: PRNGKey) -> dict[str, Array]:
+            constant = dim * jnp.log(2.0 * math.pi * jnp.square(sigmas[index]))
+            return {
+                kind: 0.5 * (_last_step(kind, error, covariance) + constant) for kind in covariances
+            }
+
+        # One place for both: the model is compiled once.
+        return jax.lax.cond(index < len(sigmas) - 1, step, last, rest_key)
 
     noise = jax.random.normal(prior_key, (dim,), dtype)
     drawn = -0.5 * jnp.sum(jnp.square(noise) + jnp.log(2.0 * math.pi * jnp.square(sigmas[0])))
     prior = drawn - log_density_fn(clean + sigmas[0] * noise)
-    costs = jax.lax.map(step, jnp.arange(len(sigmas) - 1))
-    error, last = at(last_key, sigmas[-1])
-    return {kind: Bound(prior, costs[kind], reconstruction(kind)) for kind in covariances}
+    costs = jax.lax.map(level, jnp.arange(len(sigmas)))
+    return {kind: Bound(prior, costs[kind][:-1], costs[kind][-1]) for kind in covariances}
