@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,7 @@ def smallest_variance(problem: Problem, width: float) -> float:
     return max(DEFAULT_FLOOR, spread / problem.config.model.smallest_noise**2)
 
 
+@functools.lru_cache(maxsize=1)
 def make_nats(problem: Problem, width: float) -> Callable[..., tuple]:
     """`nats(params, clean, keys)`: of each of N flat images the bound on -log p by the flow ODE and
     what the solver said of it, and the `Bound` of chains of `BOUND_STEPS` by covariance."""
@@ -102,11 +104,13 @@ def make_nats(problem: Problem, width: float) -> Callable[..., tuple]:
 def likelihood_scores(problem: Problem, params: Any) -> dict[str, Any]:
     """Bounds on the bits per dimension of at most `IMAGES` held-out images, and standard errors.
 
-    `bits_per_dim` by the flow ODE, `evaluations` of the model that it took; `bound_20_steps` of
-    chains with the whole covariance of the step, `bounds` the same by covariance. Both begin with sigma_min z added to the image and the model's Gaussian posterior
-    for the way back (see `bound.encode`), so they differ by what the steps cost. Bytes get uniform
-    noise; numbers are measured as a density in data units. A model of s1 alone has its ODE's
-    divergence from `PROBES` probes, and no covariance but the large one.
+    `bits_per_dim` by the flow ODE, with the `evaluations` of the model that it took, the mean over
+    images; `bound_20_steps` of chains with the whole covariance of the step, `bounds` the same by
+    covariance. Both begin with sigma_min z added to the image, and the model's Gaussian posterior
+    is the way back (see `bound.encode`), so they differ by what the steps cost.
+
+    Bytes get uniform noise; numbers are measured as a density in data units. A model of s1 alone
+    has its divergence from `PROBES` probes, and no covariance but the small and the large one.
     """
     clean, width = dequantized(problem, IMAGES)
     keys = example_keys(stream_key("likelihood", problem.config.seed, 1), 0, len(clean))

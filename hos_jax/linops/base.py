@@ -147,7 +147,8 @@ class SymmetricMatrix(abc.ABC):
         2 sum_{i != j} log(A)_ij^2. The key is split into one for each matrix of a batch.
         ValueError for probes or Krylov vectors below 1.
 
-        See Ubaru, Chen, Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", 2017.
+        See Ubaru, Chen, Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature",
+        2017.
         """
         if self._is_solvable():
             return self.inverse_quadratic_form_and_logdet(vector)

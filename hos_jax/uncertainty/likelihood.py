@@ -1,4 +1,4 @@
-r"""The log density of a point under a model of many noise levels, by an ordinary differential equation.
+r"""The log density of a point under a model of many noise levels, by the flow that leads to it.
 
 `log_likelihood` follows one point along the probability flow ODE, on which the law smoothed by
 sigma moves as sigma grows, up to a law that is known (Song et al. 2021; Karras et al. 2022):
