@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hos_jax.linops import KRYLOV_VECTORS, Diagonal, SymmetricMatrix
 from hos_jax.types import Array, PRNGKey, check_floating, check_floating_vectors, check_positive
@@ -111,6 +112,16 @@ def encode(
     return Encoding(noisy, 0.5 * (last - jnp.sum(jnp.square(noise))))
 
 
+def _check_levels(sigmas: Array) -> None:
+    check_floating(sigmas=sigmas)
+    if jnp.ndim(sigmas) != 1 or len(sigmas) < 2:
+        raise ValueError(f"expected two noise levels or more, (levels,), got {jnp.shape(sigmas)}")
+    if not isinstance(sigmas, jax.core.Tracer):
+        known = np.asarray(sigmas)
+        if not (np.all(known > 0) and np.all(np.diff(known) < 0)):
+            raise ValueError(f"expected positive noise levels that fall, got {known}")
+
+
 def _check_covariances(covariances: Sequence[str]) -> None:
     if not covariances or set(covariances) - set(COVARIANCES):
         known = ", ".join(COVARIANCES)
@@ -133,8 +144,9 @@ def ancestral_bound(
 
     At each level one y_t = x + sigma_t z and one y_s are drawn: one evaluation of the model, for
     all covariances together, from the same draws, so that differences have less noise. With `full`
-    a local covariance plus rho I has no factor: the quadratic form is found by Lanczos, up to
-    rounding as the spectrum lies above rho, and log det A is an unbiased estimate by `probes` (see
+    a local covariance plus rho I has no factor: the quadratic form is found by Lanczos, and
+    log det A is an unbiased estimate by `probes`, both up to an error that falls fast with
+    `krylov_vectors` as the spectrum lies above rho (see
     `SymmetricMatrix.estimate_inverse_form_and_logdet`).
 
     Args:
@@ -154,12 +166,10 @@ def ancestral_bound(
       A `Bound` for each of `covariances`.
 
     Raises:
-      ValueError: for an unknown covariance, and for shapes that do not fit.
+      ValueError: for an unknown covariance, shapes that do not fit, and levels that do not fall.
     """
     check_floating_vectors(clean=clean)
-    check_floating(sigmas=sigmas)
-    if jnp.ndim(sigmas) != 1 or len(sigmas) < 2:
-        raise ValueError(f"expected two noise levels or more, (levels,), got {jnp.shape(sigmas)}")
+    _check_levels(sigmas)
     _check_covariances(covariances)
     dim, dtype = clean.shape[0], clean.dtype
     sigmas = jnp.asarray(sigmas, dtype)

@@ -322,6 +322,8 @@ def test_wrong_arguments_of_the_bound_are_refused():
         call(point, derivatives_of(LAW), sigmas[:1], end)
     with pytest.raises(ValueError, match="floating"):
         call(point, derivatives_of(LAW), jnp.array([3, 1]), end)
+    with pytest.raises(ValueError, match="that fall"):
+        call(point, derivatives_of(LAW), sigmas[::-1], end)
     with pytest.raises(ValueError, match="expected covariances of small, large"):
         call(point, derivatives_of(LAW), sigmas, end, covariances=("ful",))
     with pytest.raises(ValueError, match="expected covariances of"):
