@@ -41,6 +41,7 @@ STREAMS = (
     "imported networks",
     "training probes",
     "held-out probes",
+    "likelihood",
 )
 
 

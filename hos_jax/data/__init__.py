@@ -6,6 +6,8 @@ when a data set that needs it is asked for.
 
 from hos_jax.data.batches import batch_at as batch_at
 from hos_jax.data.image_data import ImageData as ImageData
+from hos_jax.data.image_data import bin_width as bin_width
+from hos_jax.data.image_data import dequantize as dequantize
 from hos_jax.data.image_data import to_float as to_float
 from hos_jax.data.image_data import to_uint8 as to_uint8
 from hos_jax.data.registry import NAMES as NAMES

@@ -86,6 +86,19 @@ def to_float(images: Any, value_range: tuple[float, float]) -> Any:
     return images.astype(np.float32) / 255.0 * (high - low) + low
 
 
+def bin_width(value_range: tuple[float, float]) -> float:
+    """The distance of two neighbouring bytes in data units."""
+    low, high = value_range
+    return (high - low) / 255.0
+
+
+def dequantize(key: jax.Array, images: Any, value_range: tuple[float, float]) -> jax.Array:
+    """Bytes as continuous data, float32: `to_float`, and uniform noise of plus or minus half a
+    `bin_width`, so that a density of it bounds the probability of the bytes (Theis et al. 2016)."""
+    noise = jax.random.uniform(key, images.shape, jnp.float32, -0.5, 0.5)
+    return to_float(images, value_range) + bin_width(value_range) * noise
+
+
 def to_uint8(images: Any, value_range: tuple[float, float]) -> Any:
     """The inverse of `to_float` for writing pictures: clip to `value_range`, round to bytes.
 

@@ -3,5 +3,11 @@
 from hos_jax._names import lazily
 
 __getattr__, __dir__ = lazily(
-    __name__, evaluate="evaluate_run", figures="", generate="", held_out="", report=""
+    __name__,
+    evaluate="evaluate_run",
+    figures="",
+    generate="",
+    held_out="",
+    likelihood="",
+    report="",
 )

@@ -18,6 +18,7 @@ from hos_jax.errors import UserError
 from hos_jax.evaluation import figures, held_out
 from hos_jax.evaluation.generate import course_curves, draw_samples
 from hos_jax.evaluation.held_out import Examples
+from hos_jax.evaluation.likelihood import likelihood_scores
 from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, measured, write_report
 from hos_jax.files import write_atomically
 from hos_jax.training.logs import RunLog, read_history, shows_progress
@@ -103,6 +104,8 @@ def evaluate_run(
         directions, covariances = posterior_figures(run.problem, shown)
         draw(directions, "directions.png")
         draw(covariances, "covariance_rows.png")
+    if config.model.smallest_noise is not None:
+        result["likelihood"] = likelihood_scores(run.problem, run.params)
     history = read_history(workdir, at_most=4000)
     if history:
         draw(figures.loss_curves(history), "loss_curves.png")

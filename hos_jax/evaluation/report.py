@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax.evaluation.held_out import Examples
+from hos_jax.evaluation.likelihood import BOUND_NAME
 from hos_jax.files import write_atomically
 from hos_jax.linops import Diagonal, Local, PlusLowRank, SymmetricMatrix
 from hos_jax.linops.local import earlier_pixels
@@ -35,6 +36,8 @@ MEANINGS = {
     "coverage_90": "the same at 90%",
     "coverage_95": "the same at 95%",
     "third_order": "score of the predicted skewness: negative when it says something true",
+    "bits_per_dim": "bound on the negative log2 likelihood per value, by the flow ODE",
+    BOUND_NAME: "the same by reverse steps, with the whole covariance where the model has one",
 }
 RECALIBRATED = (
     "share of the errors inside {}% intervals whose widths were learned on every other held-out "
@@ -106,9 +109,11 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
 def measured(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and standard error of each held-out number of `evaluate_run`, as text."""
     rows = []
-    for name, error in result["standard_error"].items():
-        shown = "unknown" if error is None else f"{error:.4f}"
-        rows.append((name, f"{result[name]:.4f}", shown))
+    parts = [result] + ([result["likelihood"]] if "likelihood" in result else [])
+    for part in parts:
+        for name, error in part["standard_error"].items():
+            value, shown = ("unknown" if x is None else f"{x:.4f}" for x in (part[name], error))
+            rows.append((name, value, shown))
     for name, value in result.get("recalibrated", {}).items():
         if name.startswith("coverage_"):
             rows.append((name.replace("coverage", "recalibrated"), f"{value:.4f}", ""))

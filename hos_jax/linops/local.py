@@ -312,8 +312,11 @@ class Local(Solvable):
         """A value of L L^T, and what the diagonal b adds to it."""
         return value if self.shift is None else value + term(self.shift)
 
+    def _is_solvable(self) -> bool:
+        return self.shift is None
+
     def _check_no_shift(self) -> None:
-        if self.shift is not None:
+        if not self._is_solvable():
             raise ValueError(
                 "a local factor plus a diagonal has no solve, determinant or draws; `floor` gives "
                 "the covariance without it"

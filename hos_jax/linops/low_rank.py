@@ -129,6 +129,9 @@ class PlusLowRank(SymmetricMatrix):
     def _matmul(self, columns: Array) -> Array:
         return self.base._matmul(columns) + self.factor @ (self.factor.mT @ columns)
 
+    def _is_solvable(self) -> bool:
+        return self.base._is_solvable()
+
     def _form(self, columns: Array) -> Array:
         projected = jnp.sum(jnp.square(self.factor.mT @ columns), axis=(-2, -1))
         return self.base._form(columns) + projected

@@ -146,6 +146,16 @@ def _ritz(matvec: Callable, matrix: Any, vector: Array, size: int) -> _Ritz:
     return _Ritz(values, basis.T @ small, norm * small[0], projected)
 
 
+def gauss_quadrature(
+    matvec: Callable[[Any, Array], Array], matrix: Any, vector: Array, size: int
+) -> tuple[Array, Array]:
+    """l and w, (K,), such that v^T f(A) v is nearly sum_i w_i f(l_i): exact for polynomials of
+    degree 2 K - 1. Arguments are those of `lanczos_product`. See Golub, Meurant, "Matrices, Moments
+    and Quadrature", 2010, chapter 3."""
+    ritz = _ritz(matvec, matrix, vector, size)
+    return ritz.values, jnp.square(ritz.weights)
+
+
 def _relative_change(of: Callable, constants: list, projected: Array, dim: int) -> Array:
     """What the last Krylov vector changed in f(T) e_1, over its norm."""
     if len(projected) == dim:  # the whole space
