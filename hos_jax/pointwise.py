@@ -39,7 +39,7 @@ from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.types import Array, ScoreFn, check_positive
-from hos_jax.uncertainty.posterior import Posterior, posterior_from_covariance
+from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, Posterior, posterior_from_covariance
 
 Sigma = Array | float
 Level = Sigma | None
@@ -90,17 +90,21 @@ def posterior_fn(
 def posteriors(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Posterior:
     """The posteriors at a batch of points y, (N, D), data units, from what a model says there.
 
-    ValueError for the outputs of a first-order model.
+    Their floor is the default, or the head's own where that is lower. ValueError for the outputs of
+    a first-order model.
     """
+    covariances = outputs.covariance
+    assert outputs.head is not None
+    floor = min(DEFAULT_FLOOR, outputs.head.floor)
 
     def posterior_of(noisy, score1, covariance, third):
         mean = tweedie.posterior_mean(noisy, score1, sigma)
         return posterior_from_covariance(
-            mean, covariance, sigma, scaled_third_diagonal=third, tails=outputs.tails
+            mean, covariance, sigma, scaled_third_diagonal=third, floor=floor, tails=outputs.tails
         )
 
     third = None if outputs.raw_third_order is None else outputs.scaled_third_diagonal
-    return jax.vmap(posterior_of)(noisy, outputs.score1, outputs.covariance, third)
+    return jax.vmap(posterior_of)(noisy, outputs.score1, covariances, third)
 
 
 def _at_a_point(

@@ -15,8 +15,8 @@ from hos_jax.errors import UserError
 EVALUATIONS_PER_STEP = {"ancestral": 1, "ddim": 1, "heun": 2, "second_order": 1}
 SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki", *EVALUATIONS_PER_STEP)
 _POSITIVE = """
-noise optim.lr optim.eps model.ngf model.rank model.reach model.blocks model.depth model.patch_size
-training.steps training.batch_size training.log_every training.evaluate_every
+noise optim.lr optim.eps model.ngf model.rank model.reach model.floor model.blocks model.depth
+model.patch_size training.steps training.batch_size training.log_every training.evaluate_every
 training.checkpoint_every training.keep_checkpoints training.steps_per_dispatch sampling.batch_size
 sampling.images sampling.chains sampling.steps sampling.levels sampling.steps_per_level
 sampling.step_fraction

@@ -38,6 +38,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.rank = 16
     # Of the local heads: how many pixels away a value's neighbours may be.
     config.model.reach = 2
+    # The smallest variance of a positive definite head, in units of sigma^2.
+    config.model.floor = 1e-4
     # Of the residual's law: what `residual_nll` and the intervals of values are made with.
     config.model.tails = "gaussian"
     config.model.positive_definite = True

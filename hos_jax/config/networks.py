@@ -47,6 +47,7 @@ def make_model(model: ConfigDict) -> ScoreModel:
                 model.head,
                 model.rank,
                 model.positive_definite,
+                floor=model.floor,
                 reach=model.reach,
                 tails=model.tails,
             )

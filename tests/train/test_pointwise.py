@@ -182,3 +182,22 @@ def test_a_run_needs_no_more_than_its_folder(small_config, tmp_path):
     other = pointwise.score_fn(given[0], zero, *given[2:])
     close(pointwise.score_fn(run, zero)(noisy), other(noisy))
     close(pointwise.score_fn(run, sigma=0.1)(noisy), pointwise.score_fn(run)(noisy, 0.1))
+
+
+class Certain(nn.Module):
+    """A network that is sure of every value."""
+
+    out_channels: int
+
+    @nn.compact
+    def __call__(self, images):
+        return jnp.full((*images.shape[:-1], self.out_channels), -20.0)
+
+
+@pytest.mark.parametrize("floor", [1e-6, 1e-4, 1e-2])
+def test_a_posterior_keeps_the_floor_of_its_head(floor):
+    """What the head allows is no violation; above the default floor it is the head's own doing."""
+    model = ScoreModel(Certain, SecondOrderHead("diagonal", floor=floor))
+    posterior = pointwise.posterior_fn(model, {}, SIGMA)(jnp.zeros(DIM))
+    np.testing.assert_allclose(posterior.diagonal(), floor * SIGMA**2, rtol=1e-4)
+    assert int(posterior.violations.count) == 0
