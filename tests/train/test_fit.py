@@ -301,7 +301,7 @@ def test_a_network_of_s2_begins_with_the_layers_of_that_of_s1(law):
     first = begun["hidden0"]["kernel"]
     np.testing.assert_array_equal(first[:3], known["hidden0"]["kernel"])
     assert first.shape[0] == 6 and np.abs(first[3:]).max() < 1e-20
-    chex.assert_trees_all_equal(begun["hidden1"], known["hidden1"])
-    chex.assert_trees_all_equal(begun["out"], alone["out"])
+    chex.assert_trees_all_close(begun["hidden1"], known["hidden1"], rtol=0, atol=1e-20)
+    chex.assert_trees_all_close(begun["out"], alone["out"], rtol=0, atol=1e-20)
     with pytest.raises(ValueError, match="no layer in common"):
         fit_hessian(start_from={"params": {"score1": {"other": {"bias": jnp.ones(3)}}}}, **still)
