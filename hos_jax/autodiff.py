@@ -189,7 +189,10 @@ def refine_eigenpairs(
         seen = jnp.concatenate([seen, fresh], axis=1)
         products = jnp.concatenate([products, multiply(fresh)], axis=1)
         changes = products - jax.vmap(known, 1, 1)(seen)
-        matvec = functools.partial(_changed_product, known, seen, changes)
+        overlap = seen.T @ changes
+        # A = C + H Q^T + Q H^T, so that nothing is computed again in each product.
+        halves = changes - 0.25 * seen @ (overlap + overlap.T)
+        matvec = functools.partial(_changed_product, known, seen, halves)
         pairs = lanczos.top_eigenpairs(jax.random.key(0), matvec, dim, count, dtype=noisy.dtype)
     # The directions lie in the space that was multiplied.
     images = products @ (seen.T @ vectors)
@@ -198,11 +201,9 @@ def refine_eigenpairs(
     return lanczos.Eigenpairs(pairs.eigenvalues, pairs.eigenvectors, residuals)
 
 
-def _changed_product(known: Callable, seen: Array, changes: Array, vector: Array) -> Array:
-    """(C + R Q^T + Q R^T - Q sym(Q^T R) Q^T) v of `refine_eigenpairs`."""
-    along, overlap = seen.T @ vector, seen.T @ changes
-    symmetric = 0.5 * (overlap + overlap.T)
-    return known(vector) + changes @ along + seen @ (changes.T @ vector - symmetric @ along)
+def _changed_product(known: Callable, seen: Array, halves: Array, vector: Array) -> Array:
+    """(C + H Q^T + Q H^T) v."""
+    return known(vector) + halves @ (seen.T @ vector) + seen @ (halves.T @ vector)
 
 
 def chunked_hessian_fn(score_fn: ScoreFn, *, chunk_size: int, symmetrize: bool = True) -> HessianFn:

@@ -65,3 +65,15 @@ def check_positive(**scalars: Any) -> None:
         known = 1.0 if isinstance(value, jax.core.Tracer) else np.asarray(value)
         if np.shape(value) or not 0 < known < np.inf:
             raise ValueError(f"expected a positive and finite scalar {name}, got {value}")
+
+
+def check_falling_levels(sigmas: Array) -> None:
+    """Raise ValueError unless noise levels are two or more floating-point numbers, (levels,), and,
+    unless they are traced, positive, finite and falling."""
+    check_floating(sigmas=sigmas)
+    if jnp.ndim(sigmas) != 1 or len(sigmas) < 2:
+        raise ValueError(f"expected two noise levels or more, (levels,), got {jnp.shape(sigmas)}")
+    if not isinstance(sigmas, jax.core.Tracer):
+        known = np.asarray(sigmas)
+        if not (np.all(np.diff(known) < 0) and known[-1] > 0 and known[0] < np.inf):
+            raise ValueError(f"expected positive noise levels that fall, got {known}")

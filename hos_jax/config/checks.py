@@ -49,6 +49,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         THIRD_ORDER,
     )
     from hos_jax.models.heads import TAILS
+    from hos_jax.models.score_model import NETWORKS
 
     check_keys_and_types(config, default_config())
     choices = {
@@ -57,7 +58,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "model.head": HEADS,
         "model.third_order": THIRD_ORDER_HEADS,
         "model.tails": TAILS,
-        "model.networks": ("shared", "per_order", "cascade", "per_output"),
+        "model.networks": NETWORKS,
         "model.output_units": ("dimensionless", "score"),
         "model.dtype": ("float32", "bfloat16"),
         "loss.first_order": tuple(FIRST_ORDER),

@@ -14,6 +14,7 @@ import numpy as np
 from hos_jax import pointwise, samplers, tweedie
 from hos_jax.config.checks import EVALUATIONS_PER_STEP, reverse_covariance
 from hos_jax.errors import UserError
+from hos_jax.evaluation.likelihood import make_derivatives_fn
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import geometric_sigmas, karras_sigmas, stream_key
 from hos_jax.training.problem import Problem
@@ -163,7 +164,7 @@ def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
     chains = samplers.reverse_chains(
         chain_key,
         reverse_kernel(problem),
-        _derivatives_fn(problem, params),
+        make_derivatives_fn(problem, params),
         _noisy_start(problem, start_key, sigmas[0]),
         sigmas,
         collect=lambda state: state.position,
@@ -171,15 +172,6 @@ def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
     )
     kept = _kept_of(steps)
     return chains, chains.trajectory[kept], kept + 1, np.asarray(sigmas)[kept + 1]
-
-
-def _derivatives_fn(problem: Problem, params: Any) -> Callable:
-    """s1 and s2 at one flat image and noise level; no s2 of a first-order model."""
-    model = problem.model, params, None, problem.data.image_shape
-    if problem.config.model.head != "none":
-        return pointwise.derivatives_fn(*model)
-    score_fn = pointwise.score_fn(*model)
-    return lambda noisy, sigma: (score_fn(noisy, sigma), None)
 
 
 def reverse_kernel(problem: Problem) -> Callable:

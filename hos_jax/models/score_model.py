@@ -10,9 +10,8 @@ become scores:
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import flax.struct
@@ -25,6 +24,7 @@ from hos_jax.models.heads import SecondOrderHead, Tails
 from hos_jax.types import Array
 
 Networks = Literal["shared", "per_order", "cascade", "per_output"]
+NETWORKS = get_args(Networks)
 
 
 def split_blocks(images: Array, blocks: int) -> Array:
@@ -208,10 +208,8 @@ class ScoreModel(nn.Module):
     ) -> tuple[Array, Array | None, Array | None]:
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
         channels = images.shape[-1]
-        known = typing.get_args(Networks)
-        if self.networks not in known:
-            raise ValueError(f"unknown networks {self.networks!r}: {', '.join(known)}")
-
+        if self.networks not in NETWORKS:
+            raise ValueError(f"unknown networks {self.networks!r}: {', '.join(NETWORKS)}")
         level = (sigma,) if self.noise_conditional else ()
 
         def network(name, outputs):

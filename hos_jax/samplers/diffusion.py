@@ -31,11 +31,12 @@ from jax.tree_util import Partial
 
 from hos_jax.linops import KRYLOV_VECTORS, Diagonal, SymmetricMatrix
 from hos_jax.samplers.base import Chains, SamplingAlgorithm, all_finite, as_partial, run_chains
-from hos_jax.types import Array, PRNGKey, check_floating, check_floating_vectors
+from hos_jax.types import Array, PRNGKey, check_falling_levels, check_floating_vectors
 
 CovarianceName = Literal["small", "large", "scalar", "diagonal", "full"]
 COVARIANCES = get_args(CovarianceName)
 Covariance = CovarianceName | float | Callable[[Array], Array]
+_CONSTANTS = {"small": 0.0, "large": 1.0}
 # Noise that is added stays below sigma.
 LARGEST_CHURN = math.sqrt(2.0) - 1.0
 DerivativesFn = Callable[[Array, Array], tuple[Array, SymmetricMatrix | None]]
@@ -63,6 +64,16 @@ def init(position: Array, sigma: Array | float) -> ReverseState:
     return ReverseState(position, jnp.asarray(sigma, position.dtype))
 
 
+def simplified(covariance: SymmetricMatrix, name: str) -> SymmetricMatrix:
+    """What one of `COVARIANCES` puts in the place of C, (D, D)."""
+    if name == "full":
+        return covariance
+    diagonal = covariance.diagonal()
+    if name != "diagonal":
+        diagonal = jnp.full_like(diagonal, _CONSTANTS.get(name, jnp.mean(diagonal)))
+    return Diagonal(diagonal)
+
+
 def step_covariance(
     hessian: SymmetricMatrix | None, sigma: Array | float, covariance: Covariance, like: Array
 ) -> SymmetricMatrix:
@@ -77,20 +88,18 @@ def step_covariance(
       covariance: see the head of this module.
       like: an array (D,), whose size and type the result has.
     """
-    known: dict[Any, Any] = {"small": 0.0, "large": 1.0}
     if callable(covariance):
         return Diagonal(jnp.full_like(like, covariance(jnp.asarray(sigma))))
-    if not isinstance(covariance, str) or covariance in known:
-        return Diagonal(jnp.full_like(like, known.get(covariance, covariance)))
+    if not isinstance(covariance, str):
+        return Diagonal(jnp.full_like(like, covariance))
+    if covariance in _CONSTANTS:
+        return Diagonal(jnp.full_like(like, _CONSTANTS[covariance]))
     if hessian is None:
         raise ValueError(f"covariance {covariance!r} needs s2, and derivatives_fn gives none")
     posterior = hessian.scale(sigma**2).add_identity(1.0)
     if covariance == "full":
         return posterior.floor(float(jnp.finfo(like.dtype).eps))[0]
-    diagonal = posterior.diagonal()
-    if covariance == "scalar":
-        diagonal = jnp.full_like(diagonal, jnp.mean(diagonal))
-    return Diagonal(jnp.maximum(diagonal, 0.0))
+    return Diagonal(jnp.maximum(simplified(posterior, covariance).diagonal(), 0.0))
 
 
 def _check_covariance(covariance: Covariance) -> None:
@@ -260,13 +269,7 @@ def as_top_level_api(
     ValueError unless the levels, (levels,), data units, are two or more, positive and falling.
     """
     sigmas = jnp.asarray(sigmas)
-    check_floating(sigmas=sigmas)
-    if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ValueError(f"expected two noise levels or more, (levels,), got {sigmas.shape}")
-    if not isinstance(sigmas, jax.core.Tracer):
-        known = np.asarray(sigmas)
-        if not (np.all(np.diff(known) < 0) and known[-1] > 0 and known[0] < np.inf):
-            raise ValueError(f"expected noise levels that fall and are positive, got {known}")
+    check_falling_levels(sigmas)
     return SamplingAlgorithm(
         Partial(_start, sigmas),
         Partial(_step, as_partial(kernel), as_partial(derivatives_fn), sigmas),

@@ -1,8 +1,8 @@
 r"""A bound on the likelihood from reverse steps: what a chain of Gaussian steps costs, by step.
 
 A chain comes from sigma_max down to sigma_min and to the data by steps N(E[y_s | y_t], Q), whose
-covariance Q may be anything (see `COVARIANCES`). The bound on -log p(x) is the sum of what each
-step is off the true one given x, q(y_s | y_t, x). With rho = sigma_s^2 / sigma_t^2,
+covariance Q may be anything (see `hos_jax.samplers.diffusion`). The bound on -log p(x) is the sum
+of what each step is off the true one given x, q(y_s | y_t, x). With rho = sigma_s^2 / sigma_t^2,
 A = rho I + (1 - rho) C, Q = (sigma_t^2 - sigma_s^2) A and e = (x - posterior mean) / sigma_t,
 
 .. math:: \mathrm{KL} = \tfrac12 \big[ \log\det A - D \log \rho + \rho \, \mathrm{tr}\, A^{-1} - D
@@ -21,15 +21,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from hos_jax.linops import KRYLOV_VECTORS, Diagonal, SymmetricMatrix
-from hos_jax.types import Array, PRNGKey, check_floating, check_floating_vectors, check_positive
+from hos_jax.linops import KRYLOV_VECTORS, SymmetricMatrix
+from hos_jax.samplers.diffusion import COVARIANCES, simplified
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    check_falling_levels,
+    check_floating_vectors,
+    check_positive,
+)
 from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn, LogDensityFn
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, posterior
-
-# C of a step: 0, I, tr C / D I, diag C, or C as the model gives it.
-COVARIANCES = ("small", "large", "scalar", "diagonal", "full")
 
 
 class Bound(NamedTuple):
@@ -51,20 +54,9 @@ class Bound(NamedTuple):
         return self.prior + jnp.sum(self.steps, axis=-1) + self.reconstruction
 
 
-def _of_step(kind: str, covariance: SymmetricMatrix) -> SymmetricMatrix:
-    diagonal = covariance.diagonal()
-    simple = {
-        "small": jnp.zeros_like(diagonal),
-        "large": jnp.ones_like(diagonal),
-        "scalar": jnp.full_like(diagonal, jnp.mean(diagonal)),
-        "diagonal": diagonal,
-    }
-    return Diagonal(simple[kind]) if kind in simple else covariance
-
-
 def _last_step(kind: str, error: Array, covariance: SymmetricMatrix) -> Array:
     """-2 log p(x | y) less its constant, D log(2 pi sigma^2)."""
-    spread = _of_step("large" if kind == "small" else kind, covariance)
+    spread = simplified(covariance, "large" if kind == "small" else kind)
     form, logdet = spread.inverse_quadratic_form_and_logdet(error)
     return form + logdet
 
@@ -110,16 +102,6 @@ def encode(
     noisy = clean + sigma * noise
     last = _last_step(covariance, *_standardized(noisy, clean, derivatives_fn, sigma, floor))
     return Encoding(noisy, 0.5 * (last - jnp.sum(jnp.square(noise))))
-
-
-def _check_levels(sigmas: Array) -> None:
-    check_floating(sigmas=sigmas)
-    if jnp.ndim(sigmas) != 1 or len(sigmas) < 2:
-        raise ValueError(f"expected two noise levels or more, (levels,), got {jnp.shape(sigmas)}")
-    if not isinstance(sigmas, jax.core.Tracer):
-        known = np.asarray(sigmas)
-        if not (np.all(known > 0) and np.all(np.diff(known) < 0)):
-            raise ValueError(f"expected positive noise levels that fall, got {known}")
 
 
 def _check_covariances(covariances: Sequence[str]) -> None:
@@ -169,7 +151,7 @@ def ancestral_bound(
       ValueError: for an unknown covariance, shapes that do not fit, and levels that do not fall.
     """
     check_floating_vectors(clean=clean)
-    _check_levels(sigmas)
+    check_falling_levels(sigmas)
     _check_covariances(covariances)
     dim, dtype = clean.shape[0], clean.dtype
     sigmas = jnp.asarray(sigmas, dtype)
@@ -188,7 +170,7 @@ def ancestral_bound(
             moved = jnp.sqrt(share) * draw + jnp.sqrt(1.0 - share) * error
 
             def cost(kind: str) -> Array:
-                spread = _of_step(kind, covariance).scale(1.0 - share).add_identity(share)
+                spread = simplified(covariance, kind).scale(1.0 - share).add_identity(share)
                 form, logdet = spread.estimate_inverse_form_and_logdet(
                     probe_key, moved, probes=probes, krylov_vectors=krylov_vectors
                 )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+from exact_scores import derivatives_of
 
 from hos_jax import distributions
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, Local
@@ -23,14 +24,6 @@ MIXTURE = distributions.GaussianMixture(
     jnp.array([[-1.0, 0.0, 0.5], [1.0, 0.7, -0.5], [0.2, -1.5, 0.0]]),
     stds=jnp.array([0.3, 0.5, 0.2]),
 )
-
-
-def derivatives_of(law):
-    def derivatives_fn(noisy, sigma):
-        smooth = law.smooth(sigma)
-        return smooth.score(noisy), smooth.hessian(noisy)
-
-    return derivatives_fn
 
 
 def position_of(state):

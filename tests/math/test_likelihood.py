@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact_scores import derivatives_of
 
 from hos_jax import data, distributions
 from hos_jax.linops import Dense, Diagonal, Local, LocalPlusLowRank
@@ -31,14 +32,6 @@ def make_law(name, dim):
     if name == "gaussian":
         return distributions.random_correlated_gaussian(jax.random.key(1), dim, 50.0)
     return make_mixture(dim)
-
-
-def derivatives_of(law):
-    def derivatives_fn(noisy, sigma):
-        smooth = law.smooth(sigma)
-        return smooth.score(noisy), smooth.hessian(noisy)
-
-    return derivatives_fn
 
 
 def score_of(law):
