@@ -203,10 +203,15 @@ def parse(
 
 
 def make_config(values: flags.FlagValues):
-    """The config that flags describe: the file, then the runner, the flags, the overrides."""
+    """The config that flags describe: the file, then the runner, the flags, the overrides.
+
+    A share of the Jacobian that the file has goes with its loss, not with a published one that is
+    asked for in its place.
+    """
     from hos_jax.config import default_config
     from hos_jax.config.keys import check_keys_and_types
     from hos_jax.config.runners import apply_runner
+    from hos_jax.losses.objective import RESIDUAL
 
     config = values.config
     check_keys_and_types(config, default_config())
@@ -215,5 +220,8 @@ def make_config(values: flags.FlagValues):
     for key in ("noise", "seed", "rank", "comment"):
         if values[key].present:
             (config.model if key == "rank" else config)[key] = values[key].value
-    config.update_from_flattened_dict(config_flags.get_override_values(values["config"]))
+    overrides = config_flags.get_override_values(values["config"])
+    config.update_from_flattened_dict(overrides)
+    if config.loss.second_order not in RESIDUAL and "loss.jacobian_weight" not in overrides:
+        config.loss.jacobian_weight = 0.0
     return config
