@@ -16,10 +16,10 @@ from pathlib import Path
 
 import command_line
 import pages
+import quick_compilation
 
 os.environ["MPLBACKEND"] = "Agg"
-# As in the tests: LLVM's optimizations take longer than these few steps gain.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = quick_compilation.FLAGS
 warnings.simplefilter("error", DeprecationWarning)
 
 import hos_jax  # noqa: E402

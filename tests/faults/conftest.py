@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import quick_compilation
 
 # Before JAX is imported and before workers start: what one process compiles, all of them use.
 _OWN = "FAULTS_CACHE" not in os.environ
@@ -17,7 +18,7 @@ if _OWN:
     os.environ["FAULTS_CACHE"] = tempfile.mkdtemp(prefix="faults_cache_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FAULTS_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = quick_compilation.FLAGS
 
 # A shell starts what it runs in the background with Ctrl-C ignored, which workers and runs inherit:
 # a run would be right not to stop, and its test would wait for ever.

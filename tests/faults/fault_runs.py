@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import quick_compilation
 from command_line import ROOT, as_flags
 
 from hos_jax.config import load as load_config
@@ -48,7 +49,7 @@ def start(workdir, *arguments, cache):
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": quick_compilation.FLAGS,
         },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

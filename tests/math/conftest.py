@@ -2,11 +2,11 @@
 
 import os
 
-# LLVM's optimizations take longer than they gain in tests this small.
-flags = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+import quick_compilation
 
-import jax  # noqa: E402
+os.environ["XLA_FLAGS"] = quick_compilation.added_to(os.environ)
+
+import jax
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -11,9 +11,6 @@ import pytest
 from hos_jax import autodiff
 from hos_jax.linops import Dense, lanczos
 
-# These tests mostly compile, which takes half the time without optimization.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 DIM = 5
 # Between the components, where the third derivative is large.
 NOISY = jnp.asarray([1.5, 0.8, -0.4, -0.2, -1.3])
@@ -40,8 +37,8 @@ def mixture(dim, seed=0):
 
 LOG_DENSITY = mixture(DIM)
 SCORE_FN = jax.grad(LOG_DENSITY)
-HESSIAN = np.asarray(jit(jax.hessian(LOG_DENSITY))(NOISY))
-THIRD = np.asarray(jit(jax.jacfwd(jax.hessian(LOG_DENSITY)))(NOISY))
+HESSIAN = np.asarray(jax.jit(jax.hessian(LOG_DENSITY))(NOISY))
+THIRD = np.asarray(jax.jit(jax.jacfwd(jax.hessian(LOG_DENSITY)))(NOISY))
 
 
 def curl_fn(y):
@@ -73,12 +70,12 @@ HESSIAN_FACTORIES = {
 def test_hessians_equal_that_of_the_log_density(name):
     factory = HESSIAN_FACTORIES[name]
     batch = jnp.stack([PROBE, NOISY])
-    got = jit(jax.vmap(factory(SCORE_FN)))(batch)
+    got = jax.jit(jax.vmap(factory(SCORE_FN)))(batch)
     assert isinstance(got, Dense)
     np.testing.assert_allclose(got.matrix[1], HESSIAN, rtol=1e-10)
-    symmetric = jit(factory(curl_fn))(NOISY).matrix
+    symmetric = jax.jit(factory(curl_fn))(NOISY).matrix
     np.testing.assert_allclose(symmetric, CURL_SYMMETRIC, rtol=1e-12)
-    rows = jit(factory(curl_fn, symmetrize=False))(NOISY).matrix
+    rows = jax.jit(factory(curl_fn, symmetrize=False))(NOISY).matrix
     np.testing.assert_allclose(rows, CURL, rtol=1e-12)
 
 
@@ -86,9 +83,9 @@ def test_hessians_equal_that_of_the_log_density(name):
 def test_chunked_diagonals_equal_those_of_the_dense_tensors(chunk_size):
     for function, exact in [(SCORE_FN, HESSIAN), (curl_fn, CURL)]:
         diagonal_fn = autodiff.chunked_hessian_diagonal_fn(function, chunk_size=chunk_size)
-        np.testing.assert_allclose(jit(diagonal_fn)(NOISY), np.diag(exact), rtol=1e-10)
+        np.testing.assert_allclose(jax.jit(diagonal_fn)(NOISY), np.diag(exact), rtol=1e-10)
 
-    @jit
+    @jax.jit
     def third_fn(y):
         return autodiff.third_derivative_diagonal(SCORE_FN, y, chunk_size=chunk_size)
 
@@ -102,18 +99,18 @@ def test_products_equal_those_with_the_dense_matrix():
         (curl_fn, {}, CURL),
         (curl_fn, {"symmetrize": True}, CURL_SYMMETRIC),
     ]:
-        product_fn = jit(autodiff.hessian_vector_product_fn(function, **options))
+        product_fn = jax.jit(autodiff.hessian_vector_product_fn(function, **options))
         np.testing.assert_allclose(product_fn(NOISY, PROBE), exact @ PROBE, rtol=1e-10)
 
 
 def test_third_derivatives_equal_those_of_the_log_density():
-    got = jit(functools.partial(autodiff.third_derivative, SCORE_FN))(NOISY)
+    got = jax.jit(functools.partial(autodiff.third_derivative, SCORE_FN))(NOISY)
     np.testing.assert_allclose(got, THIRD, rtol=1e-9, atol=1e-11)
-    contraction_fn = jit(functools.partial(autodiff.third_derivative_contraction, SCORE_FN))
+    contraction_fn = jax.jit(functools.partial(autodiff.third_derivative_contraction, SCORE_FN))
     expected = np.einsum("ijk,i,j->k", THIRD, PROBE, PROBE)
     np.testing.assert_allclose(contraction_fn(NOISY, PROBE), expected, rtol=1e-9)
 
-    exact = np.asarray(jit(jax.jacrev(jax.jacrev(curl_fn)))(NOISY))
+    exact = np.asarray(jax.jit(jax.jacrev(jax.jacrev(curl_fn)))(NOISY))
     plain = autodiff.third_derivative(curl_fn, NOISY, symmetrize=False)
     np.testing.assert_allclose(plain, exact, atol=1e-12)
     permutations = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
@@ -138,7 +135,7 @@ def test_hutchinson_is_unbiased_and_reports_its_standard_error(name):
     function, exact, variance = HUTCHINSON[name]
     probes, runs = 50, 2000
     keys = jax.random.split(jax.random.key(1), runs)
-    got = jit(jax.vmap(lambda key: function(key, SCORE_FN, NOISY, probes=probes)))(keys)
+    got = jax.jit(jax.vmap(lambda key: function(key, SCORE_FN, NOISY, probes=probes)))(keys)
     assert got.estimate.shape == got.standard_error.shape == (runs, *np.shape(exact))
     error = np.sqrt(variance / probes)
     assert np.all(np.abs(got.estimate.mean(axis=0) - exact) < 4.5 * error / np.sqrt(runs))
@@ -161,7 +158,7 @@ def test_hutchinson_is_the_plain_mean_over_its_probes_in_any_chunks(name):
     samples = samples.sum(axis=1) if name == "trace" else samples
     error = samples.std(axis=0, ddof=1) / np.sqrt(probes)
 
-    @functools.partial(jit, static_argnums=(0, 1))
+    @functools.partial(jax.jit, static_argnums=(0, 1))
     def estimate(probes, chunk_size):
         return function(key, SCORE_FN, NOISY, probes=probes, chunk_size=chunk_size)
 
@@ -193,7 +190,7 @@ def test_hutchinson_keeps_its_standard_error_in_float32():
     np.testing.assert_allclose(got.standard_error, 2 / np.sqrt(4000), rtol=2e-3)
 
 
-@functools.partial(jit, static_argnums=(2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def pairs_of_matrix(matrix, key, count, size, which="algebraic"):
     return lanczos.top_eigenpairs(
         key,
@@ -278,13 +275,13 @@ def test_eigenpairs_of_a_score_batch_and_compile():
     product_fn = autodiff.hessian_vector_product_fn(jax.grad(log_density))
     points = jnp.asarray(np.random.default_rng(10).normal(size=(2, 30)))
 
-    @jit
+    @jax.jit
     @jax.vmap
     def pairs_fn(y, key):
         matvec = functools.partial(product_fn, y)
         return lanczos.top_eigenpairs(key, matvec, 30, 2, krylov_vectors=29)
 
-    hessian_fn = jit(jax.hessian(log_density))
+    hessian_fn = jax.jit(jax.hessian(log_density))
     batch = jax.device_get(pairs_fn(points, jax.random.split(jax.random.key(11), 2)))
     for index in range(2):
         pairs = lanczos.Eigenpairs(*(leaf[index] for leaf in batch))
@@ -337,7 +334,7 @@ def test_refined_directions_are_those_of_the_nearest_matrix_with_the_products(st
         others = np.eye(len(model)) - seen @ seen.T
         # In a basis of both parts only the block of the unseen directions is the model's.
         known = exact - others @ (exact - model) @ others
-    pairs = jit(functools.partial(refine, steps=steps))()
+    pairs = jax.jit(functools.partial(refine, steps=steps))()
     values, directions = np.linalg.eigh(known)
     np.testing.assert_allclose(pairs.eigenvalues, values[::-1][:count], rtol=1e-9)
     overlaps = np.abs(np.sum(pairs.eigenvectors * directions[:, ::-1][:, :count], axis=0))

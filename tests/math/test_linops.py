@@ -1,6 +1,5 @@
 """Every law of the structured matrices, over all structures and pairs, against dense float64."""
 
-import functools
 import itertools
 
 import chex
@@ -23,8 +22,6 @@ from hos_jax.linops.local import count_taps
 
 IMAGE = (2, 3, 2)
 DIM = 12
-# These tests mostly compile, which takes half the time without optimization.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 STRUCTURES = ["diagonal", "low_rank", "low_rank_wide", "low_rank_isotropic", "dense"]
 STRUCTURES += ["local", "local_low_rank"]
 # Those of a form that only sums have: their differences need a `Dense` one.
@@ -134,13 +131,13 @@ def test_laws_of_batches(structure, shape):
         return {name: law(a, v, w) for name, (law, _) in LAWS.items()}
 
     # Weak types of scalars that are traced would hide what strict promotion refuses.
-    found = jax.device_get(jit(values)(batch, vectors, columns))
+    found = jax.device_get(jax.jit(values)(batch, vectors, columns))
     # For one matrix they are the same program, and without any there are shapes alone to compare.
     if 0 in shape:
         each = jax.eval_shape(over_batch(values, shape), batch, vectors, columns)
         chex.assert_trees_all_equal_shapes_and_dtypes(found, each)
     elif shape:
-        each = jax.device_get(jit(over_batch(values, shape))(batch, vectors, columns))
+        each = jax.device_get(jax.jit(over_batch(values, shape))(batch, vectors, columns))
         chex.assert_trees_all_close(found, each, rtol=1e-9)
     for index in np.ndindex(*shape):
         dense = np.asarray(found["to_dense"][index])

@@ -12,8 +12,6 @@ from hos_jax.linops import Dense, Diagonal, Local, LocalPlusLowRank
 from hos_jax.linops.local import count_taps, earlier_pixels
 from hos_jax.losses import residual_nll
 
-# These tests mostly compile, which takes half the time without optimization.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 # Images, signals, vectors of channels, and what is smaller than its stencil.
 SHAPES = [
     ((5, 4, 1), 2),
@@ -74,7 +72,7 @@ def test_everything_is_that_of_the_dense_factor(image_shape, reach):
     dense, dim = factor @ factor.T, len(factor)
     columns = np.random.default_rng(2).normal(size=(dim, 2))
 
-    @jit
+    @jax.jit
     def everything(matrix, other, columns):
         return (
             matrix.to_dense(),
@@ -136,7 +134,7 @@ def test_gradients_are_those_of_the_dense_likelihood(image_shape, reach, taps):
         form, logdet = matrix.inverse_quadratic_form_and_logdet(vector)
         return form + logdet + vector @ matrix.solve(jnp.sin(vector)) + matrix.norm()
 
-    gradient = jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
     for a in (local, matrix):
         found, expected = gradient(a, vector, False), gradient(a, vector, True)
         jax.tree.map(
@@ -153,7 +151,7 @@ def test_batches_derive_and_map():
     def nll(matrix, vector):
         return residual_nll(vector, matrix)
 
-    found = jit(jax.grad(lambda m: jnp.sum(jax.vmap(nll)(m, vectors))))(batch)
+    found = jax.jit(jax.grad(lambda m: jnp.sum(jax.vmap(nll)(m, vectors))))(batch)
     for index, matrix in enumerate(alone):
         one = jax.grad(nll)(matrix, vectors[index])
         jax.tree.map(
@@ -162,11 +160,11 @@ def test_batches_derive_and_map():
             one,
         )
     # Forward and twice, as in a Hessian-vector product.
-    _, tangent = jit(jax.jvp, static_argnums=0)(
+    _, tangent = jax.jit(jax.jvp, static_argnums=0)(
         lambda v: jax.grad(nll, argnums=1)(alone[0], v), (vectors[0],), (vectors[1],)
     )
     assert not np.any(tangent)  # residuals are constants
-    _, tangent = jit(jax.jvp, static_argnums=0)(
+    _, tangent = jax.jit(jax.jvp, static_argnums=0)(
         lambda v: jax.grad(lambda u: u @ alone[0].solve(u))(v), (vectors[0],), (vectors[1],)
     )
     np.testing.assert_allclose(tangent, 2 * alone[0].solve(vectors[1]), rtol=1e-9)
@@ -184,7 +182,7 @@ def test_the_scaled_hessian_of_a_local_covariance_has_its_products_and_norms(low
     other = make((4, 3, 1), 2, seed=7).add_diagonal(jnp.arange(12.0))
     vector = jnp.linspace(-1.0, 1.0, 12)
 
-    @jit
+    @jax.jit
     def everything(scaled, other):
         return (
             scaled.to_dense(),
@@ -221,7 +219,7 @@ def test_the_scaled_hessian_of_a_local_covariance_has_its_products_and_norms(low
         with pytest.raises(ValueError, match="`floor` gives the covariance"):
             method()
     # Back to the covariance, as from a score of order two.
-    again, violations = jit(lambda s: s.scale(0.25).add_identity(1.0).floor(1e-4))(scaled)
+    again, violations = jax.jit(lambda s: s.scale(0.25).add_identity(1.0).floor(1e-4))(scaled)
     assert violations.count == 0 and jax.tree.structure(again) == jax.tree.structure(covariance)
     for leaf, wanted in zip(jax.tree.leaves(again), jax.tree.leaves(covariance), strict=True):
         np.testing.assert_allclose(leaf, wanted, rtol=1e-12)
@@ -245,9 +243,9 @@ def test_floor_raises_scales_and_tells():
     assert found.count == 3 and raised.local.scales.min() > 0.05
     # A diagonal that takes more than there is: the value's variance was none.
     lowered = matrix.add_diagonal(jnp.zeros(12).at[5].set(-50.0))
-    shifted, found = jit(lambda a: a.floor(0.01))(lowered)
+    shifted, found = jax.jit(lambda a: a.floor(0.01))(lowered)
     assert found.count == 1 and found.largest > 1
-    assert np.all(np.linalg.eigvalsh(jit(Local.to_dense)(shifted)) > 0)
+    assert np.all(np.linalg.eigvalsh(jax.jit(Local.to_dense)(shifted)) > 0)
 
 
 def test_draws_have_the_covariance():

@@ -15,8 +15,6 @@ from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLo
 
 # One shape of each kind, compiled once; the values are what varies.
 DIM, RANK = 4, 2
-# These tests mostly compile, which takes half the time without optimization.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CHECKED = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
 
@@ -47,7 +45,7 @@ def close(got, expected, scale=0.0):
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-10 * size + 1e-12)
 
 
-@jit
+@jax.jit
 def linear_algebra(matrix, vector, number):
     return {
         "dense": matrix.to_dense(),
@@ -78,7 +76,7 @@ def test_a_structured_matrix_is_its_dense_one(matrix, vector, number):
     close(got["add_outer"], dense + np.outer(vector, vector))
 
 
-@jit
+@jax.jit
 def pair(a, b):
     return a.inner(b), b.inner(a), (a + b).to_dense(), (b + a).to_dense()
 
@@ -95,7 +93,7 @@ def test_sums_and_inner_products_commute_and_are_the_dense_ones(a, b):
     close(other, total)
 
 
-@jit
+@jax.jit
 def inverse(matrix, vector):
     both = matrix.inverse_quadratic_form_and_logdet(vector)
     return matrix.to_dense(), matrix.solve(vector), matrix.logdet(), both
@@ -142,7 +140,7 @@ def raw_moments(points, weights):
     return tuple(moments)
 
 
-@functools.partial(jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=2)
 def there_and_back(moments, noisy, back, sigma):
     cumulants = tweedie.moments_to_cumulants(moments)
     scores = tweedie.moments_to_scores(noisy, moments, sigma)

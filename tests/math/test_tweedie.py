@@ -1,7 +1,5 @@
 """Tweedie at orders 1 to 5 against autodiff and exact posteriors of skewed Gaussian mixtures."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +7,6 @@ import pytest
 
 from hos_jax import tweedie
 from hos_jax.linops import Dense
-
-# These tests mostly compile, which takes half the time without optimization.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 ORDER = 5
 SIGMAS = [0.3, 0.5, 1.2]
@@ -64,7 +59,7 @@ def derivatives(function):
     for _ in range(ORDER):
         function = jax.jacfwd(function)
         nested.append(function)
-    return jit(lambda *arguments: tuple(tensor(*arguments) for tensor in nested))
+    return jax.jit(lambda *arguments: tuple(tensor(*arguments) for tensor in nested))
 
 
 exact_scores = derivatives(log_density)
@@ -114,7 +109,7 @@ def test_moments_of_a_discrete_law_are_its_weighted_powers(sigma):
 
 
 def test_moments_obey_their_recursion_in_the_noisy_point():
-    @jit
+    @jax.jit
     def moments_and_gradients(y, sigma):
         def moments_fn(point):
             scores = []
@@ -212,7 +207,7 @@ def test_maps_batch_compile_and_keep_the_type():
     family = symmetric_family(2, 4)
     batch = jax.tree.map(lambda tensor: jnp.stack([tensor, 2 * tensor, -tensor]), family)
     sigmas = jnp.asarray([0.3, 0.5, 1.0])
-    to_moments = jit(jax.vmap(tweedie.scores_to_moments))
+    to_moments = jax.jit(jax.vmap(tweedie.scores_to_moments))
     got = to_moments(POINTS, batch, sigmas)
     for example in range(3):
         one = jax.tree.map(lambda tensor, k=example: tensor[k], batch)

@@ -6,15 +6,14 @@ import tempfile
 
 import command_line
 import pytest
+import quick_compilation
 
 # Before JAX is imported and before workers start: what one process compiles, all of them use.
 _CACHE = tempfile.mkdtemp(prefix="jax_cache_") if "PYTEST_XDIST_WORKER" not in os.environ else None
 if _CACHE:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-    # LLVM's optimizations take longer than these few steps gain.
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+    os.environ["XLA_FLAGS"] = quick_compilation.added_to(os.environ)
 
 import jax  # noqa: E402
 
