@@ -154,7 +154,7 @@ def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> 
     from hos_jax.cli.malloc import keep_freed_memory
     from hos_jax.data import batch_at
     from hos_jax.training import parallel
-    from hos_jax.training.loop import make_train_step
+    from hos_jax.training.loop import Batch, make_train_step
 
     problem = make_problem(setting.flags.split())
     training = problem.config.training
@@ -165,10 +165,10 @@ def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> 
         for step in range(steps)
     ]
     stacked = host_images[0] if steps == 1 else np.stack(host_images)
-    images = parallel.shard(stacked, axis=0 if steps == 1 else 1)
+    batch = parallel.shard(Batch(stacked), axis=0 if steps == 1 else 1)
     train_step = make_train_step(problem, steps)
     begun = time.perf_counter()
-    compiled = parallel.compile_for(train_step, state, images)
+    compiled = parallel.compile_for(train_step, state, batch)
     row = {
         "compile_seconds": time.perf_counter() - begun,
         "planned_bytes": int(compiled.memory_analysis().temp_size_in_bytes),
@@ -183,13 +183,13 @@ def measure(setting: Setting, run: bool, repeats: int, profile: Path | None) -> 
     if jax.default_backend() == "cpu":
         keep_freed_memory()  # as the command line does
     runs = parts(problem, parallel.unreplicate(state))
-    state, seconds = _time_steps(compiled, state, images, repeats)
+    state, seconds = _time_steps(compiled, state, batch, repeats)
     row["seconds"] = float(np.median(seconds)) / steps
     row["peak_bytes"] = _peak_bytes()
     if profile is not None:
         with jax.profiler.trace(str(profile), create_perfetto_trace=True):
             for _ in range(3):
-                state, metrics = compiled(state, images)
+                state, metrics = compiled(state, batch)
             jax.block_until_ready((state, metrics))
         row["operations"] = operation_shares(profile)
     found = seconds_side_by_side(runs, repeats=3)
@@ -220,13 +220,13 @@ def count_operations(problem) -> float:
         return lowered.cost_analysis()["flops"]
 
 
-def _time_steps(compiled, state, images, repeats: int):
+def _time_steps(compiled, state, batch, repeats: int):
     import jax
 
     seconds = []
     while len(seconds) <= repeats or sum(seconds[1:]) < AT_LEAST:
         begun = time.perf_counter()
-        state, metrics = compiled(state, images)
+        state, metrics = compiled(state, batch)
         jax.block_until_ready((state, metrics))
         seconds.append(time.perf_counter() - begun)
         if seconds[0] > SLOW:

@@ -42,6 +42,7 @@ STREAMS = (
     "training probes",
     "held-out probes",
     "likelihood",
+    "training labels",
 )
 
 
@@ -93,7 +94,37 @@ def karras_sigmas(largest: float, smallest: float, count: int, power: float = 7.
     return jnp.linspace(largest ** (1 / power), smallest ** (1 / power), count) ** power
 
 
-def _check_range(largest: float, smallest: float, count: int) -> None:
+def log_uniform_sigmas(quantiles: Array, largest: float, smallest: float) -> Array:
+    """Noise levels, data units, at these quantiles of the law whose logarithm is uniform.
+
+    Raises:
+      ValueError: unless infinity > largest >= smallest > 0.
+    """
+    _check_range(largest, smallest)
+    return smallest * (largest / smallest) ** quantiles
+
+
+def log_normal_sigmas(
+    quantiles: Array, largest: float, smallest: float, mean: float, std: float
+) -> Array:
+    """Noise levels, data units, at these quantiles of a log-normal law cut off at both ends.
+
+    `mean` and `std` are of the natural logarithm of sigma before that. Most examples then are of
+    levels at which there is something to learn (Karras et al. 2022, table 1: -1.2 and 1.2).
+
+    Raises:
+      ValueError: unless infinity > largest >= smallest > 0 and std > 0.
+    """
+    _check_range(largest, smallest)
+    if not std > 0:
+        raise ValueError(f"expected std > 0, got {std}")
+    ends = (jnp.log(jnp.asarray([smallest, largest], quantiles.dtype)) - mean) / std
+    low, high = jax.scipy.special.ndtr(ends)
+    standard = jax.scipy.special.ndtri(low + quantiles * (high - low))
+    return jnp.clip(jnp.exp(mean + std * standard), smallest, largest)
+
+
+def _check_range(largest: float, smallest: float, count: int = 1) -> None:
     if not math.inf > largest >= smallest > 0 or count < 1:
         got = f"got {largest}, {smallest}, {count}"
         raise ValueError(f"need finite largest >= smallest > 0 and count >= 1, {got}")

@@ -18,11 +18,12 @@ functions take the same arguments:
 - image_shape: (H, W, C) of a model of images; None for a model of vectors.
 - score_fn: the score beside which a `HessianModel` was trained.
 
-Each returns a function of `noisy` and, for models of many noise levels, `sigma` again:
-``fn(noisy)`` or ``fn(noisy, sigma)``. `noisy` is one image or one vector, floating-point numbers in
-data units. Results are of the D values flattened, in (H, W, C) order. The function is compiled
-when it is first called, so make it once; batch it with `jax.vmap`. A call raises ValueError for a
-point of another shape, and where an order is asked for that the model has not.
+Each returns a function of `noisy` and, for models of many noise levels, `sigma` again, and for
+models that are told it, the class: ``fn(noisy)``, ``fn(noisy, sigma)``, ``fn(noisy, sigma,
+label)``. `noisy` is one image or one vector, floating-point numbers in data units. Results are of
+the D values flattened, in (H, W, C) order. The function is compiled when it is first called, so
+make it once; batch it with `jax.vmap`. A call raises ValueError for a point of another shape, for
+a class that the model does not take, and where an order is asked for that the model has not.
 """
 
 from __future__ import annotations
@@ -90,21 +91,23 @@ def posterior_fn(
 def posteriors(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Posterior:
     """The posteriors at a batch of points y, (N, D), data units, from what a model says there.
 
-    Their floor is the default, or the head's own where that is lower. ValueError for the outputs of
-    a first-order model.
+    Their floor is the default, or the head's own where that is lower, in the model's unit of C.
+    ValueError for the outputs of a first-order model.
     """
     covariances = outputs.covariance
     assert outputs.head is not None
-    floor = min(DEFAULT_FLOOR, outputs.head.floor)
+    lowest = min(DEFAULT_FLOOR, outputs.head.floor)
 
-    def posterior_of(noisy, score1, covariance, third):
+    def posterior_of(noisy, score1, covariance, third, unit):
+        floor = lowest if unit is None else lowest * unit
         mean = tweedie.posterior_mean(noisy, score1, sigma)
         return posterior_from_covariance(
             mean, covariance, sigma, scaled_third_diagonal=third, floor=floor, tails=outputs.tails
         )
 
     third = None if outputs.raw_third_order is None else outputs.scaled_third_diagonal
-    return jax.vmap(posterior_of)(noisy, outputs.score1, covariances, third)
+    unit = outputs.covariance_unit
+    return jax.vmap(posterior_of)(noisy, outputs.score1, covariances, third, unit)
 
 
 def _at_a_point(
@@ -125,25 +128,39 @@ def _at_a_point(
     # Parameters are an argument, or the compiler would take them for constants. Inline, so that
     # within a larger program there is no trace of this one.
     @functools.partial(jax.jit, inline=True)
-    def evaluate(params: Any, noisy: Array, sigma: Sigma) -> Any:
+    def evaluate(params: Any, noisy: Array, sigma: Sigma, *label: Array) -> Any:
         points = noisy.reshape(1, -1)
         inputs = noisy[None] if image_shape is None else noisy.reshape(1, *image_shape)
-        scores = () if score_fn is None else (score_fn(points[0])[None],)
-        outputs = outputs_of(model, params, inputs, sigma, *scores)
+        others = [value[None] for value in label]
+        if score_fn is not None:
+            others.append(score_fn(points[0])[None])
+        outputs = outputs_of(model, params, inputs, sigma, *others)
         return jax.tree.map(lambda leaf: leaf[0], read(points, outputs, sigma))
 
     default = sigma
 
-    def at_a_point(noisy: Array, sigma: Level = None) -> Any:
+    def at_a_point(noisy: Array, sigma: Level = None, label: Array | int | None = None) -> Any:
         sigma = default if sigma is None else sigma
         if params is None or sigma is None:
             raise ValueError("a model needs its params, and sigma here or at every call")
         check_positive(sigma=sigma)
         noisy = jnp.asarray(noisy)
         _check_point(noisy, image_shape)
-        return evaluate(params, noisy, sigma)
+        return evaluate(params, noisy, sigma, *_checked_label(label, model))
 
     return at_a_point
+
+
+def _checked_label(label: Array | int | None, model: Any) -> tuple[Array, ...]:
+    """The class as an argument of the model, if there is one."""
+    if label is None:
+        return ()
+    classes = getattr(model, "classes", 0)
+    label = jnp.asarray(label)
+    if not classes or label.ndim or not jnp.issubdtype(label.dtype, jnp.integer):
+        wanted = f"a whole number up to {classes}" if classes else "none, as the model takes none"
+        raise ValueError(f"expected a class, {wanted}, got {label.dtype} {label.shape}")
+    return (label,)
 
 
 def _check_point(noisy: Array, image_shape: Shape) -> None:

@@ -19,7 +19,7 @@ noise optim.lr optim.eps model.ngf model.rank model.reach model.floor model.bloc
 model.patch_size training.steps training.batch_size training.log_every training.evaluate_every
 training.checkpoint_every training.keep_checkpoints training.steps_per_dispatch sampling.batch_size
 sampling.images sampling.chains sampling.steps sampling.levels sampling.steps_per_level
-sampling.step_fraction
+sampling.step_fraction training.level_std sampling.guidance
 """
 _NOT_NEGATIVE = """
 seed optim.warmup optim.final_lr optim.weight_decay optim.clip model.data_std model.attention_size
@@ -35,6 +35,11 @@ def _require(condition: bool, message: str) -> None:
 def reverse_covariance(sampling: ml_collections.ConfigDict) -> str:
     """What stands for the posterior covariance in steps of reverse diffusion."""
     return sampling.covariance or ("full" if sampling.sampler == "ancestral" else "small")
+
+
+def networks_per_evaluation(sampling: ml_collections.ConfigDict) -> int:
+    """How often the network is evaluated for one score: with guidance also without the class."""
+    return 1 if sampling.guidance == 1.0 else 2
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -67,6 +72,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "loss.jacobian_probe": JACOBIAN_PROBES,
         "optim.schedule": ("constant", "cosine"),
         "sampling.sampler": SAMPLERS,
+        "training.level_law": ("log_uniform", "log_normal"),
     }
     for path, names in choices.items():
         value = attrgetter(path)(config)
@@ -79,7 +85,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         value = attrgetter(path)(config)
         fits = value is None or 0 <= value < math.inf
         _require(fits, f"{path} must be zero or positive, got {value}")
-    for path in ("optim.ema", "optim.beta1", "optim.beta2"):
+    for path in ("optim.ema", "optim.beta1", "optim.beta2", "training.label_dropout"):
         value = attrgetter(path)(config)
         _require(0 <= value < 1, f"{path} must be in [0, 1), got {value}")
     multipliers = config.model.multipliers
@@ -153,7 +159,12 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         f"loss.jacobian_weight={weight} needs loss.second_order to be one of {', '.join(RESIDUAL)}",
     )
     _validate_noise_range(config)
+    _validate_classes(config)
     _validate_sampling(config)
+    _require(
+        not model.precondition_covariance or bool(model.positive_definite and model.data_std),
+        "model.precondition_covariance needs model.positive_definite=True and model.data_std > 0",
+    )
     _require(
         model.output_units != "score" or not (has_head and model.positive_definite),
         "model.output_units=score needs model.positive_definite=False",
@@ -189,7 +200,7 @@ def _validate_sampling(config: ml_collections.ConfigDict) -> None:
     )
     vectors, evaluations = sampling.krylov_vectors, sampling.evaluations
     _require(vectors >= 2, f"sampling.krylov_vectors must be at least 2, got {vectors}")
-    least = 1 + EVALUATIONS_PER_STEP.get(sampler, 0)
+    least = (1 + EVALUATIONS_PER_STEP.get(sampler, 0)) * networks_per_evaluation(sampling)
     _require(
         evaluations >= least,
         f"sampling.evaluations must be at least {least}, for a step and the denoising, "
@@ -217,3 +228,33 @@ def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
     )
     _require(model.name == "unet", f"model.name={model.name} takes no noise level; choose unet")
     _require(bool(model.data_std), "a range of noise levels needs model.data_std > 0")
+
+
+def _validate_classes(config: ml_collections.ConfigDict) -> None:
+    model, sampling = config.model, config.sampling
+    label, classes = sampling.label, model.classes
+    _require(
+        math.isfinite(config.training.level_mean),
+        f"training.level_mean must be finite, got {config.training.level_mean}",
+    )
+    if classes is None:
+        for key, unset in (("label", None), ("guidance", 1.0)):
+            value = sampling[key]
+            _require(value == unset, f"sampling.{key}={value} needs model.classes")
+        return
+    _require(classes >= 1, f"model.classes must be at least 1, got {classes}")
+    _require(
+        model.smallest_noise is not None,
+        f"model.classes={classes} needs a model of many noise levels: set model.smallest_noise and "
+        "model.largest_noise",
+    )
+    _require(
+        label is None or 0 <= label < classes,
+        f"sampling.label must be from 0 to {classes - 1}, got {label}",
+    )
+    told = sampling.sampler in EVALUATIONS_PER_STEP
+    _require(
+        told or (label is None and sampling.guidance == 1.0),
+        "sampling.label and sampling.guidance need a sampler of reverse diffusion: "
+        f"{', '.join(EVALUATIONS_PER_STEP)}",
+    )

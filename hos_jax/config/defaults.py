@@ -50,6 +50,10 @@ def default_config() -> ml_collections.ConfigDict:
     # One model for the noise levels in between; without them for `noise` alone.
     config.model.smallest_noise = none(float)
     config.model.largest_noise = none(float)
+    # Whether C is multiplied by what it is of Gaussian data, data_std^2 / (data_std^2 + sigma^2).
+    config.model.precondition_covariance = False
+    # The number of classes that the network is told, of data that has them.
+    config.model.classes = none(int)
     config.model.dtype = "float32"
     config.model.remat = False
 
@@ -83,6 +87,13 @@ def default_config() -> ml_collections.ConfigDict:
     # Steps that run without the host in between; worth it where a step takes milliseconds. Not on
     # CPU, where XLA runs convolutions in a loop less well (the demo: 4 times slower).
     config.training.steps_per_dispatch = 1
+    # Of a range of noise levels: how examples are spread over it. The mean and the standard
+    # deviation are those of log(sigma), of `log_normal`.
+    config.training.level_law = "log_uniform"
+    config.training.level_mean = -1.2
+    config.training.level_std = 1.2
+    # How often the class is hidden, so that the network knows the whole law too.
+    config.training.label_dropout = 0.1
     config.training.log_every = 100
     config.training.evaluate_every = 2_500
     config.training.checkpoint_every = 2_500
@@ -107,4 +118,8 @@ def default_config() -> ml_collections.ConfigDict:
     # which is `small`, in ddim.
     config.sampling.covariance = none(str)
     config.sampling.churn = 0.0
+    # Of models that are told the class: that of all samples, or else all in turn; and by how much
+    # it is overstated, for two evaluations in place of one.
+    config.sampling.label = none(int)
+    config.sampling.guidance = 1.0
     return config

@@ -29,6 +29,7 @@ def _network(model: ConfigDict) -> Callable:
             blocks=model.blocks,
             patch_size=model.patch_size,
             attention_size=model.attention_size,
+            classes=model.classes or 0,
             **images,
         )
     if model.name == "refinenet":
@@ -59,6 +60,8 @@ def make_model(model: ConfigDict) -> ScoreModel:
             output_units=model.output_units,
             third_order=model.third_order == "diagonal",
             noise_conditional=model.smallest_noise is not None,
+            classes=model.classes or 0,
+            precondition_covariance=model.precondition_covariance,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

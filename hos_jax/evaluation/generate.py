@@ -12,7 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax import pointwise, samplers, tweedie
-from hos_jax.config.checks import EVALUATIONS_PER_STEP, reverse_covariance
+from hos_jax.config.checks import (
+    EVALUATIONS_PER_STEP,
+    networks_per_evaluation,
+    reverse_covariance,
+)
 from hos_jax.errors import UserError
 from hos_jax.evaluation.likelihood import make_derivatives_fn
 from hos_jax.models.score_model import outputs_of
@@ -59,12 +63,14 @@ class Samples(NamedTuple):
       images: the end of every chain, denoised, (chains, H, W, C), data units.
       course: the same at several steps, the last included, (kept, chains, H, W, C).
       steps, sigmas: how many steps were taken by then, and the noise level there, (kept,).
+      labels: the classes that the network was told, (chains,), or None.
     """
 
     images: np.ndarray
     course: np.ndarray
     steps: np.ndarray
     sigmas: np.ndarray
+    labels: np.ndarray | None = None
 
 
 def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Samples:
@@ -74,7 +80,8 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
     of size sigma. Annealed ones start at Gaussian noise of the largest level around the mean of the
     training images: any other centre would be a wrong brightness that the first level, whose steps
     are few, must undo. Those of reverse diffusion, where nothing is undone, start with the mean and
-    the covariance of noisy training images. UserError if no chain stayed finite.
+    the covariance of noisy training images. A model that is told the class draws `sampling.label`,
+    or all of them in turn. UserError if no chain stayed finite.
     """
     sampling, key = problem.config.sampling, stream_key("chains", problem.config.seed)
     run, remedy = _single_level, "a smaller sampling.step_fraction"
@@ -102,10 +109,47 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
             error,
             sampling.krylov_vectors,
         )
-    denoise = make_denoiser(problem)
+    labels = _labels(problem)
+    labels = None if labels is None else labels[finite]
+    denoise = _denoiser_of_classes(problem, params, labels)
     levels = zip(trajectory[:, finite], sigmas, strict=True)
-    course = np.stack([np.asarray(denoise(params, *level)) for level in levels])
-    return Samples(course[-1], course, steps, sigmas)
+    course = np.stack([np.asarray(denoise(*level)) for level in levels])
+    return Samples(course[-1], course, steps, sigmas, labels)
+
+
+def _labels(problem: Problem) -> np.ndarray | None:
+    """The class of each chain, int32 (chains,), or None where the network is not told it."""
+    sampling, classes = problem.config.sampling, problem.config.model.classes
+    if not classes or sampling.sampler not in EVALUATIONS_PER_STEP:
+        return None
+    if sampling.label is not None:
+        return np.full(sampling.chains, sampling.label, np.int32)
+    return np.arange(sampling.chains, dtype=np.int32) % np.int32(classes)
+
+
+def _reverse_derivatives_fn(problem: Problem, params: Any) -> Callable:
+    """(s1, s2) as the steps of reverse diffusion take them, with guidance where it is asked for."""
+    derivatives_fn = make_derivatives_fn(problem, params)
+    if networks_per_evaluation(problem.config.sampling) == 1:
+        return derivatives_fn
+    unknown = jnp.int32(problem.config.model.classes)
+    return samplers.diffusion.guided(derivatives_fn, problem.config.sampling.guidance, unknown)
+
+
+def _denoiser_of_classes(problem: Problem, params: Any, labels: np.ndarray | None) -> Callable:
+    """`make_denoiser` of these parameters, at these classes where the network is told them."""
+    if labels is None:
+        return functools.partial(make_denoiser(problem), params)
+    derivatives_fn, shape = _reverse_derivatives_fn(problem, params), problem.data.image_shape
+
+    @jax.jit
+    def denoise(noisy: Array, sigma: Array) -> Array:
+        def one(noisy: Array, label: Array) -> Array:
+            return tweedie.posterior_mean(noisy, derivatives_fn(noisy, sigma, label)[0], sigma)
+
+        return jax.vmap(one)(noisy, jnp.asarray(labels)).reshape(-1, *shape)
+
+    return denoise
 
 
 def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | None):
@@ -158,15 +202,17 @@ def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
     model, sampling = problem.config.model, problem.config.sampling
     start_key, chain_key = jax.random.split(key)
     # The last evaluation denoises.
-    steps = (sampling.evaluations - 1) // EVALUATIONS_PER_STEP[sampling.sampler]
+    evaluations = sampling.evaluations // networks_per_evaluation(sampling)
+    steps = (evaluations - 1) // EVALUATIONS_PER_STEP[sampling.sampler]
     sigmas = karras_sigmas(model.largest_noise, model.smallest_noise, steps + 1)
     sigmas = sigmas.astype(jnp.float32)
     chains = samplers.reverse_chains(
         chain_key,
         reverse_kernel(problem),
-        make_derivatives_fn(problem, params),
+        _reverse_derivatives_fn(problem, params),
         _noisy_start(problem, start_key, sigmas[0]),
         sigmas,
+        conditions=_labels(problem),
         collect=lambda state: state.position,
         progress=label,
     )

@@ -51,12 +51,12 @@ def law_at_largest(problem: Problem) -> likelihood.LogDensityFn:
 
 
 def make_derivatives_fn(problem: Problem, params: Any) -> likelihood.DerivativesAtLevelFn:
-    """(s1, s2) at one flat image and noise level; s2 = 0 of a model that has s1 alone."""
+    """(s1, s2) at one flat image, noise level and perhaps class; s2 = 0 of a model of s1 alone."""
     arguments = problem.model, params, None, problem.data.image_shape
     if problem.model.head is not None:
         return pointwise.derivatives_fn(*arguments)
     score_fn = pointwise.score_fn(*arguments)
-    return lambda noisy, sigma: (score_fn(noisy, sigma), Diagonal(jnp.zeros_like(noisy)))
+    return lambda noisy, *at: (score_fn(noisy, *at), Diagonal(jnp.zeros_like(noisy)))
 
 
 def smallest_variance(problem: Problem, width: float) -> float:

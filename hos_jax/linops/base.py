@@ -218,7 +218,7 @@ class SymmetricMatrix(abc.ABC):
         return self._each(lambda matrix, one: matrix._draw(one, count), keys)
 
     @abc.abstractmethod
-    def floor(self, smallest: float) -> tuple[SymmetricMatrix, Violations]:
+    def floor(self, smallest: float | Array) -> tuple[SymmetricMatrix, Violations]:
         """The matrix made positive definite, in its structure, and what was not.
 
         The floor is `smallest`, or what the floating type resolves beside the largest eigenvalue

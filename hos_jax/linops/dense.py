@@ -66,7 +66,7 @@ class Dense(Solvable):
     def root_third_powers(self) -> Array:
         return jnp.sum(jnp.abs(jnp.linalg.cholesky(self.matrix)) ** 3, axis=-1)
 
-    def floor(self, smallest: float) -> tuple[Dense, Violations]:
+    def floor(self, smallest: float | Array) -> tuple[Dense, Violations]:
         """See `SymmetricMatrix.floor`: eigenvalues below the floor are raised to it."""
         # Cholesky was seen to succeed at an eighth of this, for D up to 256 in float32.
         resolved = 2.0 * math.sqrt(self.dim) * jnp.finfo(self.dtype).eps

@@ -60,7 +60,7 @@ class Diagonal(Solvable):
     def root_third_powers(self) -> Array:
         return self.diag**1.5
 
-    def floor(self, smallest: float) -> tuple[Diagonal, Violations]:
+    def floor(self, smallest: float | Array) -> tuple[Diagonal, Violations]:
         repaired = Diagonal(jnp.maximum(self.diag, smallest))
         return repaired, Violations.of(self.diag, smallest)
 
@@ -103,7 +103,7 @@ class DiagonalPlusLowRank(PlusLowRank):
     def add_diagonal(self, diag: Array) -> DiagonalPlusLowRank:
         return DiagonalPlusLowRank(self.base.add_diagonal(diag).diag, self.factor)
 
-    def floor(self, smallest: float) -> tuple[DiagonalPlusLowRank, Violations]:
+    def floor(self, smallest: float | Array) -> tuple[DiagonalPlusLowRank, Violations]:
         """See `SymmetricMatrix.floor`. Where the diagonal part lies below the floor it is raised to
         it, and that row of the factor shrinks so that the variance of the value, A_ii, stays what
         it was, unless that lies below the floor itself."""

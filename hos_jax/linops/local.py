@@ -408,7 +408,7 @@ class LocalPlusLowRank(PlusLowRank):
     def add_diagonal(self, diag: Array) -> LocalPlusLowRank:
         return LocalPlusLowRank(self.base.add_diagonal(diag), self.factor)
 
-    def floor(self, smallest: float) -> tuple[LocalPlusLowRank, Violations]:
+    def floor(self, smallest: float | Array) -> tuple[LocalPlusLowRank, Violations]:
         """See `Local.floor`."""
         base, violations = self.base.floor(self._resolved(smallest))
         return LocalPlusLowRank(base, self.factor), violations

@@ -107,7 +107,7 @@ class PlusLowRank(SymmetricMatrix):
     def root_third_powers(self) -> Array:
         return self.base.root_third_powers()
 
-    def _resolved(self, smallest: float) -> Array:
+    def _resolved(self, smallest: float | Array) -> Array:
         """A floor for B, (..., 1): the given one, or what Woodbury's identity keeps its digits down
         to, beside the largest eigenvalue of U U^T, where that is more."""
         gram = jnp.abs(jax.lax.stop_gradient(self.factor.mT @ self.factor))

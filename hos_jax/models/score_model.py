@@ -77,6 +77,7 @@ class ModelOutputs:
       head: the second-order head, or None.
       output_units: "score" if what the head gives is s2 itself.
       image_shape: (H, W, C) of the points; None for vectors.
+      covariance_unit: what the head's C is multiplied by, (N,), dimensionless, or None for 1.
 
     Raises:
       ValueError: where an order is asked for that the model has not.
@@ -89,6 +90,7 @@ class ModelOutputs:
     head: SecondOrderHead | None = flax.struct.field(pytree_node=False, default=None)
     output_units: str = flax.struct.field(pytree_node=False, default="dimensionless")
     image_shape: ImageShape | None = flax.struct.field(pytree_node=False, default=None)
+    covariance_unit: Array | None = None
 
     @property
     def score1(self) -> Array:
@@ -138,8 +140,13 @@ class ModelOutputs:
         """What the head makes of its input, dimensionless."""
         if self.head is None or self.raw_second_order is None:
             raise ValueError("this model has no second order")
-        make = getattr(self.head, matrix)
-        return jax.vmap(lambda raw: make(raw, self.image_shape))(self.raw_second_order)
+        asked = matrix if self.covariance_unit is None else "covariance"
+        make = getattr(self.head, asked)
+        made = jax.vmap(lambda raw: make(raw, self.image_shape))(self.raw_second_order)
+        if self.covariance_unit is None:
+            return made
+        covariance = made.scale(self.covariance_unit)
+        return covariance if matrix == asked else covariance.add_identity(-1.0)
 
 
 def outputs_of(model: nn.Module, params: Any, *inputs: Array | float) -> ModelOutputs:
@@ -156,7 +163,9 @@ class ScoreModel(nn.Module):
 
     .. math:: \hat z = y \sigma / v + f(y / \sqrt{v}) \, \mathrm{data\_std} / \sqrt{v}
 
-    so that a network with output 0 is already a denoiser. `data_std=None` leaves the skip out.
+    so that a network with output 0 is already a denoiser. `data_std=None` leaves the skip out. With
+    `precondition_covariance` the same is true of C: what the head gives is multiplied by data_std^2
+    / v, the C of Gaussian data, which at large sigma is small.
 
     Attributes:
       network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
@@ -170,6 +179,8 @@ class ScoreModel(nn.Module):
         themselves; the latter needs an unconstrained head and `data_std=None`.
       third_order: whether the diagonal of T = sigma^3 s3 is an output too.
       noise_conditional: whether the network is given sigma, (N,), as a second input.
+      classes: how many classes it is told as a third one, 0 for none; needs noise_conditional.
+      precondition_covariance: see above; needs `data_std` and a positive definite head.
     """
 
     network: Callable[..., nn.Module]
@@ -179,18 +190,30 @@ class ScoreModel(nn.Module):
     output_units: Literal["dimensionless", "score"] = "dimensionless"
     third_order: bool = False
     noise_conditional: bool = False
+    classes: int = 0
+    precondition_covariance: bool = False
 
     @nn.compact
-    def __call__(self, noisy: Array, sigma: Array | float) -> ModelOutputs:
+    def __call__(
+        self, noisy: Array, sigma: Array | float, labels: Array | None = None
+    ) -> ModelOutputs:
         """Evaluate at noisy points y and noise levels sigma, data units, as `as_images` takes them.
 
-        y is (N, H, W, C) images or (N, D) vectors, sigma a scalar or (N,).
+        y is (N, H, W, C) images or (N, D) vectors, sigma a scalar or (N,), labels whole numbers
+        below `classes`, (N,), or `classes` itself where the class is not known, as without labels.
+        ValueError for labels that the model does not take.
         """
         images, sigma = as_images(noisy, sigma)
+        condition: tuple[Array, ...] = (sigma,) if self.noise_conditional else ()
+        if self.classes:
+            unknown = jnp.full(len(images), self.classes, jnp.int32)
+            condition += (unknown if labels is None else labels,)
+        elif labels is not None:
+            raise ValueError("this model is not told the class: leave the labels out")
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)
         scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
         blocks = 0 if self.head is None else self.head.blocks(shape_of(noisy) or noisy.shape[1])
-        raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None], sigma, blocks)
+        raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None], condition, blocks)
 
         flat, level = images.reshape(images.shape[0], -1), sigma[:, None]
         raw1 = raw1.reshape(flat.shape)
@@ -200,17 +223,20 @@ class ScoreModel(nn.Module):
         elif self.data_std is not None:
             skip = level / variance[:, None] * flat
             raw1 = skip + (self.data_std * scale)[:, None] * raw1
-        shape = shape_of(noisy)
-        return ModelOutputs(raw1, raw2, sigma, raw3, self.head, self.output_units, shape)
+        shape, unit = shape_of(noisy), None
+        if self.precondition_covariance:
+            if self.data_std is None or not (self.head is None or self.head.positive_definite):
+                raise ValueError("precondition_covariance needs data_std and a head of covariances")
+            unit = jnp.square(self.data_std * scale)
+        return ModelOutputs(raw1, raw2, sigma, raw3, self.head, self.output_units, shape, unit)
 
     def _evaluate(
-        self, images: Array, sigma: Array, blocks: int
+        self, images: Array, level: tuple[Array, ...], blocks: int
     ) -> tuple[Array, Array | None, Array | None]:
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
         channels = images.shape[-1]
         if self.networks not in NETWORKS:
             raise ValueError(f"unknown networks {self.networks!r}: {', '.join(NETWORKS)}")
-        level = (sigma,) if self.noise_conditional else ()
 
         def network(name, outputs):
             return self.network(out_channels=channels * outputs, name=name)

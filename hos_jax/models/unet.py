@@ -122,6 +122,7 @@ class UNet(nn.Module):
       attention_size: levels whose larger side is at most this many pixels get attention.
       dtype: dtype of the computation; parameters stay float32.
       remat: recompute activations in the backward pass, for big images.
+      classes: how many classes of images there are, 0 for none.
 
     Raises:
       ValueError: if a side of the image cannot be halved once per level.
@@ -135,16 +136,23 @@ class UNet(nn.Module):
     attention_size: int = 8
     dtype: Any = jnp.float32
     remat: bool = False
+    classes: int = 0
 
     @nn.compact
-    def __call__(self, images: Array, sigma: Array | None = None) -> Array:
-        """Evaluate at images; at given noise levels, (B,), with an embedding of them."""
+    def __call__(
+        self, images: Array, sigma: Array | None = None, labels: Array | None = None
+    ) -> Array:
+        """Evaluate at images; with embeddings of noise levels, (B,), where they are given, and of
+        labels, (B,), whole numbers up to `classes`, which means that the class is not known."""
         factor = self.patch_size * 2 ** (len(self.multipliers) - 1)
         _check_sizes(images.shape, self.features, factor)
         block: Callable = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         condition = None
         if sigma is not None:
             condition = NoiseEmbedding(4 * self.features, name="noise_embedding")(sigma)
+            if labels is not None:
+                embed = nn.Embed(self.classes + 1, 4 * self.features, name="label_embedding")
+                condition += embed(labels)
 
         def stage(h: Array, features: int, name: str) -> Array:
             h = block(features, self.dtype, name=name)(h, condition)

@@ -39,14 +39,16 @@ Covariance = CovarianceName | float | Callable[[Array], Array]
 _CONSTANTS = {"small": 0.0, "large": 1.0}
 # Noise that is added stays below sigma.
 LARGEST_CHURN = math.sqrt(2.0) - 1.0
-DerivativesFn = Callable[[Array, Array], tuple[Array, SymmetricMatrix | None]]
+DerivativesFn = Callable[..., tuple[Array, SymmetricMatrix | None]]
 
 
 class ReverseState(NamedTuple):
-    """State of one chain: the position y, (D,), and its noise level, a scalar, both data units."""
+    """State of one chain: the position y, (D,), and its noise level, a scalar, both data units; and
+    what `derivatives_fn` gets as a third argument, such as a class, unless it is None."""
 
     position: Array
     sigma: Array
+    condition: Any = None
 
 
 class ReverseInfo(NamedTuple):
@@ -58,10 +60,29 @@ class ReverseInfo(NamedTuple):
     lanczos_error: Array
 
 
-def init(position: Array, sigma: Array | float) -> ReverseState:
+def init(position: Array, sigma: Array | float, condition: Any = None) -> ReverseState:
     """The state of a chain at y, (D,), of noise level sigma; ValueError for integers or others."""
     check_floating_vectors(position=position)
-    return ReverseState(position, jnp.asarray(sigma, position.dtype))
+    return ReverseState(position, jnp.asarray(sigma, position.dtype), condition)
+
+
+def guided(derivatives_fn: DerivativesFn, weight: float, unknown: Any) -> DerivativesFn:
+    r"""Scores that overstate a condition c: with those of `unknown`, the condition that says
+    nothing,
+
+    .. math:: s_1(y) + w \, (s_1(y | c) - s_1(y)),
+
+    that of the density in proportion to q(y) (q(y | c) / q(y))^w, and s2 of c itself, so that C
+    stays a covariance. Two evaluations in place of one. See Ho, Salimans, "Classifier-Free
+    Diffusion Guidance", 2022; w here is 1 + w there.
+    """
+
+    def overstated(y: Array, sigma: Array, condition: Any) -> tuple[Array, SymmetricMatrix | None]:
+        known, hessian = derivatives_fn(y, sigma, condition)
+        plain, _ = derivatives_fn(y, sigma, unknown)
+        return plain + weight * (known - plain), hessian
+
+    return overstated
 
 
 def simplified(covariance: SymmetricMatrix, name: str) -> SymmetricMatrix:
@@ -113,7 +134,7 @@ def _check_covariance(covariance: Covariance) -> None:
 
 
 def _moved(state: ReverseState, jump: Array, sigma: Array, error: Array | float = 0.0):
-    new_state = init(state.position + jump, sigma)
+    new_state = init(state.position + jump, sigma, state.condition)
     squared = jnp.sum(jnp.square(jump))
     return new_state, ReverseInfo(squared, all_finite(new_state), jnp.asarray(error, jump.dtype))
 
@@ -133,7 +154,7 @@ def ancestral(covariance: Covariance = "full") -> Callable:
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
-        y, level = state
+        y, level = state.position, state.sigma
         score, hessian = derivatives_fn(y, level)
         step, ratio = (level - sigma) * (level + sigma), jnp.square(sigma / level)
         noise_key, posterior_key = jax.random.split(rng_key)
@@ -160,7 +181,7 @@ def ddim(covariance: Covariance = "small") -> Callable:
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
-        y, level = state
+        y, level = state.position, state.sigma
         score, hessian = derivatives_fn(y, level)
         noise = step_covariance(hessian, level, covariance, y).sample(rng_key, 1)[0]
         return _moved(state, (level - sigma) * (level * score + noise), sigma)
@@ -187,7 +208,7 @@ def heun(churn: float = 0.0, between: tuple[float, float] = (0.0, np.inf)) -> Ca
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
-        y, level = state
+        y, level = state.position, state.sigma
         if churn:
             inside = (level >= between[0]) & (level <= between[1])
             raised = jnp.where(inside, 1.0 + churn, 1.0) * level
@@ -225,7 +246,7 @@ def second_order(*, gradient: bool = False, krylov_vectors: int = KRYLOV_VECTORS
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
-        y, level = state
+        y, level = state.position, state.sigma
 
         def trace(point: Array) -> tuple[Array, tuple[Array, SymmetricMatrix]]:
             score, hessian = derivatives_fn(point, level)
@@ -257,7 +278,13 @@ def _start(sigmas: Array, position: Array, rng_key: Any = None) -> ReverseState:
 def _step(kernel: Callable, derivatives_fn: Callable, sigmas: Array, rng_key, state) -> Any:
     levels = sigmas.astype(state.sigma.dtype)
     below = jnp.max(levels, where=levels < state.sigma, initial=levels[-1])
-    return kernel(rng_key, state, derivatives_fn, below)
+    if state.condition is None:
+        return kernel(rng_key, state, derivatives_fn, below)
+
+    def conditional_fn(y: Array, sigma: Array) -> tuple[Array, SymmetricMatrix | None]:
+        return derivatives_fn(y, sigma, state.condition)
+
+    return kernel(rng_key, state, conditional_fn, below)
 
 
 def as_top_level_api(
@@ -283,6 +310,7 @@ def reverse_chains(
     positions: Array,
     sigmas: Array,
     *,
+    conditions: Any = None,
     collect: Callable[[ReverseState], Any] | None = None,
     devices: list[Any] | None = None,
     progress: str | None = None,
@@ -307,6 +335,7 @@ def reverse_chains(
         sigmas[0], or nearly so: the Gaussian with the mean and the covariance of the data plus
         sigmas[0]^2 I. Nothing later mends a wrong mean.
       sigmas: the levels, falling, (levels,), data units.
+      conditions: one a chain, leaves (chains, ...): the third argument of `derivatives_fn`.
       collect, devices, progress: see `run_chains`; something is kept after each step.
     """
     positions = jnp.asarray(positions)
@@ -316,7 +345,7 @@ def reverse_chains(
     return run_chains(
         key,
         sampler.step,
-        jax.vmap(sampler.init)(positions),
+        jax.vmap(sampler.init)(positions)._replace(condition=conditions),
         len(sigmas) - 1,
         collect=collect,
         chunk=1,

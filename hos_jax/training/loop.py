@@ -22,7 +22,7 @@ from hos_jax import config as run_config
 from hos_jax.data import batch_at
 from hos_jax.errors import NonFiniteError, StorageError, UserError
 from hos_jax.files import locked
-from hos_jax.noise import example_keys, stream_key
+from hos_jax.noise import example_keys, log_normal_sigmas, log_uniform_sigmas, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.logs import RunLog, shows_progress
@@ -32,13 +32,20 @@ from hos_jax.training.state import TrainState, apply_gradients
 logger = logging.getLogger(__name__)
 
 
+class Batch(NamedTuple):
+    """Images as they are in `Problem.data`, and their classes where the network is told them."""
+
+    images: Any
+    labels: Any = None
+
+
 def _noise_levels(
     config: ml_collections.ConfigDict, count: int, key: jax.Array, first_index: int | jax.Array
 ) -> jax.Array:
     """sigma of `count` examples of a global batch from `first_index` on, float32 (count,).
 
-    With a range of levels they are log-uniform, and spread evenly over each batch: example i of B
-    takes the quantile u + i / B modulo 1, with one random u per batch.
+    With a range of levels they are of the law `training.level_law`, and spread evenly over each
+    batch: example i of B takes the quantile u + i / B modulo 1, with one random u per batch.
     """
     smallest, largest = config.model.smallest_noise, config.model.largest_noise
     if smallest is None:
@@ -46,7 +53,10 @@ def _noise_levels(
     index = (first_index + jnp.arange(count)).astype(jnp.float32)
     offset = jax.random.uniform(key, dtype=jnp.float32)
     quantile = (offset + index / config.training.batch_size) % 1.0
-    return smallest * (largest / smallest) ** quantile
+    if config.training.level_law == "log_uniform":
+        return log_uniform_sigmas(quantile, largest, smallest)
+    law = config.training.level_mean, config.training.level_std
+    return log_normal_sigmas(quantile, largest, smallest, *law)
 
 
 def _draw(
@@ -55,11 +65,13 @@ def _draw(
     part: str,
     step: int | jax.Array,
     first_index: int | jax.Array,
+    labels: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Noise, noise levels and probes for this device's part `clean` of a batch, however that is
-    split.
+    """Noise, noise levels, probes and classes for this device's part `clean` of a batch, however
+    that is split.
 
-    `part` is "training" or "held-out", each with streams of its own.
+    `part` is "training" or "held-out", each with streams of its own. In training some of the
+    classes are hidden.
     """
     config, count = problem.config, len(clean)
     first = first_index + parallel.device_index() * count
@@ -71,17 +83,23 @@ def _draw(
     level_key = stream_key(f"{part} levels", config.seed, step)
     sigma = _noise_levels(config, count, level_key, first)
     drawn = {"noise": draw("noise", jax.random.normal), "sigma": sigma}
+    if labels is not None:
+        drawn["labels"] = labels
+        if part == "training":
+            keys = example_keys(stream_key("training labels", config.seed, step), first, count)
+            hidden = jax.vmap(jax.random.uniform)(keys) < config.training.label_dropout
+            drawn["labels"] = jnp.where(hidden, config.model.classes, labels)
     if problem.objective.needs_probes:
         drawn["probes"] = draw("probes", jax.random.rademacher)
     return drawn
 
 
 def _one_step(problem: Problem) -> Callable:
-    """`train_step(state, images) -> (state, metrics)` of one device."""
+    """`train_step(state, batch) -> (state, metrics)` of one device."""
 
-    def train_step(state: TrainState, images: jax.Array):
-        clean = problem.data.to_float(images)
-        drawn = _draw(problem, clean, "training", state.step, 0)
+    def train_step(state: TrainState, batch: Batch):
+        clean = problem.data.to_float(batch.images)
+        drawn = _draw(problem, clean, "training", state.step, 0, batch.labels)
 
         def mean(values):
             return parallel.mean_over_devices(jnp.mean(values))
@@ -102,11 +120,11 @@ def _one_step(problem: Problem) -> Callable:
 
 
 def make_train_step(problem: Problem, steps: int = 1) -> Callable:
-    """`train_step(state, images) -> (state, metrics)`, mapped over devices, state donated.
+    """`train_step(state, batch) -> (state, metrics)`, mapped over devices, state donated.
 
-    `images` are those of `Problem.data`, (devices, B / devices, H, W, C); metrics are averages over
-    all devices. Several `steps` in one call are a `lax.scan` over images (devices, steps,
-    B / devices, H, W, C); then every metric of a device is (steps,).
+    The batch is a `Batch` whose leaves are (devices, B / devices, ...); metrics are averages over
+    all devices. Several `steps` in one call are a `lax.scan` over leaves (devices, steps,
+    B / devices, ...); then every metric of a device is (steps,).
     """
     step = _one_step(problem)
     several = functools.partial(jax.lax.scan, step)
@@ -121,10 +139,10 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
     """
     config, data = problem.config, problem.data
 
-    def evaluation_step(params, images, weights, first_index):
-        clean = data.to_float(images)
+    def evaluation_step(params, batch: Batch, weights, first_index):
+        clean = data.to_float(batch.images)
         # The same noise at every evaluation, so that they compare.
-        drawn = _draw(problem, clean, "held-out", 0, first_index)
+        drawn = _draw(problem, clean, "held-out", 0, first_index, batch.labels)
         total = parallel.sum_over_devices(jnp.sum(weights))
 
         def mean(values):
@@ -133,6 +151,7 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
         losses = problem.losses(params, clean, **drawn, mean=mean)
         return {name: mean(values) * total for name, values in losses.items()}
 
+    labels = data.held_out_labels if config.model.classes else None
     mapped = parallel.map_over_devices(evaluation_step)
     # One batch never needs more memory than a training step.
     batch_size = config.training.batch_size
@@ -144,9 +163,10 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
         for start in range(0, len(data.held_out), batch_size):
             index = start + own
             weights = (index < len(data.held_out)).astype(np.float32)
-            images = data.held_out[np.minimum(index, len(data.held_out) - 1)]
+            chosen = np.minimum(index, len(data.held_out) - 1)
+            batch = Batch(data.held_out[chosen], None if labels is None else labels[chosen])
             first = parallel.replicate(np.int32(start))
-            out = mapped(params, *parallel.shard((images, weights)), first)
+            out = mapped(params, *parallel.shard((batch, weights)), first)
             for name, value in parallel.unreplicate(out).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {name: value / len(data.held_out) for name, value in sums.items()}
@@ -316,20 +336,27 @@ def _begin(
     return state, RunFiles(checkpoints, log, seconds)
 
 
-def _batches(problem: Problem, step: int, count: int) -> Any:
+def _batches(problem: Problem, step: int, count: int) -> Batch:
     """Sharded batches as `make_train_step` takes them."""
-    batch = functools.partial(
+    config, data = problem.config, problem.data
+    labels = data.train_labels if config.model.classes else None
+    rows = functools.partial(
         batch_at,
-        problem.data.train,
-        seed=problem.config.seed,
-        batch_size=problem.config.training.batch_size,
+        seed=config.seed,
+        batch_size=config.training.batch_size,
         process_index=parallel.process_index(),
         process_count=parallel.process_count(),
-        random_flip=problem.config.data.random_flip,
     )
+
+    def batch(step: int) -> Batch:
+        images = rows(data.train, step, random_flip=config.data.random_flip)
+        # Rows of one step are the same ones whatever they are of.
+        return Batch(images, None if labels is None else rows(labels, step))
+
     if count == 1:
         return parallel.shard(batch(step))
-    return parallel.shard(np.stack([batch(step + i) for i in range(count)]), axis=1)
+    several = [batch(step + i) for i in range(count)]
+    return parallel.shard(jax.tree.map(lambda *leaves: np.stack(leaves), *several), axis=1)
 
 
 def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled) -> TrainState:
@@ -349,14 +376,14 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
     while step < total and not parallel.any_process(should_stop()):
         stride = training.steps_per_dispatch
         count = min(stride - step % stride, total - step)
-        images = _batches(problem, step, count)
+        batch = _batches(problem, step, count)
         if count not in compiled:
             train_step = make_train_step(problem, count)
-            compiled[count] = parallel.compile_for(train_step, state, images)
+            compiled[count] = parallel.compile_for(train_step, state, batch)
             on_compiled()
         # Where JAX is asked to look for NaN, the step is looked at when it is known which.
         with jax.debug_nans(False), jax.debug_infs(False):
-            state, metrics = compiled[count](state, images)
+            state, metrics = compiled[count](state, batch)
         step += count
         averages.add(metrics)
         if step % training.log_every == 0 or step == total:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from hos_jax.config.networks import make_model
 from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
 from hos_jax.losses.objective import Objective
-from hos_jax.models.score_model import ScoreModel, outputs_of
+from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.noise import stream_key
 from hos_jax.training import parallel
 from hos_jax.training.state import TrainState, init_state, make_optimizer
@@ -54,6 +53,7 @@ class Problem:
         if model.head is not None and model.head.has_columns and config.model.rank > dim:
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
         _check_scale(config.model.data_std, data)
+        _check_classes(config.model.classes, data)
         balance = config.model.data_std if config.model.smallest_noise is not None else None
         chosen = config.loss.to_dict()
         if chosen["first_order_weight"] is None:
@@ -70,9 +70,23 @@ class Problem:
         """Shapes and dtypes of the state, which a checkpoint must have; raises as `init`."""
         return jax.eval_shape(self._init_state, self._abstract_params())
 
-    def losses(self, params: Any, clean: jax.Array, *drawn: Any, **options: Any) -> dict:
-        """The losses of a batch, each (N,); see `Objective.per_example`."""
-        model = functools.partial(outputs_of, self.model, params)
+    def losses(
+        self,
+        params: Any,
+        clean: jax.Array,
+        *drawn: Any,
+        labels: jax.Array | None = None,
+        **options: Any,
+    ) -> dict:
+        """The losses of a batch, each (N,), of these classes if any; see `Objective.per_example`.
+
+        At several points of each example the network is told the class at each of them.
+        """
+
+        def model(points: jax.Array, sigma: jax.Array) -> ModelOutputs:
+            known = () if labels is None else (jnp.tile(labels, len(points) // len(labels)),)
+            return outputs_of(self.model, params, points, sigma, *known)
+
         return self.objective.per_example(model, clean, *drawn, **options)
 
     def _init_state(self, params: Any) -> TrainState:
@@ -112,6 +126,17 @@ def _check_scale(data_std: float, data: ImageData) -> None:
             f"the standard deviation of the data is {found:.3g} and model.data_std is "
             f"{data_std:.3g}: set it, and a noise in the same units"
         )
+
+
+def _check_classes(classes: int | None, data: ImageData) -> None:
+    """UserError where the network is to be told classes that the data does not have."""
+    if classes is None:
+        return
+    if data.train_labels is None or data.held_out_labels is None:
+        raise UserError(f"model.classes={classes}, but {data.name} has no labels: leave it unset")
+    found = 1 + max(int(data.train_labels.max()), int(data.held_out_labels.max()))
+    if found > classes:
+        raise UserError(f"model.classes={classes}, but {data.name} has {found}")
 
 
 def check_batch(problem: Problem) -> None:

@@ -151,7 +151,7 @@ def posterior_from_covariance(
     sigma: Array | float,
     *,
     scaled_third_diagonal: Array | None = None,
-    floor: float = DEFAULT_FLOOR,
+    floor: float | Array = DEFAULT_FLOOR,
     tails: str = "gaussian",
 ) -> Posterior:
     """The posterior from C in units of sigma^2, as second-order models give it.
@@ -171,9 +171,7 @@ def posterior_from_covariance(
     """
     if tails == "student" and scaled_third_diagonal is not None:
         raise ValueError("Student's tails are symmetric: leave the third-order model out")
-    if not floor > 0:
-        raise ValueError(f"expected floor > 0, got {floor}")
-    check_positive(sigma=sigma)
+    check_positive(sigma=sigma, floor=floor)
     check_vectors(mean=mean, covariance_rows=covariance.shape[:-1])
     third = None
     if scaled_third_diagonal is not None:

@@ -356,3 +356,56 @@ def test_bad_arguments_are_refused():
     kernel, state = diffusion.second_order(krylov_vectors=1), diffusion.init(jnp.zeros(2), 1.0)
     with pytest.raises(ValueError, match="krylov_vectors >= 2"):
         kernel(jax.random.key(0), state, lambda y, s: (-y, Diagonal(-jnp.ones(2))), 0.5)
+
+
+# Two classes, by their number in a stack of Gaussians; 2 is the mixture of both.
+CLASSES = [
+    distributions.GaussianMixture(
+        jnp.ones(1), jnp.array([[shift, 0.0, 0.0]]), stds=jnp.array([width])
+    )
+    for shift, width in ((-1.0, 0.3), (2.0, 0.6))
+]
+BOTH = distributions.GaussianMixture(
+    jnp.array([0.5, 0.5]),
+    jnp.array([[-1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]),
+    stds=jnp.array([0.3, 0.6]),
+)
+
+
+def derivatives_of_classes(noisy, sigma, label):
+    laws = [derivatives_of(law) for law in (*CLASSES, BOTH)]
+    found = [(score, hessian.to_dense()) for score, hessian in (law(noisy, sigma) for law in laws)]
+    score, hessian = jax.tree.map(lambda *each: jnp.stack(each)[label], *found)
+    return score, Dense(hessian)
+
+
+@pytest.mark.parametrize("kernel", [diffusion.ancestral("full"), diffusion.heun()])
+def test_each_chain_has_the_law_of_its_condition(kernel):
+    sigmas = karras_sigmas(20.0, 0.1, 25)
+    labels = jnp.arange(2000) % 2
+    means = jnp.array([[-1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])[labels]
+    spread = jnp.sqrt(jnp.array([0.3, 0.6])[labels, None] ** 2 + sigmas[0] ** 2)
+    start = means + spread * jax.random.normal(jax.random.key(5), (2000, DIM))
+    chains = reverse_chains(
+        jax.random.key(6), kernel, derivatives_of_classes, start, sigmas, conditions=labels
+    )
+    np.testing.assert_array_equal(chains.states.condition, labels)
+    for label, law in enumerate(CLASSES):
+        smooth = law.smooth(0.1)
+        samples = np.asarray(chains.states.position)[label::2]
+        variance = float(smooth.stds[0]) ** 2
+        # Of the steps of Heun a percent of the width is left.
+        assert_moments(samples, smooth.means[0], variance * np.eye(DIM), errors=5.5)
+
+
+def test_guidance_is_the_score_of_the_overstated_density():
+    point, sigma, weight = jnp.array([0.4, -0.3, 0.2]), 0.7, 2.5
+    known, plain = CLASSES[1].smooth(sigma), BOTH.smooth(sigma)
+
+    def overstated(y):
+        return plain.log_density(y) + weight * (known.log_density(y) - plain.log_density(y))
+
+    guided = diffusion.guided(derivatives_of_classes, weight, 2)
+    score, hessian = guided(point, sigma, 1)
+    np.testing.assert_allclose(score, jax.grad(overstated)(point), rtol=1e-9)
+    np.testing.assert_allclose(hessian.to_dense(), known.hessian(point).to_dense(), rtol=1e-9)

@@ -4,8 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from hos_jax.noise import STREAMS, example_keys, geometric_sigmas, perturb, stream_key
+from hos_jax.noise import (
+    STREAMS,
+    example_keys,
+    geometric_sigmas,
+    log_normal_sigmas,
+    log_uniform_sigmas,
+    perturb,
+    stream_key,
+)
 
 
 def test_no_two_uses_of_randomness_share_a_key():
@@ -54,3 +63,21 @@ def test_noise_levels_and_pairs():
         perturb(clean, jnp.array([1, 2]), 1.0)
     with pytest.raises(ValueError, match="one shape"):
         perturb(clean[None], noise[None], 1.0)
+
+
+def test_levels_of_quantiles_are_those_of_their_laws():
+    quantiles = jnp.linspace(0.0, 1.0, 11)
+    expected = scipy.stats.loguniform(0.02, 5.0).ppf(quantiles)
+    np.testing.assert_allclose(log_uniform_sigmas(quantiles, 5.0, 0.02), expected, rtol=1e-12)
+    ends = (np.log([0.02, 5.0]) + 1.2) / 0.9
+    expected = np.exp(scipy.stats.truncnorm(*ends, loc=-1.2, scale=0.9).ppf(quantiles))
+    found = log_normal_sigmas(quantiles, 5.0, 0.02, -1.2, 0.9)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    # A range far from the law's centre, in float32: nothing leaves it.
+    far = log_normal_sigmas(quantiles.astype(jnp.float32), 50.0, 40.0, -1.2, 0.9)
+    assert far.dtype == jnp.float32 and float(far.min()) >= 40.0 and float(far.max()) <= 50.0
+    with pytest.raises(ValueError, match="expected std > 0"):
+        log_normal_sigmas(quantiles, 5.0, 0.02, 0.0, 0.0)
+    for function, law in ((log_uniform_sigmas, ()), (log_normal_sigmas, (0.0, 1.0))):
+        with pytest.raises(ValueError, match="largest >= smallest"):
+            function(quantiles, 0.02, 5.0, *law)

@@ -182,7 +182,7 @@ def test_nothing_of_the_size_of_a_square_is_built():
         (lambda p: p.skewness(), "third-order model"),
         (
             lambda p: posterior_from_covariance(p.mean, make_covariance("diagonal"), 1.0, floor=0),
-            "floor > 0",
+            "positive and finite scalar floor",
         ),
         (
             lambda p: posterior_from_covariance(p.mean[1:], make_covariance("diagonal"), 1.0),

@@ -9,7 +9,7 @@ from hos_jax import losses
 from hos_jax.data import batch_at, to_float
 from hos_jax.linops import DiagonalPlusLowRank
 from hos_jax.training import parallel
-from hos_jax.training.loop import make_train_step
+from hos_jax.training.loop import Batch, make_train_step
 from hos_jax.training.problem import Problem
 
 pytestmark = [
@@ -48,7 +48,7 @@ def test_training_lowers_the_loss(small_config, dtype):
     state, step, found = parallel.replicate(problem.init()), make_train_step(problem), []
     for index in range(60):
         images = batch_at(problem.data.train, index, seed=config.seed, batch_size=64)
-        state, metrics = step(state, parallel.shard(images))
+        state, metrics = step(state, parallel.shard(Batch(images)))
         found.append(float(parallel.unreplicate(metrics)["loss"]))
     assert np.isfinite(found).all()
     assert np.mean(found[-10:]) < np.mean(found[:10])

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
+from hos_jax import pointwise
 from hos_jax.config import validate
 from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
@@ -18,7 +20,7 @@ from hos_jax.evaluation.generate import (
 )
 from hos_jax.losses.objective import Objective
 from hos_jax.samplers import diffusion
-from hos_jax.training import loop
+from hos_jax.training import loop, parallel
 from hos_jax.training.problem import Problem
 
 RANGE = {
@@ -178,10 +180,163 @@ def test_ozaki_samples_at_one_level(small_config, caplog):
     np.testing.assert_array_equal(samples.steps, [1, 2, 3, 4, 5])
 
 
+def test_levels_gather_where_the_config_says(small_config):
+    law = {"level_law": "log_normal", "level_mean": -1.0, "level_std": 0.5}
+    config = small_config(**RANGE, **{f"training__{key}": value for key, value in law.items()})
+    levels = np.sort(loop._noise_levels(config, 16, jax.random.key(3), 0))
+    assert levels.dtype == np.float32 and levels[0] >= 0.05 and levels[-1] <= 5.0
+    quantiles = scipy.stats.norm(-1.0, 0.5).cdf(np.log(levels))
+    np.testing.assert_allclose(np.diff(quantiles), 1 / 16, rtol=1e-2)
+
+
+CLASSES = {**RANGE, "model__multipliers": (1,), "model__classes": 10}
+
+
+def test_the_network_is_told_the_class(small_config):
+    model = make_model(small_config(**CLASSES).model)
+    noisy = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    params = jax.jit(model.init)(jax.random.key(1), noisy, 0.5)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    apply = jax.jit(model.apply)
+    told, unknown = (apply(params, noisy, 0.5, jnp.array(labels)) for labels in ([3] * 3, [10] * 3))
+    assert np.abs(told.score1 - unknown.score1).max() > 1e-3
+    np.testing.assert_array_equal(apply(params, noisy, 0.5).score1, unknown.score1)
+    mixed = apply(params, noisy, 0.5, jnp.array([10, 3, 10]))
+    np.testing.assert_allclose(mixed.score1[1], told.score1[1], rtol=1e-4, atol=1e-5)
+    score_fn = pointwise.score_fn(model, params, None, (8, 8, 1))
+    np.testing.assert_allclose(score_fn(noisy[0], 0.5, 3), told.score1[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(score_fn(noisy[0], 0.5), unknown.score1[0], rtol=1e-4, atol=1e-5)
+    plain = make_model(small_config(**RANGE).model)
+    with pytest.raises(ValueError, match="leave the labels out"):
+        jax.eval_shape(plain.init, jax.random.key(1), noisy, 0.5, jnp.zeros(3, jnp.int32))
+    with pytest.raises(ValueError, match="expected a class, none"):
+        pointwise.score_fn(plain, {}, 0.5, (8, 8, 1))(noisy[0], 0.5, 3)
+    with pytest.raises(ValueError, match="a whole number up to 10"):
+        score_fn(noisy[0], 0.5, 0.3)
+
+
+def test_some_classes_are_hidden_in_training_and_none_held_out(small_config):
+    config = small_config(**CLASSES, training__label_dropout=0.3)
+    problem = Problem.from_config(config)
+    clean, labels = jnp.zeros((4000, 8, 8, 1)), jnp.arange(4000) % 10
+    draw = jax.vmap(
+        lambda step: loop._draw(problem, clean, "training", step, 0, labels)["labels"],
+        axis_name=parallel.AXIS,
+    )
+    hidden = np.asarray(draw(jnp.arange(2))) == 10
+    assert abs(hidden.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 8000)
+    assert np.any(hidden[0] != hidden[1])
+    held_out = jax.vmap(
+        lambda step: loop._draw(problem, clean, "held-out", step, 0, labels)["labels"],
+        axis_name=parallel.AXIS,
+    )(jnp.zeros(1, int))
+    np.testing.assert_array_equal(held_out[0], labels)
+    batch = loop._batches(problem, 3, 2)
+    images, labels = (np.concatenate(leaf[0]) for leaf in batch)
+    for image, label in zip(images, labels, strict=True):
+        found = np.flatnonzero((problem.data.train == image).all(axis=(1, 2, 3)))
+        assert label in problem.data.train_labels[found]
+
+
+def test_what_a_model_learns_of_classes_is_drawn_by_class(small_config, tmp_path):
+    """Of two classes, black and white images, each is drawn as asked, and a run resumed bit for
+    bit."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(64, dtype=np.int32) % 2
+    images = (labels[:, None, None, None] + 0.05 * rng.normal(size=(64, 8, 8, 1))).astype("f4")
+    parts = {"train": images[:48], "held_out": images[48:]}
+    names = {"train_labels": labels[:48], "held_out_labels": labels[48:]}
+    np.savez(tmp_path / "two.npz", **parts, **names)
+    config = small_config(
+        **{**CLASSES, "model__classes": 2, "data__name": "arrays"},
+        data__root=str(tmp_path / "two.npz"),
+        training__steps=150,
+        training__evaluate_every=150,
+        training__checkpoint_every=75,
+        training__label_dropout=0.2,
+        optim__lr=5e-3,
+        sampling__sampler="ancestral",
+        sampling__evaluations=8,
+        sampling__chains=12,
+    )
+    state = loop.train_and_evaluate(config, tmp_path / "whole")
+    config.training.steps = 75
+    loop.train_and_evaluate(config, tmp_path / "parts")
+    config.training.steps = 150
+    resumed = loop.train_and_evaluate(config, tmp_path / "parts", resume=True)
+    for one, other in zip(*map(jax.tree.leaves, (state, resumed)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for label, guidance in ((None, 1.0), (1, 1.0), (0, 2.0)):
+        config.sampling.update(label=label, guidance=guidance)
+        problem = Problem.from_config(config)
+        samples = draw_samples(problem, state.best_params)
+        expected = np.arange(12) % 2 if label is None else np.full(12, label)
+        np.testing.assert_array_equal(samples.labels, expected)
+        np.testing.assert_array_equal(samples.images.mean(axis=(1, 2, 3)) > 0.5, expected == 1)
+        # With guidance, half as many steps.
+        assert samples.steps[-1] == (7 if guidance == 1.0 else 3)
+
+
+def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
+    """At every level, of a network that has not learned anything, up to the softplus at 0."""
+    config = small_config(
+        **{**RANGE, "model__multipliers": (1,), "model__precondition_covariance": True}
+    )
+    model, std = make_model(config.model), config.model.data_std
+    noisy, sigma = jnp.zeros((3, 8, 8, 1)), jnp.array([0.05, 0.5, 5.0])
+    params = jax.jit(model.init)(jax.random.key(1), noisy, sigma)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 0.0 * leaf if "end_conv" in str(path) else leaf, params
+    )
+    outputs = jax.jit(model.apply)(params, noisy, sigma)
+    expected = (config.model.floor + np.log(2.0)) * std**2 / (std**2 + np.asarray(sigma) ** 2)
+    found = np.asarray(outputs.covariance.diagonal())
+    np.testing.assert_allclose(found, np.tile(expected[:, None], (1, 64)), rtol=1e-4)
+    hessian = np.asarray(outputs.scaled_hessian.diagonal())
+    np.testing.assert_allclose(hessian, found - 1.0, rtol=1e-5)
+    at_largest = pointwise.posterior_fn(model, params, 5.0, (8, 8, 1))(noisy[0])
+    assert int(at_largest.violations.count) == 0
+    np.testing.assert_allclose(at_largest.diagonal(), 25.0 * found[2], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model__largest_noise": None}, "go together"),
+        ({"training__level_law": "uniform"}, "choose one of log_uniform, log_normal"),
+        ({"training__level_std": 0.0}, "training.level_std must be positive"),
+        ({"training__level_mean": float("nan")}, "training.level_mean must be finite"),
+        ({"training__label_dropout": 1.0}, "training.label_dropout must be in"),
+        ({"sampling__label": 3}, "sampling.label=3 needs model.classes"),
+        ({"sampling__guidance": 2.0}, "sampling.guidance=2.0 needs model.classes"),
+        ({"model__classes": 0}, "model.classes must be at least 1"),
+        ({"model__classes": 10, "sampling__label": 10}, "from 0 to 9"),
+        ({"model__classes": 10, "sampling__label": 1}, "need a sampler of reverse diffusion"),
+        (
+            {
+                "model__classes": 10,
+                "sampling__sampler": "heun",
+                "sampling__guidance": 2.0,
+                "sampling__evaluations": 5,
+            },
+            "evaluations must be at least 6",
+        ),
+        (
+            {
+                "model__smallest_noise": None,
+                "model__largest_noise": None,
+                "model__classes": 10,
+            },
+            "classes=10 needs a model of many noise levels",
+        ),
+        (
+            {
+                "model__precondition_covariance": True,
+                "model__positive_definite": False,
+                "loss__second_order": "d2sm",
+            },
+            "precondition_covariance needs model.positive_definite=True",
+        ),
         ({"model__smallest_noise": 0.7}, "smallest_noise <= noise"),
         ({"model__smallest_noise": 0.0}, "0 < model.smallest_noise"),
         ({"model__name": "mlp"}, "choose unet"),
@@ -228,3 +383,11 @@ def test_ozaki_samples_at_one_level(small_config, caplog):
 def test_settings_that_cannot_work_are_refused(small_config, changes, message):
     with pytest.raises(UserError, match=message):
         validate(small_config(**{**RANGE, **changes}))
+
+
+def test_classes_that_the_data_does_not_have_are_refused(small_config):
+    with pytest.raises(UserError, match="classes=4, but digits has 10"):
+        Problem.from_config(small_config(**{**CLASSES, "model__classes": 4}))
+    photos = {"data__name": "photos", "data__image_size": 8}
+    with pytest.raises(UserError, match="classes=10, but photos has no labels"):
+        Problem.from_config(small_config(**{**CLASSES, **photos}))

@@ -16,7 +16,7 @@ from hos_jax.data import batch_at
 from hos_jax.errors import UserError
 from hos_jax.training import parallel
 from hos_jax.training.logs import read_history
-from hos_jax.training.loop import make_train_step, train_and_evaluate
+from hos_jax.training.loop import Batch, make_train_step, train_and_evaluate
 from hos_jax.training.problem import Problem
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ from hos_jax.training import parallel
 from hos_jax.config import default_config
 from hos_jax.data import batch_at
 from hos_jax.training.problem import Problem
-from hos_jax.training.loop import make_evaluation, make_train_step, train_and_evaluate
+from hos_jax.training.loop import Batch, make_evaluation, make_train_step, train_and_evaluate
 
 config = default_config()
 config.update_from_flattened_dict(json.loads(sys.argv[1]))
@@ -40,7 +40,7 @@ for second_order in ("residual_nll", "d2sm_residual"):
     step, losses = make_train_step(problem), []
     for i in range(3):
         images = batch_at(problem.data.train, i, seed=config.seed, batch_size=8)
-        state, metrics = step(state, parallel.shard(images))
+        state, metrics = step(state, parallel.shard(Batch(images)))
         losses.append(float(parallel.unreplicate(metrics)["loss"]))
     found[second_order] = [*losses, make_evaluation(problem)(state.best_params)["loss"]]
 for folder, resume, steps in json.loads(sys.argv[2]):
@@ -218,7 +218,7 @@ def test_steps_in_one_call_are_the_same_steps(small_config, tmp_path):
     state, step, losses = parallel.replicate(problem.init()), make_train_step(problem), []
     for index in range(4):
         images = batch_at(problem.data.train, index, seed=config.seed, batch_size=8)
-        state, metrics = step(state, parallel.shard(images))
+        state, metrics = step(state, parallel.shard(Batch(images)))
         losses.append(float(parallel.unreplicate(metrics)["loss"]))
     found = history(tmp_path)
     np.testing.assert_allclose(found["train", 3], np.mean(losses[:3]), rtol=1e-4)

@@ -14,6 +14,7 @@ from hos_jax.noise import example_keys, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.logs import read_history
 from hos_jax.training.loop import (
+    Batch,
     NonFiniteError,
     make_evaluation,
     make_train_step,
@@ -86,7 +87,9 @@ def test_one_step_is_adam_on_the_objective(small_config):
     problem = Problem.from_config(config)
     state = problem.init()
     images = batch_at(problem.data.train, 0, seed=config.seed, batch_size=8)
-    new_state, metrics = make_train_step(problem)(parallel.replicate(state), parallel.shard(images))
+    new_state, metrics = make_train_step(problem)(
+        parallel.replicate(state), parallel.shard(Batch(images))
+    )
     new_state = parallel.unreplicate(new_state)
     clean = to_float(images, problem.data.value_range)
     keys = example_keys(stream_key("training noise", config.seed, 0), 0, 8)
