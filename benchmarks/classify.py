@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from hos_jax.types import Array
 
 
 class Classifier(nn.Module):
-    """Two convolutions with pooling and two dense layers: (N, H, W, C) -> logits (N, classes).
+    """Two convolutions with pooling and two dense layers: (N, H, W, C) -> logits (N, classes), and
+    what the last layer sees, (N, 8 features).
 
     Attributes:
       classes: number of classes.
@@ -28,13 +30,13 @@ class Classifier(nn.Module):
     features: int = 16
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array) -> tuple[Array, Array]:
         h = images
         for index in range(2):
             h = nn.relu(nn.Conv(self.features * (index + 1), (3, 3), name=f"conv{index}")(h))
             h = nn.max_pool(h, (2, 2), strides=(2, 2))
         h = nn.relu(nn.Dense(8 * self.features, name="dense")(h.reshape(len(h), -1)))
-        return nn.Dense(self.classes, name="logits")(jnp.asarray(h))
+        return nn.Dense(self.classes, name="logits")(jnp.asarray(h)), jnp.asarray(h)
 
 
 class Verdict(NamedTuple):
@@ -43,10 +45,12 @@ class Verdict(NamedTuple):
     Attributes:
       classes: the most probable class, int (N,).
       confidence: its probability, (N,).
+      features: what its last layer sees, (N, F).
     """
 
     classes: np.ndarray
     confidence: np.ndarray
+    features: np.ndarray
 
 
 class TrainedClassifier(NamedTuple):
@@ -98,7 +102,7 @@ def train_classifier(
         moved = jax.vmap(_shift)(
             jax.random.split(key, batch_size), to_float(images, data.value_range)
         )
-        logits = logits_of(params, moved)
+        logits, _ = logits_of(params, moved)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     # A loop in Python: inside a compiled one these gradients take four times as long on a CPU.
@@ -115,15 +119,29 @@ def train_classifier(
     state = optimizer.init(params)
     for index in range(steps):
         params, state = step(params, state, index)
-    probabilities = jax.jit(lambda images: jax.nn.softmax(logits_of(params, images)))
+    evaluate = jax.jit(functools.partial(logits_of, params))
 
     def judge(images: Array) -> Verdict:
-        found = np.asarray(probabilities(images))
-        return Verdict(found.argmax(axis=1), found.max(axis=1))
+        logits, features = evaluate(images)
+        found = np.asarray(jax.nn.softmax(logits))
+        return Verdict(found.argmax(axis=1), found.max(axis=1), np.asarray(features))
 
     verdict = judge(to_float(data.held_out, data.value_range))
     accuracy = float(np.mean(verdict.classes == data.held_out_labels))
     return TrainedClassifier(judge, accuracy, classes)
+
+
+def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+    r"""Of the Gaussians with the moments of two sets of features, (N, F) and (M, F).
+
+    |m - m'|^2 + tr(S + S' - 2 (S^(1/2) S' S^(1/2))^(1/2)): see Heusel et al. 2017.
+    """
+    gap = one.mean(axis=0, dtype=float) - other.mean(axis=0, dtype=float)
+    first, second = (np.cov(features.T.astype(float)) for features in (one, other))
+    values, vectors = np.linalg.eigh(first)
+    root = vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
+    common = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0.0))
+    return float(gap @ gap + np.trace(first) + np.trace(second) - 2.0 * common.sum())
 
 
 def class_change_rate(classes: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 r"""Reverse diffusion in few steps: what the covariance of a step is worth, and other samplers.
 
     python benchmarks/few_steps.py exact [--json PATH]
+    python benchmarks/few_steps.py learned --run RUN [RUN ...] [--json PATH] [--figure PATH]
 
 With `--json` rows are written as they finish, and what is there is not run again.
 
@@ -10,6 +11,8 @@ start right. Two measures by number of steps. The path KL, of ancestral steps: t
 E log q(y_s | y_t) / N(y_s; m, Q), by exact densities, in nats; it is the gap of the bound on the
 likelihood. And the sliced 2-Wasserstein distance of the chains' ends from draws of the law smoothed
 by 0.05, whose components have their exact shares; "floor" is that of as many independent draws.
+
+`learned`: samples of trained models, see `learned_steps.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import learned_steps
 import numpy as np
 from measure import Rows
 
@@ -185,9 +189,10 @@ def main() -> None:
     part.add_argument("--json", type=Path)
     part.add_argument("--chains", type=int, default=10_000)
     part.add_argument("--seeds", type=int, default=3)
-    part.set_defaults(run=exact)
+    part.set_defaults(run_part=exact)
+    learned_steps.add_arguments(parts.add_parser("learned", help="samples of trained models"))
     options = parser.parse_args()
-    options.run(options)
+    options.run_part(options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+r"""Samples of trained models in few steps, by sampler and number of evaluations, judged on digits.
+
+    python benchmarks/few_steps.py learned --run RUN [RUN ...] [--json PATH] [--figure PATH]
+
+The runs are of one config and several seeds; numbers are means over them, with the standard error
+where there are two or more. Of `--samples` images: Frechet distance to the training images on the
+features of a classifier that is trained here, its mean confidence, the total variation of its
+classes from uniform, and the sliced 2-Wasserstein distance of the pixels from as many training
+images. "held out" is what that many held-out images have. And the bound on the likelihood of held-out
+images that ancestral steps give, in bits per dimension, by covariance and number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from classify import TrainedClassifier, frechet_distance, train_classifier
+from measure import Rows
+
+from hos_jax.data import to_float
+from hos_jax.evaluation import figures
+from hos_jax.evaluation import likelihood as of_run
+from hos_jax.evaluation.generate import draw_samples
+from hos_jax.noise import example_keys, karras_sigmas, stream_key
+from hos_jax.samplers.diagnostics import sliced_wasserstein
+from hos_jax.training.runs import load_run
+from hos_jax.uncertainty import bound
+
+EVALUATIONS = (5, 10, 20, 40)
+BOUND_IMAGES = 64
+SHOWN = 50
+SAMPLERS = {
+    "ancestral, small": ("ancestral", "small"),
+    "ancestral, scalar": ("ancestral", "scalar"),
+    "ancestral, diagonal": ("ancestral", "diagonal"),
+    "ancestral, full": ("ancestral", "full"),
+    "ddim": ("ddim", "small"),
+    "ddim, full": ("ddim", "full"),
+    "heun": ("heun", None),
+    "second order": ("second_order", None),
+}
+COLUMNS = {
+    "frechet": "Frechet",
+    "confidence": "confidence",
+    "variation": "classes from uniform",
+    "wasserstein": "sliced W2",
+}
+
+
+def judge(images: np.ndarray, data: Any, classifier: TrainedClassifier) -> dict[str, float]:
+    """The numbers of one set of images, (N, H, W, C), data units."""
+    verdict = classifier.judge(images)
+    training = to_float(data.train, data.value_range)
+    shares = np.bincount(verdict.classes, minlength=classifier.classes) / len(images)
+    distance = jax.jit(functools.partial(sliced_wasserstein, projections=500))
+    flat = (jnp.asarray(each).reshape(len(each), -1) for each in (images, training[: len(images)]))
+    return {
+        "frechet": frechet_distance(verdict.features, classifier.judge(training).features),
+        "confidence": float(verdict.confidence.mean()),
+        "variation": float(0.5 * np.abs(shares - 1 / classifier.classes).sum()),
+        "wasserstein": float(distance(jax.random.key(0), *flat)),
+    }
+
+
+def samples_of(run: Any, sampler: str, evaluations: int, options: argparse.Namespace) -> Any:
+    """What `--test` would draw of the run with these settings, and the seconds that it took."""
+    kind, covariance = SAMPLERS[sampler]
+    with run.problem.config.unlocked():
+        run.problem.config.sampling.update(
+            sampler=kind,
+            covariance=covariance,
+            evaluations=evaluations,
+            chains=options.samples,
+            guidance=options.guidance,
+        )
+    begun = time.perf_counter()
+    images = draw_samples(run.problem, run.params).images
+    return images, time.perf_counter() - begun
+
+
+def bounds_of(run: Any, steps: int) -> dict[str, float]:
+    """Bits per dimension by covariance, as the bound of `--test` with so many steps."""
+    problem, model = run.problem, run.problem.config.model
+    clean, width = of_run.dequantized(problem, BOUND_IMAGES)
+    end, floor = of_run.law_at_largest(problem), of_run.smallest_variance(problem, width)
+    sigmas = karras_sigmas(model.largest_noise, model.smallest_noise, steps + 1)
+
+    def of_one(params: Any, clean: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        derivatives_fn = of_run.make_derivatives_fn(problem, params)
+        found = bound.ancestral_bound(
+            key, clean, derivatives_fn, sigmas.astype(clean.dtype), end, floor=floor
+        )
+        return {name: value.total for name, value in found.items()}
+
+    keys = example_keys(stream_key("likelihood", problem.config.seed, 2), 0, len(clean))
+    nats = jax.jit(jax.vmap(of_one, (None, 0, 0)))(run.params, clean, keys)
+    per_bit = clean.shape[1] * np.log(2.0)
+    return {name: float(np.mean(value) / per_bit - np.log2(width)) for name, value in nats.items()}
+
+
+def measure(options: argparse.Namespace) -> Rows:
+    """A row for each run, sampler and number of evaluations, and for each bound."""
+    settings = {"samples": options.samples, "guidance": options.guidance}
+    rows = Rows(options.json, ("run", "sampler", "evaluations"), settings)
+    classifier = None
+    for folder in options.run:
+        run = load_run(folder)
+        data = run.problem.data
+        classifier = classifier or train_classifier(data)
+        key = {"run": folder.name, "sampler": "held out", "evaluations": 0}
+        if not rows.find(**key):
+            real = to_float(data.held_out, data.value_range)[: options.samples]
+            rows.add({**key, **judge(real, data, classifier)})
+        for evaluations in options.evaluations:
+            for sampler in options.samplers:
+                key = {"run": folder.name, "sampler": sampler, "evaluations": evaluations}
+                if rows.find(**key):
+                    continue
+                images, seconds = samples_of(run, sampler, evaluations, options)
+                row = {**key, "finite": len(images), "seconds": seconds}
+                print(rows.add({**row, **judge(images, data, classifier)}), flush=True)
+                if options.grids is not None:
+                    name = f"{folder.name}_{sampler.replace(', ', '_')}_{evaluations}.png"
+                    grid = figures.sample_grid(images[:SHOWN], data.value_range)
+                    figures.save(grid, options.grids / name)
+            key = {"run": folder.name, "sampler": "bound", "evaluations": evaluations}
+            if not rows.find(**key):
+                print(rows.add({**key, **bounds_of(run, evaluations)}), flush=True)
+    return rows
+
+
+def _cell(rows: Rows, runs: list[str], column: str, **key: Any) -> tuple[float, float] | None:
+    """The mean of one column over the runs and its standard error, NaN of a single run."""
+    found = [rows.find(run=run, **key) for run in runs]
+    values = [row[column] for row in found if row is not None]
+    if not values:
+        return None
+    spread = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(spread)
+
+
+def tables(rows: Rows, runs: list[str], evaluations: list[int]) -> str:
+    """Markdown."""
+    lines = []
+
+    def table(column: str, title: str, names: list[str], sampler_of: Any) -> None:
+        lines.append(f"\n| {title} | " + " | ".join(map(str, evaluations)) + " |")
+        lines.append("|---" * (1 + len(evaluations)) + "|")
+        for name in names:
+            cells = []
+            for count in evaluations:
+                key = {"sampler": sampler_of(name), "evaluations": count}
+                cell = _cell(rows, runs, name if column == "bits" else column, **key)
+                spread = "" if cell is None or np.isnan(cell[1]) else f" ({cell[1]:.3f})"
+                cells.append("" if cell is None else f"{cell[0]:.3f}{spread}")
+            if any(cells):
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+
+    for column, title in COLUMNS.items():
+        table(column, title, list(SAMPLERS), lambda name: name)
+        real = _cell(rows, runs, column, sampler="held out", evaluations=0)
+        assert real is not None
+        lines.append(f"| held out | {real[0]:.3f}" + " |" * len(evaluations))
+    names = [f"{name}" for name in bound.COVARIANCES]
+    table("bits", "bound, bits per dimension", names, lambda _: "bound")
+    return "\n".join(lines)
+
+
+def figure(rows: Rows, runs: list[str], evaluations: list[int]) -> Any:
+    """Frechet and sliced Wasserstein distance by number of evaluations, a line for each sampler."""
+    shown, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, column in zip(axes, ("frechet", "wasserstein"), strict=True):
+        for name in SAMPLERS:
+            cells = [
+                _cell(rows, runs, column, sampler=name, evaluations=count) for count in evaluations
+            ]
+            known = [(n, *cell) for n, cell in zip(evaluations, cells, strict=True) if cell]
+            if known:
+                x, y, spread = map(np.array, zip(*known, strict=True))
+                axis.errorbar(x, y, np.nan_to_num(spread), marker="o", markersize=3, label=name)
+        real = _cell(rows, runs, column, sampler="held out", evaluations=0)
+        assert real is not None
+        axis.axhline(real[0], color="gray", linestyle=":", label="held-out images")
+        axis.set(xscale="log", yscale="log", xlabel="evaluations", title=COLUMNS[column])
+        axis.set_xticks(evaluations, [str(count) for count in evaluations])
+        axis.minorticks_off()
+    axes[0].legend(fontsize="small")
+    return shown
+
+
+def learned(options: argparse.Namespace) -> None:
+    """Rows, tables, figure and grids of trained runs."""
+    rows = measure(options)
+    runs = [folder.name for folder in options.run]
+    print(tables(rows, runs, options.evaluations))
+    if options.figure is not None:
+        figures.save(figure(rows, runs, options.evaluations), options.figure)
+
+
+def add_arguments(part: argparse.ArgumentParser) -> None:
+    """Those of `few_steps.py learned`."""
+    part.add_argument("--run", type=Path, nargs="+", required=True)
+    part.add_argument("--json", type=Path)
+    part.add_argument("--figure", type=Path)
+    part.add_argument("--grids", type=Path, help=f"a folder for {SHOWN} samples of each kind")
+    part.add_argument("--samples", type=int, default=500)
+    part.add_argument("--guidance", type=float, default=1.0)
+    part.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)
+    part.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
+    part.set_defaults(run_part=learned)
