@@ -6,8 +6,8 @@ The runs are of one config and several seeds; numbers are means over them, with 
 where there are two or more. Of `--samples` images: Frechet distance to the training images on the
 features of a classifier that is trained here, its mean confidence, the total variation of its
 classes from uniform, and the sliced 2-Wasserstein distance of the pixels from as many training
-images. "held out" is what that many held-out images have. And the bound on the likelihood of held-out
-images that ancestral steps give, in bits per dimension, by covariance and number of steps.
+images. "held out" is what that many held-out images have. And the bound on the likelihood of
+held-out images that ancestral steps give, in bits per dimension, by covariance and number of steps.
 """
 
 from __future__ import annotations
