@@ -157,9 +157,12 @@ def _checked_label(label: Array | int | None, model: Any) -> tuple[Array, ...]:
         return ()
     classes = getattr(model, "classes", 0)
     label = jnp.asarray(label)
-    if not classes or label.ndim or not jnp.issubdtype(label.dtype, jnp.integer):
+    fits = bool(classes) and not label.ndim and jnp.issubdtype(label.dtype, jnp.integer)
+    if fits and not isinstance(label, jax.core.Tracer):
+        fits = 0 <= int(label) <= classes
+    if not fits:
         wanted = f"a whole number up to {classes}" if classes else "none, as the model takes none"
-        raise ValueError(f"expected a class, {wanted}, got {label.dtype} {label.shape}")
+        raise ValueError(f"expected a class, {wanted}, got {label.dtype} {label.shape}: {label}")
     return (label,)
 
 

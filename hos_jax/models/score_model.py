@@ -57,6 +57,17 @@ def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
     return images, jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
 
 
+def _as_labels(labels: Array | None, classes: int, count: int) -> Array:
+    """The class of each of `count` points, `classes` where it is not known, (N,)."""
+    if labels is None:
+        return jnp.full(count, classes, jnp.int32)
+    labels = jnp.asarray(labels)
+    if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+        got = f"{labels.dtype} {labels.shape}"
+        raise ValueError(f"expected a whole number up to {classes} for each of {count}, got {got}")
+    return labels
+
+
 def shape_of(noisy: Array) -> ImageShape | None:
     """(H, W, C) of a batch of images, None of a batch of vectors."""
     if noisy.ndim != 4:
@@ -205,9 +216,10 @@ class ScoreModel(nn.Module):
         """
         images, sigma = as_images(noisy, sigma)
         condition: tuple[Array, ...] = (sigma,) if self.noise_conditional else ()
+        if self.classes and not self.noise_conditional:
+            raise ValueError(f"classes={self.classes} need noise_conditional=True")
         if self.classes:
-            unknown = jnp.full(len(images), self.classes, jnp.int32)
-            condition += (unknown if labels is None else labels,)
+            condition += (_as_labels(labels, self.classes, len(images)),)
         elif labels is not None:
             raise ValueError("this model is not told the class: leave the labels out")
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)

@@ -211,8 +211,14 @@ def test_the_network_is_told_the_class(small_config):
         jax.eval_shape(plain.init, jax.random.key(1), noisy, 0.5, jnp.zeros(3, jnp.int32))
     with pytest.raises(ValueError, match="expected a class, none"):
         pointwise.score_fn(plain, {}, 0.5, (8, 8, 1))(noisy[0], 0.5, 3)
-    with pytest.raises(ValueError, match="a whole number up to 10"):
-        score_fn(noisy[0], 0.5, 0.3)
+    for wrong in (0.3, 11, -1, jnp.zeros(2, jnp.int32)):
+        with pytest.raises(ValueError, match="a whole number up to 10"):
+            score_fn(noisy[0], 0.5, wrong)
+    for wrong in (jnp.zeros(2, jnp.int32), jnp.zeros(3)):
+        with pytest.raises(ValueError, match="a whole number up to 10 for each of 3"):
+            jax.eval_shape(model.apply, params, noisy, 0.5, wrong)
+    with pytest.raises(ValueError, match="need noise_conditional"):
+        jax.eval_shape(model.clone(noise_conditional=False).init, jax.random.key(1), noisy, 0.5)
 
 
 def test_some_classes_are_hidden_in_training_and_none_held_out(small_config):
