@@ -25,6 +25,7 @@ import numpy as np
 from classify import TrainedClassifier, frechet_distance, train_classifier
 from measure import Rows
 
+from hos_jax.config import validate
 from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation import likelihood as of_run
@@ -81,13 +82,14 @@ def samples_of(run: Any, sampler: str, evaluations: int, options: argparse.Names
             chains=options.samples,
             guidance=options.guidance,
         )
+    validate(run.problem.config)
     begun = time.perf_counter()
     images = draw_samples(run.problem, run.params).images
     return images, time.perf_counter() - begun
 
 
 def bounds_of(run: Any, steps: int) -> dict[str, float]:
-    """Bits per dimension by covariance, as the bound of `--test` with so many steps."""
+    """Bits per dimension by covariance: the bound of `--test` at Karras levels, so many steps."""
     problem, model = run.problem, run.problem.config.model
     clean, width = of_run.dequantized(problem, BOUND_IMAGES)
     end, floor = of_run.law_at_largest(problem), of_run.smallest_variance(problem, width)

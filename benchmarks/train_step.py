@@ -212,7 +212,7 @@ def count_operations(problem) -> float:
     sigma = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
 
     def loss(params, clean, noise, sigma):
-        return jnp.mean(problem.losses(params, clean, noise, sigma, jnp.mean)["loss"])
+        return jnp.mean(problem.losses(params, clean, noise, sigma)["loss"])
 
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         params = problem.abstract_state().params

@@ -113,14 +113,19 @@ def log_normal_sigmas(
     levels at which there is something to learn (Karras et al. 2022, table 1: -1.2 and 1.2).
 
     Raises:
-      ValueError: unless infinity > largest >= smallest > 0 and std > 0.
+      ValueError: unless infinity > largest >= smallest > 0 and std > 0, and for a range more than 8
+        standard deviations away from the mean, of which float32 cannot tell the quantiles.
     """
     _check_range(largest, smallest)
     if not std > 0:
         raise ValueError(f"expected std > 0, got {std}")
-    ends = (jnp.log(jnp.asarray([smallest, largest], quantiles.dtype)) - mean) / std
-    low, high = jax.scipy.special.ndtr(ends)
-    standard = jax.scipy.special.ndtri(low + quantiles * (high - low))
+    low, high = ((math.log(end) - mean) / std for end in (smallest, largest))
+    if not (low < 8 and high > -8):
+        raise ValueError(f"{smallest} to {largest} is too far from exp({mean} +- {std})")
+    # The upper tail by the lower one, which floating-point numbers resolve.
+    sign = 1.0 if low + high < 0 else -1.0
+    first, last = jax.scipy.special.ndtr(sign * jnp.asarray([low, high], quantiles.dtype))
+    standard = sign * jax.scipy.special.ndtri(first + quantiles * (last - first))
     return jnp.clip(jnp.exp(mean + std * standard), smallest, largest)
 
 

@@ -118,7 +118,7 @@ def _at_a_point(
     image_shape: Shape,
     score_fn: Score = None,
 ) -> Callable[..., Any]:
-    """`fn(noisy, sigma)`: `read(points, outputs, sigma)` at a batch of one, without the batch."""
+    """`fn(noisy, sigma, label)`: `read(points, outputs, sigma)` at a batch of one, without it."""
     if not hasattr(model, "apply"):
         params = model.params if params is None else params
         sigma = model.sigma if sigma is None else sigma

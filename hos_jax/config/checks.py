@@ -112,6 +112,8 @@ def _validate_limits(config: ml_collections.ConfigDict) -> None:
     for path, largest in (("model.depth", 1000), ("model.blocks", 100)):
         value = attrgetter(path)(config)
         _require(value <= largest, f"{path} must be at most {largest}, got {value}")
+    level_mean = config.training.level_mean
+    _require(math.isfinite(level_mean), f"training.level_mean must be finite, got {level_mean}")
     for path, lowest in (("data.image_size", 1), ("data.image_width", 1), ("data.crop", 0)):
         value = attrgetter(path)(config)
         _require(value is None or value >= lowest, f"{path} must be at least {lowest}, got {value}")
@@ -203,7 +205,8 @@ def _validate_sampling(config: ml_collections.ConfigDict) -> None:
     least = (1 + EVALUATIONS_PER_STEP.get(sampler, 0)) * networks_per_evaluation(sampling)
     _require(
         evaluations >= least,
-        f"sampling.evaluations must be at least {least}, for a step and the denoising, "
+        f"sampling.evaluations must be at least {least}, for a step and the denoising"
+        f"{', twice each with sampling.guidance' if sampling.guidance != 1.0 else ''}, "
         f"got {evaluations}",
     )
     _require(
@@ -228,15 +231,19 @@ def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
     )
     _require(model.name == "unet", f"model.name={model.name} takes no noise level; choose unet")
     _require(bool(model.data_std), "a range of noise levels needs model.data_std > 0")
+    training = config.training
+    mean, std = training.level_mean, training.level_std
+    ends = (math.log(end) - mean for end in (smallest, largest))
+    _require(
+        training.level_law != "log_normal" or any(abs(end) <= 8 * std for end in ends),
+        f"training.level_mean={mean} with training.level_std={std} is too far from the logarithms "
+        f"of the noise levels, {math.log(smallest):.2f} to {math.log(largest):.2f}",
+    )
 
 
 def _validate_classes(config: ml_collections.ConfigDict) -> None:
     model, sampling = config.model, config.sampling
     label, classes = sampling.label, model.classes
-    _require(
-        math.isfinite(config.training.level_mean),
-        f"training.level_mean must be finite, got {config.training.level_mean}",
-    )
     if classes is None:
         for key, unset in (("label", None), ("guidance", 1.0)):
             value = sampling[key]
@@ -247,6 +254,11 @@ def _validate_classes(config: ml_collections.ConfigDict) -> None:
         model.smallest_noise is not None,
         f"model.classes={classes} needs a model of many noise levels: set model.smallest_noise and "
         "model.largest_noise",
+    )
+    _require(
+        config.training.label_dropout > 0,
+        "training.label_dropout must be positive: what --test measures is of images whose class "
+        "the network is not told",
     )
     _require(
         label is None or 0 <= label < classes,

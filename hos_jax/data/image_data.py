@@ -65,13 +65,18 @@ class ImageData:
         """
         return to_float(images, self.value_range) if self.train.dtype == np.uint8 else images
 
-    def identity(self) -> dict[str, Any]:
-        """What tells these images from others: their numbers and a checksum, as JSON types."""
+    def identity(self, *, labels: bool = False) -> dict[str, Any]:
+        """What tells these images from others, as JSON types: their numbers and a checksum, and one
+        of the labels where they are asked for."""
         found = hashlib.blake2b(digest_size=16)
         for images in () if self.checksum else (self.train, self.held_out):
             found.update(np.ascontiguousarray(images).data)
         checksum = self.checksum or found.hexdigest()
-        return {"train": len(self.train), "held_out": len(self.held_out), "checksum": checksum}
+        counts = {"train": len(self.train), "held_out": len(self.held_out), "checksum": checksum}
+        if not labels or self.train_labels is None or self.held_out_labels is None:
+            return counts
+        classes = np.concatenate([self.train_labels, self.held_out_labels])
+        return {**counts, "labels": hashlib.blake2b(classes.data, digest_size=16).hexdigest()}
 
 
 def to_float(images: Any, value_range: tuple[float, float]) -> Any:

@@ -127,6 +127,8 @@ def _sample(run: LoadedRun, draw: Callable[[Any, str], None]) -> dict[str, Any]:
     """Draw samples, show them and how their chains went; the numbers of the latter."""
     problem, sampling = run.problem, run.problem.config.sampling
     result = {"sampler": sampling.sampler, "chains": sampling.chains, "finite": 0}
+    if problem.config.model.classes is not None:
+        result |= {"label": sampling.label, "guidance": sampling.guidance}
     try:
         samples = draw_samples(problem, run.params, progress=shows_progress())
     except UserError as error:  # the other numbers are worth keeping

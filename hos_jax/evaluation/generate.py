@@ -17,6 +17,7 @@ from hos_jax.config.checks import (
     networks_per_evaluation,
     reverse_covariance,
 )
+from hos_jax.data.image_data import ImageData
 from hos_jax.errors import UserError
 from hos_jax.evaluation.likelihood import make_derivatives_fn
 from hos_jax.models.score_model import outputs_of
@@ -81,7 +82,8 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
     training images: any other centre would be a wrong brightness that the first level, whose steps
     are few, must undo. Those of reverse diffusion, where nothing is undone, start with the mean and
     the covariance of noisy training images. A model that is told the class draws `sampling.label`,
-    or all of them in turn. UserError if no chain stayed finite.
+    or all of them in turn, each from the moments of its own class. UserError if no chain stayed
+    finite.
     """
     sampling, key = problem.config.sampling, stream_key("chains", problem.config.seed)
     run, remedy = _single_level, "a smaller sampling.step_fraction"
@@ -234,22 +236,49 @@ def reverse_kernel(problem: Problem) -> Callable:
 def _noisy_start(problem: Problem, key: jax.Array, sigma: Array) -> Array:
     """Draws of the Gaussian with the mean and the covariance of noisy training images, (chains, D):
     with n images X, centred, X^T w / sqrt(n) has their covariance, and no D x D array is made."""
+    labels, known = _labels(problem), problem.data.train_labels
+    if labels is None or known is None:
+        return _like(_some_images(problem), key, problem.config.sampling.chains, sigma)
+    parts, places = [], []
+    for label in np.unique(labels):
+        places.append(np.flatnonzero(labels == label))
+        images = _some_images(problem, np.flatnonzero(known == label))
+        parts.append(_like(images, jax.random.fold_in(key, label), len(places[-1]), sigma))
+    return jnp.concatenate(parts)[np.argsort(np.concatenate(places))]
+
+
+def _like(images: Array, key: jax.Array, count: int, sigma: Array) -> Array:
+    """Draws of the Gaussian with the moments of these images, (N, D), and noise: (count, D)."""
     weights_key, noise_key = jax.random.split(key)
-    images, chains = _some_images(problem), problem.config.sampling.chains
     mean = jnp.mean(images, axis=0)
-    weights = jax.random.normal(weights_key, (chains, len(images)), jnp.float32)
-    noise = jax.random.normal(noise_key, (chains, images.shape[1]), jnp.float32)
+    weights = jax.random.normal(weights_key, (count, len(images)), jnp.float32)
+    noise = jax.random.normal(noise_key, (count, images.shape[1]), jnp.float32)
     return mean + weights @ (images - mean) / np.float32(len(images) ** 0.5) + sigma * noise
 
 
-def _some_images(problem: Problem) -> Array:
-    images = problem.data.to_float(problem.data.train[:MEAN_IMAGES])
-    return jnp.reshape(images, (len(images), -1))
+def _some_images(problem: Problem, places: np.ndarray | None = None) -> Array:
+    train = problem.data.train
+    chosen = train[:MEAN_IMAGES] if places is None else train[places[:MEAN_IMAGES]]
+    return jnp.reshape(problem.data.to_float(chosen), (len(chosen), -1))
 
 
 def _kept_of(count: int) -> np.ndarray:
     """Which of `count` levels are shown."""
     return np.unique(np.linspace(0, count - 1, min(KEPT, count)).round().astype(int))
+
+
+def _images_like(samples: Samples, data: ImageData) -> np.ndarray:
+    """Two sets of training images to compare samples with, of the same classes where they have any:
+    rows of `data.train`, (2, count)."""
+    if samples.labels is None or data.train_labels is None:
+        count = min(samples.course.shape[1], len(data.train) // 2)
+        return np.arange(2 * count).reshape(2, count)
+    rows = np.empty((2, len(samples.labels)), int)
+    for label in np.unique(samples.labels):
+        places = np.flatnonzero(samples.labels == label)
+        known = np.flatnonzero(data.train_labels == label)
+        rows[:, places] = np.resize(known, 2 * len(places)).reshape(2, -1)
+    return rows
 
 
 def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, list[float]]:
@@ -261,11 +290,13 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
     which is what perfect samples would have. Both are empty with one training image.
     """
     data = problem.data
-    count = min(samples.course.shape[1], len(data.train) // 2)
+    rows = _images_like(samples, data)
+    count = rows.shape[1]
     key = stream_key("course of chains", problem.config.seed)
     noise_key, directions_key = jax.random.split(key)
-    denoise = make_denoiser(problem)
-    clean = data.to_float(data.train[: 2 * count]).reshape(2, count, int(np.prod(data.image_shape)))
+    labels = None if samples.labels is None else samples.labels[:count]
+    denoise = _denoiser_of_classes(problem, params, labels)
+    clean = data.to_float(data.train[rows]).reshape(2, count, int(np.prod(data.image_shape)))
     noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
     wasserstein = samplers.diagnostics.sliced_wasserstein
     distance_fn = jax.jit(functools.partial(wasserstein, projections=200))
@@ -284,7 +315,7 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
         if not count:  # one training image has no distance from another
             continue
         # In two parts, which are of the size that the chains mostly have: compiled once.
-        half, other = (denoise(params, noisy, sigma) for noisy in clean + sigma * noise)
+        half, other = (denoise(noisy, sigma) for noisy in clean + sigma * noise)
         distances.append(apart(images[:count], half))
         distances.append(apart(other, half))
     found = {"correlation": correlation, "distance": distances[::2]}

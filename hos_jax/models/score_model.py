@@ -65,7 +65,8 @@ def _as_labels(labels: Array | None, classes: int, count: int) -> Array:
     if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
         got = f"{labels.dtype} {labels.shape}"
         raise ValueError(f"expected a whole number up to {classes} for each of {count}, got {got}")
-    return labels
+    # Beyond the last one an embedding is NaN; before the first it would be another class.
+    return jnp.where(labels < 0, classes + 1, labels)
 
 
 def shape_of(noisy: Array) -> ImageShape | None:
@@ -175,8 +176,8 @@ class ScoreModel(nn.Module):
     .. math:: \hat z = y \sigma / v + f(y / \sqrt{v}) \, \mathrm{data\_std} / \sqrt{v}
 
     so that a network with output 0 is already a denoiser. `data_std=None` leaves the skip out. With
-    `precondition_covariance` the same is true of C: what the head gives is multiplied by data_std^2
-    / v, the C of Gaussian data, which at large sigma is small.
+    `precondition_covariance` what the head gives is multiplied by data_std^2 / v, the C of Gaussian
+    data, which at large sigma is small: a network with output 0 has log 2 of that.
 
     Attributes:
       network: `network(out_channels=..., name=...)` makes a module (N, H, W, C) ->
@@ -212,7 +213,7 @@ class ScoreModel(nn.Module):
 
         y is (N, H, W, C) images or (N, D) vectors, sigma a scalar or (N,), labels whole numbers
         below `classes`, (N,), or `classes` itself where the class is not known, as without labels.
-        ValueError for labels that the model does not take.
+        ValueError for labels that the model does not take; those out of this range give NaN.
         """
         images, sigma = as_images(noisy, sigma)
         condition: tuple[Array, ...] = (sigma,) if self.noise_conditional else ()

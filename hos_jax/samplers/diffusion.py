@@ -61,7 +61,8 @@ class ReverseInfo(NamedTuple):
 
 
 def init(position: Array, sigma: Array | float, condition: Any = None) -> ReverseState:
-    """The state of a chain at y, (D,), of noise level sigma; ValueError for integers or others."""
+    """The state of a chain at y, (D,), of noise level sigma, and perhaps of a condition; ValueError
+    for positions that are integers or of another shape."""
     check_floating_vectors(position=position)
     return ReverseState(position, jnp.asarray(sigma, position.dtype), condition)
 
@@ -73,7 +74,8 @@ def guided(derivatives_fn: DerivativesFn, weight: float, unknown: Any) -> Deriva
     .. math:: s_1(y) + w \, (s_1(y | c) - s_1(y)),
 
     that of the density in proportion to q(y) (q(y | c) / q(y))^w, and s2 of c itself, so that C
-    stays a covariance. Two evaluations in place of one. See Ho, Salimans, "Classifier-Free
+    stays a covariance. As it is no longer the derivative of s1, `second_order` is of order 1 with
+    it. Two evaluations in place of one. See Ho, Salimans, "Classifier-Free
     Diffusion Guidance", 2022; w here is 1 + w there.
     """
 
@@ -136,7 +138,9 @@ def _check_covariance(covariance: Covariance) -> None:
 def _moved(state: ReverseState, jump: Array, sigma: Array, error: Array | float = 0.0):
     new_state = init(state.position + jump, sigma, state.condition)
     squared = jnp.sum(jnp.square(jump))
-    return new_state, ReverseInfo(squared, all_finite(new_state), jnp.asarray(error, jump.dtype))
+    return new_state, ReverseInfo(
+        squared, all_finite((new_state.position, new_state.sigma)), jnp.asarray(error, jump.dtype)
+    )
 
 
 # Equal settings give the same function, for which loops are compiled once.

@@ -280,7 +280,7 @@ def train_and_evaluate(
     settings = run_config.to_plain(config)
     settings["data"]["root"] = None  # every host may have the images elsewhere
     parallel.check_agreement("the config", settings)
-    parallel.check_agreement("the images", problem.data.identity())
+    parallel.check_agreement("the images", problem.identity())
     files: RunFiles | None = None
     try:
         with contextlib.ExitStack() as open_files:
@@ -310,7 +310,7 @@ def _begin(
     config = problem.config
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
-        run_config.check_same_images(workdir, problem.data.identity())
+        run_config.check_same_images(workdir, problem.identity())
     state, seconds = None if resume else problem.init(), 0.0
     if make_room is not None:
         make_room()
@@ -319,7 +319,7 @@ def _begin(
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
-    run_config.save(config, workdir, problem.data.identity())
+    run_config.save(config, workdir, problem.identity())
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )

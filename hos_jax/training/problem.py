@@ -62,6 +62,10 @@ class Problem:
         optimizer = make_optimizer(config.optim, config.training.steps)
         return cls(config, data, model, objective, optimizer)
 
+    def identity(self) -> dict[str, Any]:
+        """What tells the images from others, and their classes where the network is told them."""
+        return self.data.identity(labels=self.config.model.classes is not None)
+
     def init(self) -> TrainState:
         """The state before the first step; UserError if the network does not fit the image size."""
         return self._init_state(self._compiled_init()(stream_key("parameters", self.config.seed)))
@@ -134,9 +138,14 @@ def _check_classes(classes: int | None, data: ImageData) -> None:
         return
     if data.train_labels is None or data.held_out_labels is None:
         raise UserError(f"model.classes={classes}, but {data.name} has no labels: leave it unset")
-    found = 1 + max(int(data.train_labels.max()), int(data.held_out_labels.max()))
-    if found > classes:
-        raise UserError(f"model.classes={classes}, but {data.name} has {found}")
+    found = np.unique(data.train_labels)
+    everywhere = np.append(found, data.held_out_labels)
+    if len(found) != classes or everywhere.min() < 0 or everywhere.max() >= classes:
+        raise UserError(
+            f"model.classes={classes}, but the labels of {data.name} are {everywhere.min()} to "
+            f"{everywhere.max()}, {len(found)} of them in training: classes are counted from 0, "
+            "and there must be images of each"
+        )
 
 
 def check_batch(problem: Problem) -> None:

@@ -67,7 +67,7 @@ def load_run_as(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
     """
     run_config.check_same_run(run_config.load(workdir), config)
     problem = Problem.from_config(config)
-    run_config.check_same_images(workdir, problem.data.identity())
+    run_config.check_same_images(workdir, problem.identity())
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train it first")
     saved = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)

@@ -73,9 +73,15 @@ def test_levels_of_quantiles_are_those_of_their_laws():
     expected = np.exp(scipy.stats.truncnorm(*ends, loc=-1.2, scale=0.9).ppf(quantiles))
     found = log_normal_sigmas(quantiles, 5.0, 0.02, -1.2, 0.9)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    # A range far from the law's centre, in float32: nothing leaves it.
-    far = log_normal_sigmas(quantiles.astype(jnp.float32), 50.0, 40.0, -1.2, 0.9)
-    assert far.dtype == jnp.float32 and float(far.min()) >= 40.0 and float(far.max()) <= 50.0
+    # Ranges in the tails of the law, in float32.
+    for mean in (-6.0, 6.0):
+        found = log_normal_sigmas(quantiles.astype(jnp.float32), 2.0, 0.5, mean, 1.0)
+        law = scipy.stats.truncnorm(np.log(0.5) - mean, np.log(2.0) - mean, loc=mean)
+        np.testing.assert_allclose(found, np.exp(law.ppf(quantiles)), rtol=1e-3)
+        assert found.dtype == jnp.float32
+    for mean in (-9.0, 9.0):
+        with pytest.raises(ValueError, match="too far from"):
+            log_normal_sigmas(quantiles, 2.0, 0.5, mean, 1.0)
     with pytest.raises(ValueError, match="expected std > 0"):
         log_normal_sigmas(quantiles, 5.0, 0.02, 0.0, 0.0)
     for function, law in ((log_uniform_sigmas, ()), (log_normal_sigmas, (0.0, 1.0))):

@@ -167,6 +167,19 @@ def test_reverse_chains_start_with_the_moments_of_noisy_images(small_config):
     assert np.all(np.abs(np.cov(start.T) - covariance) < 5 * error)
 
 
+def test_chains_of_a_class_start_with_its_moments(small_config):
+    config = small_config(**CLASSES, sampling__chains=4000, sampling__sampler="heun")
+    problem = Problem.from_config(config)
+    data = problem.data
+    start = np.asarray(_noisy_start(problem, jax.random.key(0), jnp.float32(0.5)), np.float64)
+    images = np.asarray(data.to_float(data.train), np.float64).reshape(len(data.train), -1)
+    for label in (0, 7):
+        own = images[data.train_labels == label]
+        drawn, variance = start[label::10], own.var(axis=0) + 0.25
+        assert np.all(np.abs(drawn.mean(0) - own.mean(0)) < 5 * np.sqrt(variance / 400))
+        assert np.all(np.abs(drawn.var(axis=0) / variance - 1) < 5 * np.sqrt(2 / 400))
+
+
 def test_ozaki_samples_at_one_level(small_config, caplog):
     config = small_config(sampling__sampler="ozaki", sampling__krylov_vectors=4)
     problem = Problem.from_config(config)
@@ -214,6 +227,8 @@ def test_the_network_is_told_the_class(small_config):
     for wrong in (0.3, 11, -1, jnp.zeros(2, jnp.int32)):
         with pytest.raises(ValueError, match="a whole number up to 10"):
             score_fn(noisy[0], 0.5, wrong)
+    outside = apply(params, noisy, 0.5, jnp.array([11, -1, 3]))
+    np.testing.assert_array_equal(np.isnan(outside.score1).all(axis=1), [True, True, False])
     for wrong in (jnp.zeros(2, jnp.int32), jnp.zeros(3)):
         with pytest.raises(ValueError, match="a whole number up to 10 for each of 3"):
             jax.eval_shape(model.apply, params, noisy, 0.5, wrong)
@@ -269,6 +284,13 @@ def test_what_a_model_learns_of_classes_is_drawn_by_class(small_config, tmp_path
     config.training.steps = 75
     loop.train_and_evaluate(config, tmp_path / "parts")
     config.training.steps = 150
+    swapped = {name: 1 - array for name, array in names.items()}
+    np.savez(tmp_path / "swapped.npz", **parts, **swapped)
+    with config.unlocked():
+        config.data.root = str(tmp_path / "swapped.npz")
+    with pytest.raises(UserError, match="images are not those that this run was trained on"):
+        loop.train_and_evaluate(config, tmp_path / "parts", resume=True)
+    config.data.root = str(tmp_path / "two.npz")
     resumed = loop.train_and_evaluate(config, tmp_path / "parts", resume=True)
     for one, other in zip(*map(jax.tree.leaves, (state, resumed)), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -279,6 +301,9 @@ def test_what_a_model_learns_of_classes_is_drawn_by_class(small_config, tmp_path
         expected = np.arange(12) % 2 if label is None else np.full(12, label)
         np.testing.assert_array_equal(samples.labels, expected)
         np.testing.assert_array_equal(samples.images.mean(axis=(1, 2, 3)) > 0.5, expected == 1)
+        # Training images of these classes, and not of both, are what samples are compared with.
+        curves = course_curves(problem, state.best_params, samples)
+        assert curves["distance"][-1] < 0.3
         # With guidance, half as many steps.
         assert samples.steps[-1] == (7 if guidance == 1.0 else 3)
 
@@ -312,6 +337,11 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
         ({"training__level_law": "uniform"}, "choose one of log_uniform, log_normal"),
         ({"training__level_std": 0.0}, "training.level_std must be positive"),
         ({"training__level_mean": float("nan")}, "training.level_mean must be finite"),
+        (
+            {"training__level_law": "log_normal", "training__level_mean": -15.0},
+            "level_mean=-15.0 with training.level_std=1.2 is too far",
+        ),
+        ({"model__classes": 10, "training__label_dropout": 0.0}, "label_dropout must be positive"),
         ({"training__label_dropout": 1.0}, "training.label_dropout must be in"),
         ({"sampling__label": 3}, "sampling.label=3 needs model.classes"),
         ({"sampling__guidance": 2.0}, "sampling.guidance=2.0 needs model.classes"),
@@ -325,7 +355,7 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
                 "sampling__guidance": 2.0,
                 "sampling__evaluations": 5,
             },
-            "evaluations must be at least 6",
+            "evaluations must be at least 6, for a step and the denoising, twice each",
         ),
         (
             {
@@ -392,8 +422,11 @@ def test_settings_that_cannot_work_are_refused(small_config, changes, message):
 
 
 def test_classes_that_the_data_does_not_have_are_refused(small_config):
-    with pytest.raises(UserError, match="classes=4, but digits has 10"):
-        Problem.from_config(small_config(**{**CLASSES, "model__classes": 4}))
+    for classes in (4, 11):
+        with pytest.raises(
+            UserError, match=f"classes={classes}, but the labels of digits are 0 to"
+        ):
+            Problem.from_config(small_config(**{**CLASSES, "model__classes": classes}))
     photos = {"data__name": "photos", "data__image_size": 8}
     with pytest.raises(UserError, match="classes=10, but photos has no labels"):
         Problem.from_config(small_config(**{**CLASSES, **photos}))
