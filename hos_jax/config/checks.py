@@ -233,9 +233,9 @@ def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
     _require(bool(model.data_std), "a range of noise levels needs model.data_std > 0")
     training = config.training
     mean, std = training.level_mean, training.level_std
-    ends = (math.log(end) - mean for end in (smallest, largest))
+    low, high = ((math.log(end) - mean) / std for end in (smallest, largest))
     _require(
-        training.level_law != "log_normal" or any(abs(end) <= 8 * std for end in ends),
+        training.level_law != "log_normal" or (low < 8 and high > -8),
         f"training.level_mean={mean} with training.level_std={std} is too far from the logarithms "
         f"of the noise levels, {math.log(smallest):.2f} to {math.log(largest):.2f}",
     )

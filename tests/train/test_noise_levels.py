@@ -202,6 +202,11 @@ def test_levels_gather_where_the_config_says(small_config):
     np.testing.assert_allclose(np.diff(quantiles), 1 / 16, rtol=1e-2)
 
 
+def test_a_narrow_law_within_the_range_is_allowed(small_config):
+    narrow = {"training__level_law": "log_normal", "training__level_std": 0.1}
+    validate(small_config(**RANGE, **narrow, training__level_mean=-1.0))
+
+
 CLASSES = {**RANGE, "model__multipliers": (1,), "model__classes": 10}
 
 
