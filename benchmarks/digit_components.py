@@ -16,7 +16,6 @@ compiling.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chain_timing import make_loop
+from chain_timing import timed_positions
 from measure import Rows
 
 from hos_jax import pointwise, samplers
 from hos_jax.data import to_float
 from hos_jax.linops import Diagonal
-from hos_jax.samplers import diagnostics, run_chains
+from hos_jax.samplers import diagnostics
 from hos_jax.training.runs import load_run
 
 COMPONENTS = 50
@@ -82,20 +81,7 @@ class Law:
 def measure(run: Any, law: Law, name: str, sigma: float, fraction: float, options) -> dict:
     """Effective samples, seconds and whether the chains stay in the law."""
     sampler = sampler_of(run, name, sigma, fraction, options.krylov_vectors)
-    states = jax.jit(jax.vmap(sampler.init))(law.start)
-    loop = make_loop(sampler, states, 20)
-    loop()
-    begun = time.perf_counter()
-    loop()
-    seconds = (time.perf_counter() - begun) / 20
-    chains = run_chains(
-        jax.random.key(5),
-        sampler.step,
-        states,
-        options.steps,
-        thinning=options.every,
-        collect=lambda state: state.position,
-    )
+    seconds, chains = timed_positions(sampler, law.start, options.steps, options.every, timed=20)
     row = {"sigma": sigma, "sampler": name, "step_size": fraction, "seconds_per_step": seconds}
     if not chains.is_finite.all():
         return row | {"stays": False}

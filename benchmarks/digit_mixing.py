@@ -16,21 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from chain_timing import make_loop
+from chain_timing import timed_positions
 from classify import class_change_rate, train_classifier
 
 from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.generate import make_denoiser, sampler_at
 from hos_jax.files import write_atomically
-from hos_jax.samplers import diagnostics, run_chains
+from hos_jax.samplers import diagnostics
 from hos_jax.training.runs import load_run
 
 # In units of sigma^2.
@@ -73,20 +72,8 @@ class Digits:
             problem.config.sampling.krylov_vectors = options.krylov_vectors
             problem.config.sampling.step_fraction = fraction
         sampler = sampler_at(problem, self.params, self.sigma)
-        states = jax.jit(jax.vmap(sampler.init))(self.start)
-
-        loop = make_loop(sampler, states, options.every)
-        loop()
-        begun = time.perf_counter()
-        loop()
-        seconds = (time.perf_counter() - begun) / options.every
-        chains = run_chains(
-            jax.random.key(5),
-            sampler.step,
-            states,
-            options.steps,
-            thinning=options.every,
-            collect=lambda state: state.position,
+        seconds, chains = timed_positions(
+            sampler, self.start, options.steps, options.every, timed=options.every
         )
         row = {"sampler": name, "step_size": fraction, "seconds_per_step": seconds}
         if not chains.is_finite.all():

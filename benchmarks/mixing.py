@@ -21,14 +21,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chain_timing import make_loop
+from chain_timing import seconds_per_step
 from measure import Rows
 
 from hos_jax import distributions
@@ -121,7 +120,7 @@ def measure(law, name: str, step_size: float, dense: str, options) -> dict:
             collect=lambda state: state.position,
         )
 
-    seconds = _seconds_per_step(sampler, states) * options.steps
+    seconds = seconds_per_step(sampler, states, 50, repeats=3) * options.steps
     chains = run(jax.random.key(3))
     if not chains.is_finite.all():
         return {"step_size": step_size, "ess": 0.0, "biased": True, "seconds": seconds}
@@ -140,18 +139,6 @@ def measure(law, name: str, step_size: float, dense: str, options) -> dict:
         "biased": biased,
         "seconds": seconds,
     }
-
-
-def _seconds_per_step(sampler, states, steps: int = 50) -> float:
-    """Of the compiled loop, the fastest of three times after the first."""
-    loop = make_loop(sampler, states, steps)
-    loop()
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        loop()
-        times.append(time.perf_counter() - begun)
-    return min(times) / steps
 
 
 def compare(target: str, options) -> dict:
