@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from classify import TrainedClassifier, frechet_distance, train_classifier
+from classify import frechet_distance, train_classifier
 from measure import Rows
 
 from hos_jax.config import validate
@@ -56,19 +56,29 @@ COLUMNS = {
 }
 
 
-def judge(images: np.ndarray, data: Any, classifier: TrainedClassifier) -> dict[str, float]:
-    """The numbers of one set of images, (N, H, W, C), data units."""
-    verdict = classifier.judge(images)
-    training = to_float(data.train, data.value_range)
-    shares = np.bincount(verdict.classes, minlength=classifier.classes) / len(images)
-    distance = jax.jit(functools.partial(sliced_wasserstein, projections=500))
-    flat = (jnp.asarray(each).reshape(len(each), -1) for each in (images, training[: len(images)]))
-    return {
-        "frechet": frechet_distance(verdict.features, classifier.judge(training).features),
-        "confidence": float(verdict.confidence.mean()),
-        "variation": float(0.5 * np.abs(shares - 1 / classifier.classes).sum()),
-        "wasserstein": float(distance(jax.random.key(0), *flat)),
-    }
+_distance = jax.jit(functools.partial(sliced_wasserstein, projections=500))
+
+
+class Judge:
+    """What samples of a data set are judged by: a classifier, and training images."""
+
+    def __init__(self, data: Any):
+        self.classifier = train_classifier(data)
+        self.training = to_float(data.train, data.value_range)
+        self.known = self.classifier.judge(self.training).features
+
+    def __call__(self, images: np.ndarray) -> dict[str, float]:
+        """The numbers of one set of images, (N, H, W, C), data units."""
+        verdict, classes = self.classifier.judge(images), self.classifier.classes
+        shares = np.bincount(verdict.classes, minlength=classes) / len(images)
+        pair = (images, self.training[: len(images)])
+        flat = (jnp.asarray(each).reshape(len(each), -1) for each in pair)
+        return {
+            "frechet": frechet_distance(verdict.features, self.known),
+            "confidence": float(verdict.confidence.mean()),
+            "variation": float(0.5 * np.abs(shares - 1 / classes).sum()),
+            "wasserstein": float(_distance(jax.random.key(0), *flat)),
+        }
 
 
 def samples_of(run: Any, sampler: str, evaluations: int, options: argparse.Namespace) -> Any:
@@ -112,15 +122,15 @@ def measure(options: argparse.Namespace) -> Rows:
     """A row for each run, sampler and number of evaluations, and for each bound."""
     settings = {"samples": options.samples, "guidance": options.guidance}
     rows = Rows(options.json, ("run", "sampler", "evaluations"), settings)
-    classifier = None
+    judge = None
     for folder in options.run:
         run = load_run(folder)
         data = run.problem.data
-        classifier = classifier or train_classifier(data)
+        judge = judge or Judge(data)
         key = {"run": folder.name, "sampler": "held out", "evaluations": 0}
         if not rows.find(**key):
             real = to_float(data.held_out, data.value_range)[: options.samples]
-            rows.add({**key, **judge(real, data, classifier)})
+            rows.add({**key, **judge(real)})
         for evaluations in options.evaluations:
             for sampler in options.samplers:
                 key = {"run": folder.name, "sampler": sampler, "evaluations": evaluations}
@@ -128,7 +138,7 @@ def measure(options: argparse.Namespace) -> Rows:
                     continue
                 images, seconds = samples_of(run, sampler, evaluations, options)
                 row = {**key, "finite": len(images), "seconds": seconds}
-                print(rows.add({**row, **judge(images, data, classifier)}), flush=True)
+                print(rows.add({**row, **judge(images)}), flush=True)
                 if options.grids is not None:
                     name = f"{folder.name}_{sampler.replace(', ', '_')}_{evaluations}.png"
                     grid = figures.sample_grid(images[:SHOWN], data.value_range)
@@ -171,8 +181,7 @@ def tables(rows: Rows, runs: list[str], evaluations: list[int]) -> str:
         real = _cell(rows, runs, column, sampler="held out", evaluations=0)
         assert real is not None
         lines.append(f"| held out | {real[0]:.3f}" + " |" * len(evaluations))
-    names = [f"{name}" for name in bound.COVARIANCES]
-    table("bits", "bound, bits per dimension", names, lambda _: "bound")
+    table("bits", "bound, bits per dimension", list(bound.COVARIANCES), lambda _: "bound")
     return "\n".join(lines)
 
 
