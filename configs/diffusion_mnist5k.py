@@ -16,9 +16,9 @@ def get_config():
     # The covariance is easy to learn beside s1, on which the samples depend.
     config.loss.first_order_weight = 10.0
     config.optim.update(lr=2e-3, schedule="cosine", warmup=100, clip=10.0, ema=0.998)
-    config.training.update(steps=6000, batch_size=32, log_every=50)
+    config.training.update(steps=5600, batch_size=32, log_every=50)
     # Near the size of the data, where digits take shape.
     config.training.update(level_law="log_normal", level_mean=-1.0, level_std=1.2)
-    config.training.update(evaluate_every=2000, checkpoint_every=2000)
+    config.training.update(evaluate_every=2800, checkpoint_every=1400)
     config.sampling.update(sampler="ancestral", evaluations=20, chains=100)
     return config

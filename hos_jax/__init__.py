@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _find, __dir__ = _names.lazily(
     __name__,
+    adapters="",
     autodiff="",
     cli="",
     config="",

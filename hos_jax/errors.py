@@ -30,6 +30,10 @@ class NonFiniteError(UserError):
     """The loss or its gradient stopped being a number."""
 
 
+class NotDifferentiableError(UserError):
+    """The derivative of a denoiser is asked for that has values alone."""
+
+
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """`did you mean X?` of the nearest word that is known, or nothing where none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)

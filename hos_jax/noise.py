@@ -43,6 +43,8 @@ STREAMS = (
     "held-out probes",
     "likelihood",
     "training labels",
+    "posterior samples",
+    "added noise",
 )
 
 

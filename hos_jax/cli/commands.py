@@ -1,4 +1,4 @@
-"""The commands beside training and testing: `import_checkpoint` and `export_parameters`."""
+"""The commands beside training and testing, by name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
+from hos_jax.cli import denoise, second_order
 from hos_jax.cli.arguments import check_override_names, describe_flags
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
@@ -20,7 +21,7 @@ from hos_jax.errors import UserError
 class _Command(NamedTuple):
     usage: str
     define: Callable[[flags.FlagValues, list[str]], None]
-    run: Callable[[flags.FlagValues, list[str]], None]
+    run: Callable[[flags.FlagValues, list[str]], int | None]
 
 
 def _define_import(values: flags.FlagValues, argv: list[str]) -> None:
@@ -106,6 +107,8 @@ COMMANDS = {
         _define_export,
         _export,
     ),
+    "second_order": _Command(second_order.USAGE, second_order.define, second_order.run),
+    "denoise": _Command(denoise.USAGE, denoise.define, denoise.run),
 }
 
 
@@ -133,5 +136,5 @@ def run_command(argv: list[str]) -> int:
     """Run a command with its arguments; returns the exit status, or raises UserError."""
     if parsed := parse(argv):
         start_logging("info")
-        COMMANDS[argv[0]].run(*parsed)
+        return COMMANDS[argv[0]].run(*parsed) or 0
     return 0

@@ -9,11 +9,10 @@ from absl import flags
 
 from hos_jax import config as run_config
 from hos_jax import errors, evaluation
-from hos_jax.cli import interruption
 from hos_jax.cli.arguments import make_config, parse
 from hos_jax.cli.logs import start_logging
-from hos_jax.cli.malloc import keep_freed_memory
-from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
+from hos_jax.cli.run_folder import run_folder
+from hos_jax.cli.train import train
 from hos_jax.errors import UserError
 
 REMEDIES = {
@@ -63,32 +62,7 @@ def run(values: flags.FlagValues) -> int:
         print(f"figures: {workdir / values.image_folder}   numbers: {workdir / 'metrics.json'}")
         return 0
 
-    from hos_jax.training import parallel
-    from hos_jax.training.loop import train_and_evaluate
-
-    if not values.resume_training:
-        parallel.from_first_process(lambda: ask_for_room(workdir, values.ni), lambda: None)
-    with interruption.requested() as stop:
-        state = train_and_evaluate(
-            config,
-            workdir,
-            resume=values.resume_training,
-            # What draws is loaded when there is something to draw.
-            on_evaluation=lambda *arguments: evaluation.evaluate.log_panel(*arguments),
-            make_room=None if values.resume_training else lambda: make_room(workdir),
-            should_stop=lambda: stop.signal is not None,
-            on_compiled=keep_freed_memory if parallel.on_cpu() else lambda: None,
-        )
-    step = int(state.step)
-    if stop.signal is not None and step < config.training.steps:
-        print(
-            f"{stop.signal.name} at step {step}, which is saved: --resume_training goes on from it",
-            file=sys.stderr,
-        )
-        return 128 + stop.signal
-    if parallel.process_index() == 0:
-        print(f"{workdir}: {step} steps done")
-    return 0
+    return train(config, workdir, resume=values.resume_training, no_interaction=values.ni)
 
 
 def is_command(word: str) -> bool:

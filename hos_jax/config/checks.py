@@ -162,6 +162,7 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
     )
     _validate_noise_range(config)
     _validate_classes(config)
+    _validate_denoiser(config)
     _validate_sampling(config)
     _require(
         not model.precondition_covariance or bool(model.positive_definite and model.data_std),
@@ -174,6 +175,30 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
     _require(
         model.output_units != "score" or not model.data_std,
         "model.output_units=score needs model.data_std=0: such a network gives the score itself",
+    )
+
+
+def _validate_denoiser(config: ml_collections.ConfigDict) -> None:
+    from hos_jax.losses.objective import RESIDUAL
+
+    model, loss = config.model, config.loss
+    _require(
+        not model.local or model.name == "unet",
+        f"model.local=True needs model.name=unet, got {model.name}",
+    )
+    if model.denoiser is None:
+        return
+    what = f"model.denoiser={model.denoiser}"
+    _require(
+        loss.second_order in RESIDUAL,
+        f"{what} needs loss.second_order to be one of {', '.join(RESIDUAL)}",
+    )
+    for key, needed in (("third_order", "none"), ("classes", None), ("networks", "per_order")):
+        value = model[key]
+        _require(value == needed, f"{what} needs model.{key}={needed}, got {value}")
+    _require(
+        model.positive_definite and bool(model.data_std) and model.output_units != "score",
+        f"{what} needs model.positive_definite=True and model.data_std > 0",
     )
 
 

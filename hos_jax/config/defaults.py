@@ -23,7 +23,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.data.image_width = none(int)
     config.data.crop = none(int)
     config.data.random_flip = False
-    # Of an image folder: leave out files that are no readable images, instead of refusing them.
+    # Of photos and image_crops: one channel in place of three.
+    config.data.grey = False
+    # Of a folder of images: leave out files that are no readable images, instead of refusing them.
     config.data.skip_unreadable = False
 
     config.model = ml_collections.ConfigDict()
@@ -33,6 +35,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.blocks = 1
     config.model.patch_size = 1
     config.model.attention_size = 8
+    # For images of any size: no attention, normalization pixel by pixel, padding.
+    config.model.local = False
     config.model.depth = 3
     config.model.head = "low_rank"
     config.model.rank = 16
@@ -54,6 +58,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.precondition_covariance = False
     # The number of classes that the network is told, of data that has them.
     config.model.classes = none(int)
+    # "MODULE:NAME" or "FILE.py:NAME" of what gives s1, which then is not trained.
+    config.model.denoiser = none(str)
     config.model.dtype = "float32"
     config.model.remat = False
 

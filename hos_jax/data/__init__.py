@@ -12,3 +12,4 @@ from hos_jax.data.image_data import to_float as to_float
 from hos_jax.data.image_data import to_uint8 as to_uint8
 from hos_jax.data.registry import NAMES as NAMES
 from hos_jax.data.registry import load as load
+from hos_jax.data.registry import value_range_of as value_range_of

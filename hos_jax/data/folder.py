@@ -1,42 +1,15 @@
 """A folder of image files, prepared the way CelebA is in the published experiments."""
 
-import hashlib
-import logging
 import os
-import re
-import stat
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
-from tqdm import tqdm
+from PIL import Image
 
 from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, ImageData
-from hos_jax.errors import UserError, reason
-
-# What is read: the forms of which Pillow tells how many bits a value has.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# Names of images; a file of another name is one if its content says so.
-_IMAGE_NAME = re.compile(
-    r"\.(a?png|arw|avif|bmp|cr[23]|dds|dib|dng|exr|fits?|gif|hdr|hei[cf]|icns|ico|j2[ck]|jfif|"
-    r"jp[2efx]|jpe?g|jxl|mpo|nef|orf|p[bfgnp]m|pcx|psd|qoi|raf|rw2|sgi|svg|tga|tiff?|webp|x[bp]m)$",
-    re.IGNORECASE,
-)
-
-logger = logging.getLogger(__name__)
-
-_NAMED_FILES = 10  # of those that are reported
-# TIFF's numbers of the bits of a value, and of its kind: 1 and 4 are no signed or real numbers.
-_TIFF_BITS, _TIFF_KIND = 258, 339
-# What is said of files that are not read as they are.
-_NO_IMAGE = "are left alone, with neither the name nor the content of an image"
-_SEVERAL = "hold several pictures, of which the first is read"
-_TRANSPARENT = "have transparent pixels, which are shown on white"
-_GREY = "are grey and get three equal channels, as the others are in colour"
+from hos_jax.data.pictures import files_below, read_all
+from hos_jax.errors import UserError
 
 
 def load_folder(
@@ -48,200 +21,37 @@ def load_folder(
 ) -> ImageData:
     """Every image below `root`: central part, resized by a bilinear filter with antialiasing.
 
-    The defaults are those published for CelebA (178 x 218 pixels). Nested folders, hidden files and
-    links are followed; an image is known by its name or by its content, and other files are left
-    alone. Images are taken in the order of their path and held out as `held_out_mask` says.
-
-    Images are RGB, or one channel where all of them are grey. Photographs are turned upright, and
-    transparent pixels are shown on white.
+    The defaults are those published for CelebA (178 x 218 pixels). What is an image and how it is
+    read is said in `pictures.read_all`. Images are taken in the order of their path and held out as
+    `held_out_mask` says. They are RGB, or one channel where all of them are grey.
 
     Args:
         crop: height of the central part that is kept, whose sides have the ratio of those of the
             result; 0 for the largest part that fits.
         image_size: side of the result, or (height, width).
-        skip_unreadable: leave out what is no readable 8-bit image, as if it were not there, and
-            name it in a warning.
+        skip_unreadable: see `pictures.read_all`.
 
     Raises:
         UserError: `root` holds fewer than two images; a file is not one readable 8-bit image, or
             smaller than `crop`; sizes that are not positive.
     """
-    if root is None:
-        raise UserError("image_folder needs a folder of images: set --config.data.root=FOLDER")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if crop < 0 or min(size) < 1:
         raise UserError(f"image_folder: crop {crop} and image_size {image_size} must be positive")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: set --config.data.root to a folder of images")
-    images, checksum = _read_all(folder, crop, size, skip_unreadable)
+    folder, files = files_below(root, "image_folder")
+    images = np.empty((len(files), *size, 3), np.uint8)
+
+    def prepare(path: Path, image: Image.Image) -> np.ndarray:
+        return np.asarray(_central_part(path, image, crop, size))
+
+    def keep(number: int, path: Path, pixels: np.ndarray) -> None:
+        images[number] = pixels
+
+    found = read_all(folder, files, prepare, keep, skip_unreadable)
+    images = images[: found.images, ..., : 1 if found.grey else 3]
     held_out = held_out_mask(images, str(folder))
     parts = images[~held_out], images[held_out]
-    return ImageData("image_folder", *parts, None, None, SIGNED_RANGE, checksum)
-
-
-class _UnreadableError(UserError):
-    """A file that is not a readable 8-bit image."""
-
-
-# An image as read: its pixels (H, W, 3), a checksum of its file, and what to say of it.
-_Picture = tuple[np.ndarray, bytes, list[str]]
-
-
-def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None]]:
-    """All files below a folder, links followed, and what keeps one from being read."""
-    try:
-        found = folder.stat()
-        children = list(folder.iterdir())
-    except OSError as error:
-        yield folder, f"cannot be opened ({error.strerror})"
-        return
-    identity = (found.st_dev, found.st_ino)
-    if identity in above:
-        yield folder, "is a link to a folder that holds it"
-        return
-    for path in children:
-        try:
-            mode = path.stat().st_mode
-        except OSError as error:
-            yield path, f"is not a readable image ({error.strerror})"
-            continue
-        if stat.S_ISDIR(mode) and not _IMAGE_NAME.search(path.name):
-            yield from _entries(path, (*above, identity))
-        else:
-            kind = "a folder" if stat.S_ISDIR(mode) else "no file"
-            yield path, None if stat.S_ISREG(mode) else f"is {kind} with the name of an image"
-
-
-def _read_all(
-    folder: Path, crop: int, size: tuple[int, int], skip_unreadable: bool
-) -> tuple[np.ndarray, str]:
-    """All images in the order of their paths, and a checksum."""
-    # By the bytes of the name: their order is that of UTF-8, whatever the locale.
-    entries = sorted(_entries(folder), key=lambda e: os.fsencode(e[0].relative_to(folder)))
-    images = np.empty((len(entries), *size, 3), np.uint8)
-    count, errors, checksum = 0, [], hashlib.blake2b(digest_size=16)
-    notes: dict[str, list[Path]] = {}
-
-    def read(entry: tuple[Path, str | None]) -> _Picture | _UnreadableError | None:
-        path, trouble = entry
-        try:
-            if trouble is None:
-                return _read(path, crop=crop, size=size)
-            if not _IMAGE_NAME.search(path.name) and not path.is_dir():
-                return None
-            raise _UnreadableError(f"{path} {trouble}: mend or remove it")
-        except _UnreadableError as error:
-            if not skip_unreadable:
-                raise
-            return error
-
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))  # Pillow decodes without the GIL
-    try:
-        with warnings.catch_warnings():
-            # Large is no fault as long as Pillow reads it.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            results = pool.map(read, entries)
-            # Shown on a terminal only, and only where reading takes a while.
-            progress = tqdm(results, "reading images", len(entries), delay=5, disable=None)
-            for (path, _), result in zip(entries, progress, strict=True):
-                if isinstance(result, _UnreadableError):
-                    errors.append(result)
-                    continue
-                said = [_NO_IMAGE]
-                if result is not None:
-                    images[count], digest, said = result
-                    count += 1
-                    # Of the files and not of their pixels: decoders may differ between machines.
-                    checksum.update(digest)
-                for note in said:
-                    notes.setdefault(note, []).append(path.relative_to(folder))
-    finally:
-        pool.shutdown(cancel_futures=True)  # or an unreadable file is reported after all the others
-    _report(folder, count, errors, notes)
-    if count < 2:
-        found = f"{count} readable images" if errors else f"{count} image files"
-        needed = f"at least 2 are needed ({', '.join(FORMATS)})"
-        remedy = "set --config.data.root to a folder of images"
-        raise UserError(f"{folder} holds {found} and {needed}: {remedy}")
-    channels = 1 if len(notes.get(_GREY, ())) == count else 3
-    return images[:count, ..., :channels], checksum.hexdigest()
-
-
-def _report(folder: Path, count: int, errors: list, notes: dict[str, list[Path]]) -> None:
-    """Say which files are left out, and which are read in a way that may surprise."""
-
-    def named(files: list) -> str:
-        more = [f"and {len(files) - _NAMED_FILES} more"] if len(files) > _NAMED_FILES else []
-        return "; ".join([*map(str, files[:_NAMED_FILES]), *more])
-
-    if errors:
-        logger.warning("%s: %d files are skipped: %s", folder, len(errors), named(errors))
-    for note, paths in notes.items():
-        if note != _GREY or len(paths) < count:
-            level = logging.WARNING if note is _TRANSPARENT else logging.INFO
-            logger.log(level, "%s: %d files %s: %s", folder, len(paths), note, named(paths))
-
-
-def _read(path: Path, *, crop: int, size: tuple[int, int]) -> _Picture | None:
-    """One file; None if neither its name nor its content is that of an image.
-
-    Raises:
-        _UnreadableError: it is not a readable 8-bit image.
-        UserError: it is smaller than the crop.
-    """
-    notes = []
-    try:
-        with path.open("rb") as file:
-            try:
-                image = Image.open(file, formats=FORMATS)
-            except Image.UnidentifiedImageError:
-                if _IMAGE_NAME.search(path.name):
-                    raise
-                return None
-            _check_form(path, image)
-            if getattr(image, "n_frames", 1) > 1:  # a camera's, as all others are refused
-                notes.append(_SEVERAL)
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                if image.getchannel("A").getextrema()[0] < 255:
-                    notes.append(_TRANSPARENT)
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-            file.seek(0)
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    except _UnreadableError:
-        raise
-    except Image.DecompressionBombError as error:
-        most = f"at most {2 * Image.MAX_IMAGE_PIXELS} pixels are read"
-        what = f"{path} is too large, {most}: make it smaller or cut it up"
-        raise _UnreadableError(what) from error
-    except Exception as error:  # Pillow's readers raise whatever damage makes them run into
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        said = "it has other content" if unknown else reason(error)
-        what = f"is not a readable image ({', '.join(FORMATS)}): mend or remove it: {said}"
-        raise _UnreadableError(f"{path} {what}") from error
-    pixels = np.asarray(_central_part(path, image, crop, size))
-    if (pixels == pixels[..., :1]).all():
-        notes.append(_GREY)
-    return pixels, digest, notes
-
-
-def _check_form(path: Path, image: Image.Image) -> None:
-    """Refuse what Pillow would read by scaling or clipping values, or only in part."""
-    tags, tile = getattr(image, "tag_v2", {}), str(image.tile)
-    deep = image.mode.startswith(("I", "F")) or ";16B" in tile
-    deep |= max(tags.get(_TIFF_BITS, (1,))) > 8 or not {1, 4}.issuperset(tags.get(_TIFF_KIND, (1,)))
-    if image.format == "PPM" and not deep:
-        arguments = image.tile[0][3]
-        deep = isinstance(arguments, tuple) and arguments[1] > 255
-    if deep:
-        raise _UnreadableError(f"{path} is not an 8-bit image: convert it to 8 bits or remove it")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
-        remedy = "save each in a file of its own, or remove it"
-        raise _UnreadableError(f"{path} holds {frames} images: {remedy}")
+    return ImageData("image_folder", *parts, None, None, SIGNED_RANGE, found.checksum)
 
 
 def _central_part(path: Path, image: Image.Image, crop: int, size: tuple[int, int]) -> Image.Image:

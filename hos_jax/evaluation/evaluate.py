@@ -21,6 +21,7 @@ from hos_jax.evaluation.held_out import Examples
 from hos_jax.evaluation.likelihood import likelihood_scores
 from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, measured, write_report
 from hos_jax.files import write_atomically
+from hos_jax.noise import stream_key
 from hos_jax.training.logs import RunLog, read_history, shows_progress
 from hos_jax.training.problem import Problem
 from hos_jax.training.runs import LoadedRun, load_run_as
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 SHOWN_DIRECTIONS = 5
 SHOWN_PIXELS = 3
+SHOWN_DRAWS = 4
 SHOWN_SAMPLES = 100
 # The report shows at least so many images.
 REPORTED_IMAGES = 8
@@ -66,6 +68,21 @@ def posterior_figures(problem: Problem, examples: Examples) -> tuple[Any, Any]:
     rows = jax.jit(jax.vmap(jax.vmap(Posterior.row, (None, 0))))(denoised.posterior, pixels)
     rows = np.asarray(rows).reshape(len(clean), -1, *shape)
     return first, figures.covariance_rows(mean, pixels, rows, value_range)
+
+
+def posterior_samples(problem: Problem, examples: Examples) -> Any:
+    """Draws of the clean image for some held-out images, as a figure.
+
+    ValueError for the images of a first-order model.
+    """
+    posterior = examples.denoised.posterior
+    if posterior is None:
+        raise ValueError("a first-order model has no posterior to be drawn")
+    key = stream_key("posterior samples", problem.config.seed)
+    draw = jax.jit(lambda posterior: posterior.sample(key, SHOWN_DRAWS))
+    drawn = np.asarray(draw(posterior)).reshape(len(examples.clean), -1, *examples.clean.shape[1:])
+    noisy, mean, _ = _images(examples)
+    return figures.posterior_samples(noisy, mean, drawn, problem.data.value_range)
 
 
 def log_panel(problem: Problem, params: Any, step: int, log: RunLog) -> None:
@@ -109,7 +126,10 @@ def evaluate_run(
     history = read_history(workdir, at_most=4000)
     if history:
         draw(figures.loss_curves(history), "loss_curves.png")
-    result["sampling"] = _sample(run, draw)
+    if config.model.denoiser is None:
+        result["sampling"] = _sample(run, draw)
+    else:
+        draw(posterior_samples(run.problem, shown), "posterior_samples.png")
     result |= {
         "step": run.step,
         "noise": config.noise,

@@ -40,6 +40,15 @@ def _map(image: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(image), axis=-1))
 
 
+def size_map(values: np.ndarray, top: float) -> Any:
+    """A figure of one map of sizes, (H, W, C), with its scale from 0 to `top`."""
+    height, width = values.shape[:2]
+    figure, ((axis,),) = _axes(1, 1, 7.0, 6.0 * height / width + 0.3, images=True)
+    shade = axis.imshow(_map(values), cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+    figure.colorbar(shade, ax=axis, fraction=0.04)
+    return figure
+
+
 def _titles(axes: Any, titles: list[str], size: int) -> None:
     """The titles of the first axes of a row."""
     for axis, title in zip(axes, titles, strict=False):
@@ -171,6 +180,23 @@ def posterior_directions(
             _signed(axis, image)
             axis.set_title(f"deviation {deviation:.2g}", fontsize=8)
     _titles(axes[0], ["noisy", "denoised"], 8)
+    return figure
+
+
+def posterior_samples(
+    noisy: np.ndarray, mean: np.ndarray, samples: np.ndarray, value_range: tuple[float, float]
+) -> Any:
+    """A figure with a row per image: noisy, denoised, and draws of the clean image, (N, k, H, W,
+    C)."""
+    rows, columns = samples.shape[0], 2 + samples.shape[1]
+    height, width = mean.shape[1:3]
+    figure, axes = _axes(rows, columns, 1.5 * columns, 1.5 * rows * height / width, images=True)
+    for row in range(rows):
+        images = noisy[row], mean[row], *samples[row]
+        for axis, image in zip(axes[row], images, strict=True):
+            _show(axis, image, value_range)
+    draws = [f"sample {number + 1}" for number in range(samples.shape[1])]
+    _titles(axes[0], ["noisy", "denoised", *draws], 8)
     return figure
 
 

@@ -191,9 +191,10 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
 
     Over at most `DIRECTION_IMAGES` held-out images, for 1 ... k directions: `model`, the share of
     n2(e) in each image's own leading directions, with `standard_error`; `refined`, in those after
-    one step of `autodiff.refine_eigenpairs`, k products with the derivative of s1; `predicted`, the
-    share of the predicted variance in the model's own; `pca`, in the leading principal components
-    of the training images if there are two or more; `random`, in random ones: k / D.
+    one step of `autodiff.refine_eigenpairs`, k products with the derivative of s1, if it has one;
+    `predicted`, the share of the predicted variance in the model's own; `pca`, in the leading
+    principal components of the training images if there are two or more; `random`, in random ones:
+    k / D.
     """
     data = problem.data
     dim = int(np.prod(data.image_shape))
@@ -208,17 +209,18 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     def scores(params, clean, denoised):
         error = clean.reshape(len(clean), -1) - denoised.mean
         pairs = denoised.posterior.top_eigenpairs(count)
-        score_fn = pointwise.score_fn(problem.model, params, sigma, data.image_shape)
-        refine = functools.partial(autodiff.refine_eigenpairs, score_fn, count=count)
-        covariance = denoised.posterior.covariance
-        refined = jax.vmap(refine, (0, None, 0))(denoised.noisy, sigma, covariance)
         total = denoised.posterior.covariance.trace()
         shares = {
             "model": jax.vmap(calibration.captured_shares)(error, pairs.eigenvectors),
-            "refined": jax.vmap(calibration.captured_shares)(error, refined.eigenvectors),
             "predicted": jnp.cumsum(pairs.eigenvalues, axis=1) / total[:, None],
             "converged": pairs.converged,
         }
+        if problem.model.differentiable:
+            score_fn = pointwise.score_fn(problem.model, params, sigma, data.image_shape)
+            refine = functools.partial(autodiff.refine_eigenpairs, score_fn, count=count)
+            covariance = denoised.posterior.covariance
+            refined = jax.vmap(refine, (0, None, 0))(denoised.noisy, sigma, covariance)
+            shares["refined"] = jax.vmap(calibration.captured_shares)(error, refined.eigenvectors)
         if principal is not None:
             shares["pca"] = jax.vmap(calibration.captured_shares, (0, None))(error, principal)
         return shares

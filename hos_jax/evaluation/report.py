@@ -49,6 +49,7 @@ CAPTIONS = {
     "calibration.png": "Calibration of the predicted variances, and error in leading directions",
     "directions.png": "Directions of largest posterior variance",
     "covariance_rows.png": "Posterior covariance of marked pixels with all others",
+    "posterior_samples.png": "Draws of the clean image",
     "samples.png": "Samples, each denoised once",
     "trajectories.png": "The first chains over time, each position denoised",
     "mixing.png": "How the chains forget their start and approach the data",
@@ -57,6 +58,12 @@ CAPTIONS = {
 
 def _floats(values: Any) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def embedded(figure: Path, caption: str) -> dict[str, str]:
+    """A picture file as the page takes it."""
+    encoded = base64.b64encode(figure.read_bytes()).decode()
+    return {"source": f"data:image/png;base64,{encoded}", "caption": caption}
 
 
 def _parts(covariance: SymmetricMatrix) -> dict[str, Any]:
@@ -126,16 +133,15 @@ def write_report(
     """Write the page of `examples`, with `DIRECTIONS` directions each, of what `evaluate_run`
     found, and of figures whose names have `CAPTIONS`."""
     config = problem.config
-    drawn = []
-    for figure in sorted(figures, key=lambda figure: list(CAPTIONS).index(figure.name)):
-        source = f"data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}"
-        drawn.append({"source": source, "caption": CAPTIONS[figure.name]})
+    ordered = sorted(figures, key=lambda figure: list(CAPTIONS).index(figure.name))
+    drawn = [embedded(figure, CAPTIONS[figure.name]) for figure in ordered]
     percents = [round(100 * level) for level in calibration.LEVELS]
     meanings = MEANINGS | {f"recalibrated_{p}": RECALIBRATED.format(p) for p in percents}
     measures = [[*row, meanings[row[0]]] for row in measured(result) if row[0] in meanings]
     runner = f"{config.runner}, " if config.runner else ""
     count = result["held_out_images"]
     content = {
+        "heading": "Held-out images",
         "title": f"{config.data.name} at sigma {config.noise:g}",
         "summary": (
             f"{runner}{config.model.name}, head {config.model.head}, {result['step']} steps in "
@@ -149,6 +155,11 @@ def write_report(
         "offsets": earlier_pixels(problem.data.image_shape, config.model.reach),
         "range": list(problem.data.value_range),
     }
+    write_page(content, path)
+
+
+def write_page(content: dict[str, Any], path: Path) -> None:
+    """Write the page with this content, as JSON types."""
     page = importlib.resources.files("hos_jax.evaluation").joinpath("report.html")
     # A "</script>" in a name must not end the script element.
     text = json.dumps(content).replace("<", "\\u003c")

@@ -161,8 +161,8 @@ class ModelOutputs:
         return covariance if matrix == asked else covariance.add_identity(-1.0)
 
 
-def outputs_of(model: nn.Module, params: Any, *inputs: Array | float) -> ModelOutputs:
-    """What a `ScoreModel` or a `HessianModel` says of its inputs: `apply` with the type it has."""
+def outputs_of(model: Any, params: Any, *inputs: Array | float) -> ModelOutputs:
+    """What one of the models here says of its inputs: `apply` with the type it has."""
     outputs: Any = model.apply(params, *inputs)
     return outputs
 
@@ -204,6 +204,12 @@ class ScoreModel(nn.Module):
     noise_conditional: bool = False
     classes: int = 0
     precondition_covariance: bool = False
+
+    # No attribute: whether s1 has a derivative, which a `FixedScoreModel` may lack.
+    @property
+    def differentiable(self) -> bool:
+        """True."""
+        return True
 
     @nn.compact
     def __call__(

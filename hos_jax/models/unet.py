@@ -49,6 +49,11 @@ class GroupNorm(nn.Module):
         return (wide * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
 
 
+def _norm(local: bool, dtype: Any, name: str) -> nn.Module:
+    """Normalization over the image, or over the channels of each pixel by itself."""
+    return nn.LayerNorm(1e-6, dtype, name=name) if local else GroupNorm(dtype, name=name)
+
+
 class ResidualBlock(nn.Module):
     """Norm, swish, conv, norm, swish, conv, plus the (projected) input: (B,H,W,C) -> (B,H,W,F).
 
@@ -57,12 +62,13 @@ class ResidualBlock(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    local: bool = False
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None) -> Array:
-        h = nn.swish(GroupNorm(self.dtype, name="norm1")(x))
+        h = nn.swish(_norm(self.local, self.dtype, "norm1")(x))
         h = Conv3x3(self.features, dtype=self.dtype, name="conv1")(h)
-        h = GroupNorm(self.dtype, name="norm2")(h)
+        h = _norm(self.local, self.dtype, "norm2")(h)
         if condition is not None:
             zeros = nn.initializers.zeros
             modulation = nn.Dense(2 * self.features, kernel_init=zeros, name="condition")(condition)
@@ -123,9 +129,12 @@ class UNet(nn.Module):
       dtype: dtype of the computation; parameters stay float32.
       remat: recompute activations in the backward pass, for big images.
       classes: how many classes of images there are, 0 for none.
+      local: for images of any size. What a pixel's values depend on ends some pixels away: there
+        is no attention, and normalization is over the channels of each pixel; and where a side
+        cannot be halved once per level the image is continued by its last row or column meanwhile.
 
     Raises:
-      ValueError: if a side of the image cannot be halved once per level.
+      ValueError: if a side of the image cannot be halved once per level, unless `local`.
     """
 
     out_channels: int
@@ -137,6 +146,7 @@ class UNet(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     classes: int = 0
+    local: bool = False
 
     @nn.compact
     def __call__(
@@ -145,6 +155,10 @@ class UNet(nn.Module):
         """Evaluate at images; with embeddings of noise levels, (B,), where they are given, and of
         labels, (B,), whole numbers up to `classes`, which means that the class is not known."""
         factor = self.patch_size * 2 ** (len(self.multipliers) - 1)
+        size = images.shape[1:3]
+        if self.local and images.ndim == 4:
+            missing = ((0, -side % factor) for side in size)
+            images = jnp.pad(images, ((0, 0), *missing, (0, 0)), mode="edge")
         _check_sizes(images.shape, self.features, factor)
         block: Callable = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         condition = None
@@ -155,8 +169,8 @@ class UNet(nn.Module):
                 condition += embed(labels)
 
         def stage(h: Array, features: int, name: str) -> Array:
-            h = block(features, self.dtype, name=name)(h, condition)
-            if max(h.shape[1:3]) <= self.attention_size:
+            h = block(features, self.dtype, self.local, name=name)(h, condition)
+            if not self.local and max(h.shape[1:3]) <= self.attention_size:
                 h = AttentionBlock(self.dtype, name=f"{name}_attention")(h)
             return h
 
@@ -185,11 +199,11 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = stage(h, width, f"up{level}_{index}")
 
-        h = nn.swish(GroupNorm(self.dtype, name="norm_out")(h))
+        h = nn.swish(_norm(self.local, self.dtype, "norm_out")(h))
         small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
         channels = self.out_channels * self.patch_size**2
         end = Conv3x3(channels, dtype=jnp.float32, kernel_init=small, name="end_conv")
-        return depth_to_space(end(h), self.patch_size)
+        return depth_to_space(end(h), self.patch_size)[:, : size[0], : size[1]]
 
 
 def space_to_depth(images: Array, size: int) -> Array:

@@ -14,10 +14,12 @@ import numpy as np
 import optax
 
 from hos_jax import config as run_config
-from hos_jax.config.networks import make_model
+from hos_jax.config.denoiser import load_denoiser
+from hos_jax.config.networks import make_hessian_model, make_model
 from hos_jax.data import ImageData, load
 from hos_jax.errors import UserError
 from hos_jax.losses.objective import Objective
+from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.noise import stream_key
 from hos_jax.training import parallel
@@ -32,7 +34,7 @@ class Problem:
 
     config: ml_collections.ConfigDict
     data: ImageData
-    model: ScoreModel
+    model: ScoreModel | FixedScoreModel
     objective: Objective
     optimizer: optax.GradientTransformation
 
@@ -40,7 +42,6 @@ class Problem:
     def from_config(cls, config: ml_collections.ConfigDict) -> Problem:
         """Load the data and build the rest; UserError for a config that cannot work."""
         run_config.validate(config)
-        model = make_model(config.model)
         size = config.data.image_size
         data = load(
             config.data.name,
@@ -48,7 +49,9 @@ class Problem:
             image_size=size if (width := config.data.image_width) is None else (size, width),
             crop=config.data.crop,
             skip_unreadable=config.data.skip_unreadable,
+            grey=config.data.grey,
         )
+        model = _make_model(config, data)
         dim = int(np.prod(data.image_shape))
         if model.head is not None and model.head.has_columns and config.model.rank > dim:
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
@@ -118,6 +121,15 @@ class Problem:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
         image = jnp.zeros((1, *self.data.image_shape), jnp.float32)
         return self.model.init(key, image, self.config.noise)
+
+
+def _make_model(config: ml_collections.ConfigDict, data: ImageData) -> ScoreModel | FixedScoreModel:
+    """The model of the config, beside the denoiser from outside if it names one."""
+    if config.model.denoiser is None:
+        return make_model(config.model)
+    score_fn = load_denoiser(config.model.denoiser, data.value_range)
+    hessian = make_hessian_model(config.model)
+    return FixedScoreModel(hessian, score_fn, differentiable=score_fn.differentiable)
 
 
 def _check_scale(data_std: float, data: ImageData) -> None:

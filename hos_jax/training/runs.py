@@ -11,6 +11,7 @@ import ml_collections
 
 from hos_jax import config as run_config
 from hos_jax.errors import UserError
+from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.problem import Problem
@@ -33,7 +34,7 @@ class LoadedRun:
     training_seconds: float
 
     @property
-    def model(self) -> ScoreModel:
+    def model(self) -> ScoreModel | FixedScoreModel:
         """The model that `params` belong to."""
         return self.problem.model
 

@@ -1,0 +1,151 @@
+"""Denoisers that JAX cannot look into: Python functions, PyTorch modules, ONNX files.
+
+Each becomes a network as `score_fn` takes it: a function of one image and perhaps a noise level. It
+has values and no derivatives, which is all that the residual losses need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
+
+from hos_jax.errors import NotDifferentiableError, UserError, missing_package, reason
+from hos_jax.types import Array
+
+_ONNX_TYPES = {
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlackBox:
+    """A network that runs outside of JAX; made by `from_numpy`.
+
+    Called with one image, and a time where it is told one; gives its prediction, of the image's
+    shape. Under `vmap` the whole batch is one call of the function.
+
+    Raises:
+      NotDifferentiableError: where a derivative is asked for.
+    """
+
+    function: Callable[..., Any]
+
+    def __call__(self, image: Array, *time: Array) -> Array:
+        """The prediction for one image."""
+        rank = image.ndim
+
+        def on_host(image: Any, *time: Any) -> np.ndarray:
+            # What is batched has further axes in front, the same of all arguments.
+            image = np.asarray(image)
+            images = image.reshape(-1, *image.shape[image.ndim - rank :])
+            times = (np.asarray(one).reshape(-1) for one in time)
+            predicted = np.asarray(self.function(images, *times))
+            if predicted.shape != images.shape:
+                raise ValueError(f"the function gives {predicted.shape} of images {images.shape}")
+            return predicted.reshape(image.shape).astype(image.dtype)
+
+        result = jax.ShapeDtypeStruct(image.shape, image.dtype)
+        options: Any = {"vmap_method": "broadcast_all"}
+
+        def fill(_: Any, out: Any, *given: Any) -> None:
+            np.asarray(out)[...] = on_host(*map(np.asarray, given))
+
+        @jax.custom_jvp
+        def call(*given: Array) -> Array:
+            # On CPU `pure_callback` hands over arrays of JAX, whose values may wait for the very
+            # threads that wait for the callback.
+            return jax.lax.platform_dependent(
+                *given,
+                cpu=buffer_callback(fill, result, **options),
+                default=functools.partial(jax.pure_callback, on_host, result, **options),
+            )
+
+        @call.defjvp
+        def derivative(primals: Any, tangents: Any) -> Any:
+            raise NotDifferentiableError(
+                "this denoiser has values and no derivative: train a second-order head, which "
+                "needs its values alone, or give it as a function of JAX arrays"
+            )
+
+        return call(image, *time)
+
+
+def from_numpy(function: Callable[..., Any]) -> BlackBox:
+    """A network from a Python function of NumPy arrays.
+
+    Args:
+      function: takes images (N, ...), and one time for each, (N,), where the network is told it;
+        gives its predictions, of the images' shape. It must do the same with every image, however
+        they are batched, and at every call. What it raises, and predictions of another shape, end
+        the computation with JAX's runtime error.
+    """
+    return BlackBox(function)
+
+
+def from_torch(module: Any) -> BlackBox:
+    """A network from a `torch.nn.Module`, on the device where it is; see `from_numpy`.
+
+    The module takes images as float32 tensors, mostly (N, C, H, W), which is the layout "CHW" of
+    `score_fn`, and times (N,) where it is told them. Load its weights with `weights_only=True`.
+
+    Raises:
+      UserError: if PyTorch is not installed.
+      ValueError: for a module in training mode, which would drop values at random or average over
+        the batch.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_package("a denoiser of PyTorch", "torch", "torch") from error
+    if module.training:
+        raise ValueError("the module is in training mode: call module.eval() first")
+    device = next((one.device for one in module.parameters()), torch.device("cpu"))
+
+    def run(images: np.ndarray, *times: np.ndarray) -> np.ndarray:
+        # A copy: JAX's memory may not be written to.
+        options = {"dtype": torch.float32, "device": device}
+        with torch.inference_mode():
+            tensors = (torch.tensor(value, **options) for value in (images, *times))
+            return module(*tensors).cpu().numpy()
+
+    return from_numpy(run)
+
+
+def from_onnx(path: str | os.PathLike) -> BlackBox:
+    """A network from an ONNX file, run by onnxruntime on the CPU; see `from_numpy`.
+
+    The first input of the file is the batch of images, a second one, if it has one, their times;
+    the first output is the prediction.
+
+    Raises:
+      UserError: if onnxruntime is not installed, or the file cannot be read.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_package("a denoiser of ONNX", "onnxruntime", "onnx") from error
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"{path}: onnxruntime cannot read it ({reason(error)})") from error
+    inputs, output = session.get_inputs(), session.get_outputs()[0].name
+
+    def run(*values: np.ndarray) -> np.ndarray:
+        if len(values) != len(inputs):
+            raise ValueError(f"{path} has {len(inputs)} inputs and gets {len(values)}")
+        given = {}
+        for value, wanted in zip(values, inputs, strict=True):
+            given[wanted.name] = value.astype(_ONNX_TYPES.get(wanted.type, np.float32))
+        return session.run([output], given)[0]
+
+    return from_numpy(run)

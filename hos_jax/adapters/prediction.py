@@ -1,0 +1,191 @@
+r"""From what a network of others predicts to the score of this library.
+
+All predictions say the same thing in other words: the noise :math:`\hat z` that they see in
+y = x + sigma z. The score is :math:`s_1(y) = -\hat z / \sigma`, in 1 / data units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from hos_jax.adapters.black_box import BlackBox
+from hos_jax.adapters.processes import Process, variance_exploding
+from hos_jax.types import Array, check_floating, check_positive
+
+Prediction = Literal["noise", "residual", "clean", "velocity", "score"]
+Level = Literal["argument", "channel", "none"]
+Layout = Literal["HWC", "CHW", "flat"]
+PREDICTIONS, LEVELS, LAYOUTS = get_args(Prediction), get_args(Level), get_args(Layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedScore:
+    r"""s1 of the smoothed density by a network of others; made by `score_fn`.
+
+    Called with one noisy point and sigma, data units; gives s1 there, of the point's shape. It is a
+    function of JAX arrays: `jit`, `vmap`, and derivatives where the network has them.
+    """
+
+    network: Callable[..., Any]
+    prediction: Prediction
+    process: Process
+    mean: Any
+    std: float
+    shape: tuple[int, ...] | None
+    level: Level
+    layout: Layout
+    batched: bool
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the network has derivatives: no black box has."""
+        return not isinstance(self.network, BlackBox)
+
+    def __call__(self, noisy: Array, sigma: Array | float) -> Array:
+        """s1 at one point, (D,) or an image (H, W, C); sigma is a positive scalar, data units.
+
+        NaN where a traced sigma is outside of what the process has.
+
+        Raises:
+          ValueError: for integers, a point of another shape, a sigma that is not positive or is
+            outside of the process, or a network whose prediction is not of its input's shape.
+        """
+        noisy = jnp.asarray(noisy)
+        check_floating(noisy=noisy)
+        check_positive(sigma=sigma)
+        image = noisy if self.shape is None else self._as_image(noisy)
+        level = jnp.asarray(sigma, image.dtype) / self.std
+        self._check_range(level)
+        scale = self.process.scale(level)
+        mean = jnp.broadcast_to(jnp.asarray(self.mean, image.dtype), image.shape)
+        shown = scale * (image - mean) / self.std
+        predicted = self._evaluate(shown, self.process.time(level))
+        noise = self._noise(predicted, shown, level, scale)
+        known = (level >= self.process.smallest) & (level <= self.process.largest)
+        return jnp.where(known, -noise / sigma, jnp.nan).reshape(noisy.shape).astype(noisy.dtype)
+
+    def _as_image(self, noisy: Array) -> Array:
+        assert self.shape is not None
+        if noisy.shape not in (self.shape, (math.prod(self.shape),)):
+            flat = math.prod(self.shape)
+            raise ValueError(f"expected one point, {self.shape} or ({flat},), got {noisy.shape}")
+        return noisy.reshape(self.shape)
+
+    def _check_range(self, level: Array) -> None:
+        low, high = self.process.smallest, self.process.largest
+        if not isinstance(level, jax.core.Tracer) and not low <= float(level) <= high:
+            ends = f"{low * self.std:.4g} to {high * self.std:.4g}"
+            raise ValueError(
+                f"sigma={float(level) * self.std:.4g} is not a level of this network: it knows "
+                f"{ends}, in data units"
+            )
+
+    def _evaluate(self, shown: Array, time: Array) -> Array:
+        """What the network predicts, of the shape of what it is shown, in its own layout."""
+        if self.layout == "flat":
+            given = shown.reshape(-1)
+        else:
+            given = jnp.moveaxis(shown, -1, 0) if self.layout == "CHW" else shown
+        wanted = given.shape
+        levels: tuple[Array, ...] = ()
+        if self.level == "argument":
+            levels = (time,)
+        elif self.level == "channel":
+            axis = 0 if self.layout == "CHW" else -1
+            one = jnp.take(given, jnp.array([0]), axis=axis)
+            given = jnp.concatenate([given, jnp.full_like(one, time)], axis=axis)
+        if self.batched:
+            given, levels = given[None], tuple(value[None] for value in levels)
+        predicted = jnp.asarray(self.network(given, *levels))
+        predicted = predicted[0] if self.batched and predicted.ndim else predicted
+        if predicted.shape != wanted:
+            raise ValueError(f"the network predicts {predicted.shape} of an input of {wanted}")
+        if self.layout == "CHW":
+            return jnp.moveaxis(predicted, 0, -1)
+        return predicted.reshape(shown.shape)
+
+    def _noise(self, predicted: Array, shown: Array, level: Array, scale: Array) -> Array:
+        """The noise z that a prediction stands for, from x_t = scale (x + level z)."""
+        if self.prediction == "noise":
+            return predicted
+        if self.prediction == "residual":
+            return predicted / (scale * level)
+        if self.prediction == "clean":
+            return (shown / scale - predicted) / level
+        if self.prediction == "score":
+            return -scale * level * predicted
+        of_clean, of_noise = self.process.velocity(level)
+        return (scale * predicted - of_clean * shown) / (scale * (of_noise - of_clean * level))
+
+
+def score_fn(
+    network: Callable[..., Any],
+    prediction: Prediction,
+    process: Process | None = None,
+    *,
+    mean: Any = 0.0,
+    std: float = 1.0,
+    shape: tuple[int, ...] | None = None,
+    level: Level = "argument",
+    layout: Layout = "HWC",
+    batched: bool = False,
+) -> AdaptedScore:
+    r"""`score_fn(noisy, sigma)` from a network of others.
+
+    Args:
+      network: a function of one image and what it is told of the noise, `network(x_t, time)`, that
+        gives its prediction, of the image's shape. JAX's functions as they are; see `from_numpy`,
+        `from_torch` and `from_onnx` for others.
+      prediction: "noise", z; "residual", what is to be taken off x_t, noise times its level;
+        "clean", x; "velocity", see the processes; "score", the gradient of the log density of x_t.
+      process: how x_t is made; `variance_exploding` unless given.
+      mean, std: the network works on (x - mean) / std; see `normalization`. The mean is a number or
+        one a channel; the deviation is one number, as the noise has one level.
+      shape: of one image, to take flat points (D,) also; unless given, points come as images.
+      level: "argument": the second argument of the network; "channel": a further, constant channel
+        of the image; "none": a network that is told nothing.
+      layout: what the network takes: (H, W, C), (C, H, W) or (D,).
+      batched: whether the network takes a batch of images and of times, not one.
+
+    Raises:
+      ValueError: for an unknown word, or a std that is no positive number.
+    """
+    words = (
+        ("prediction", prediction, PREDICTIONS),
+        ("level", level, LEVELS),
+        ("layout", layout, LAYOUTS),
+    )
+    for name, word, known in words:
+        if word not in known:
+            raise ValueError(f"unknown {name} {word!r}; choose one of {', '.join(known)}")
+    if level == "channel" and layout == "flat":
+        raise ValueError("a level as a channel needs the layout HWC or CHW")
+    check_positive(std=std)
+    process = variance_exploding() if process is None else process
+    return AdaptedScore(
+        network, prediction, process, mean, float(std), shape, level, layout, batched
+    )
+
+
+def normalization(
+    data_range: tuple[float, float], network_range: tuple[float, float]
+) -> dict[str, float]:
+    """`mean` and `std` for data between two values and a network of images between two others.
+
+    >>> normalization((0.0, 1.0), (-1.0, 1.0))
+    {'mean': 0.5, 'std': 0.5}
+
+    Raises:
+      ValueError: for a range that does not rise.
+    """
+    (low, high), (first, last) = data_range, network_range
+    if not (low < high and first < last):
+        raise ValueError(f"expected ranges that rise, got {data_range} and {network_range}")
+    std = (high - low) / (last - first)
+    return {"mean": low - first * std, "std": std}

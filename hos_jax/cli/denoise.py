@@ -1,0 +1,74 @@
+"""The command `denoise`: one picture through a run, with all that its posterior says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from hos_jax.cli.run_folder import run_folder
+from hos_jax.cli.second_order import sigma_levels
+from hos_jax.errors import UserError
+
+USAGE = """\
+denoise PICTURE --doc NAME: the denoised picture, a map of deviations, intervals, draws of the clean
+picture, leading directions and a page of them all, by a run with a second-order model.
+"""
+
+
+def define(values: flags.FlagValues, argv: list[str]) -> None:
+    """The flags of the command."""
+    flags.DEFINE_string(
+        "sigma",
+        None,
+        "Deviation of the picture's noise where black is 0 and white is 1, as 25/255; that of the "
+        "run unless given.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "add_noise",
+        False,
+        "The picture is clean: add the noise first, and show the true error beside the predicted.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output", None, "Folder for what is made; PICTURE_denoised if left out.", flag_values=values
+    )
+    flags.DEFINE_integer("samples", 4, "Draws of the clean picture.", flag_values=values)
+    flags.DEFINE_integer("directions", 4, "Directions of largest variance.", flag_values=values)
+
+
+def run(values: flags.FlagValues, rest: list[str]) -> None:
+    """Read the picture, and write what the posterior says of it."""
+    from hos_jax.evaluation import picture
+    from hos_jax.training.runs import load_run
+
+    if len(rest) != 1:
+        raise UserError("denoise needs the path of one picture (see --help)")
+    for name in ("samples", "directions"):
+        if values[name].value < 1:
+            raise UserError(f"--{name} must be positive, got {values[name].value}")
+    path, workdir = Path(rest[0]), run_folder(values)
+    output = Path(values.output or path.with_name(f"{path.stem}_denoised"))
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file: choose another --output")
+    loaded = load_run(workdir)
+    sigma = None
+    if values.sigma is not None:
+        levels = sigma_levels(values.sigma)
+        if len(levels) > 1:
+            raise UserError(f"--sigma={values.sigma} must be one number")
+        low, high = loaded.problem.data.value_range
+        sigma = levels[0] * (high - low)
+    found = picture.denoise_file(
+        loaded,
+        path,
+        sigma=sigma,
+        add_noise=values.add_noise,
+        samples=values.samples,
+        directions=values.directions,
+        multipliers=picture.multipliers_of(workdir),
+    )
+    picture.write(found, output)
+    print(found.summary())
+    print(f"pictures and the page {picture.PAGE}: {output}")

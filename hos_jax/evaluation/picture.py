@@ -1,0 +1,220 @@
+"""One picture of any size through a run: denoised, and what its posterior says, as files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from hos_jax import data, pointwise
+from hos_jax.data.pictures import read_picture
+from hos_jax.errors import UserError
+from hos_jax.evaluation import figures, report
+from hos_jax.noise import stream_key
+from hos_jax.training.runs import LoadedRun
+from hos_jax.uncertainty import Posterior, calibration
+
+PAGE = "page.html"
+LEVEL = 0.9
+CAPTIONS = {
+    "denoised.png": "Denoised",
+    "noisy.png": "Noisy",
+    "deviation.png": "Predicted deviation of each pixel",
+    "error.png": "True error of each pixel",
+    "lower.png": "Lower end of the 90% interval of each value",
+    "upper.png": "Upper end of the 90% interval of each value",
+    "samples.png": "Draws of the clean picture",
+    "directions.png": "Directions of largest posterior variance",
+}
+
+
+class DenoisedPicture(NamedTuple):
+    """What a run says of one picture, (H, W, C), data units; `clean` where it is known.
+
+    `lower` and `upper` are 90% intervals of each value, `recalibrated` or Gaussian. `samples` and
+    `directions` are (k, H, W, C), `deviations` along those (k,).
+    """
+
+    name: str
+    sigma: float
+    value_range: tuple[float, float]
+    clean: np.ndarray | None
+    noisy: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    recalibrated: bool
+    samples: np.ndarray
+    directions: np.ndarray
+    deviations: np.ndarray
+
+    def measures(self) -> list[tuple[str, str, str]]:
+        """Name, value and meaning of each number that is known."""
+        low, high = self.value_range
+        unit, intervals = high - low, "recalibrated" if self.recalibrated else "Gaussian"
+        rows = [("sigma", self.sigma / unit, "deviation of the noise, black 0 and white 1")]
+        predicted = float(np.sqrt(np.mean(np.square(self.deviation)))) / unit
+        rows.append(("predicted_rmse", predicted, "root mean square of the predicted deviation"))
+        width = float(np.mean(self.upper - self.lower)) / unit
+        rows.append(("interval_width", width, f"mean width of the {intervals} 90% intervals"))
+        if self.clean is not None:
+            error = self.mean - self.clean
+            rmse = float(np.sqrt(np.mean(np.square(error)))) / unit
+            rows.append(("rmse", rmse, "true root mean square error of the denoised picture"))
+            rows.append(("psnr", -20.0 * np.log10(max(rmse, 1e-12)), "the same in dB"))
+            inside = float(np.mean((self.lower <= self.clean) & (self.clean <= self.upper)))
+            rows.append(("coverage_90", inside, f"share of values in the {intervals} intervals"))
+        return [(name, f"{value:.4f}", meaning) for name, value, meaning in rows]
+
+    def summary(self) -> str:
+        """The numbers as a table for the terminal."""
+        return "\n".join(
+            f"{name:<16}{value:>10}  {meaning}" for name, value, meaning in self.measures()
+        )
+
+
+def multipliers_of(workdir: Path) -> np.ndarray | None:
+    """The widths of intervals that `--test` of the run learned, or None if it was not tested."""
+    path = workdir / "metrics.json"
+    try:
+        return np.array(json.loads(path.read_bytes())["recalibrated"]["multipliers"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): test the run again") from error
+
+
+def denoise_file(
+    run: LoadedRun,
+    path: Path,
+    *,
+    sigma: float | None = None,
+    add_noise: bool = False,
+    samples: int = 4,
+    directions: int = 4,
+    multipliers: np.ndarray | None = None,
+) -> DenoisedPicture:
+    """Denoise a picture file.
+
+    Args:
+      sigma: deviation of its noise, data units; that of the run unless given.
+      add_noise: whether the picture is clean, and noise is to be added first.
+      samples, directions: how many draws and leading directions.
+      multipliers: of `calibration.recalibrated_interval`; Gaussian intervals without.
+
+    Raises:
+      UserError: for a run of s1 alone, a picture that the model cannot take, or a noise level that
+        it was not trained at.
+    """
+    problem = run.problem
+    sigma = _checked_level(run, sigma)
+    pixels = read_picture(path, grey=run.image_shape[2] == 1)
+    if pixels.shape != run.image_shape and not problem.config.model.local:
+        height, width, _ = run.image_shape
+        raise UserError(
+            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} and the model is one of {width} x "
+            f"{height}: model.local=True makes one for all sizes"
+        )
+    picture = np.asarray(data.to_float(pixels, problem.data.value_range))
+    key = stream_key("added noise", problem.config.seed)
+    noise = sigma * jax.random.normal(key, picture.shape) if add_noise else 0.0
+    noisy = jnp.asarray(picture) + noise
+    directions = min(directions, picture.size)
+
+    @jax.jit
+    def examine(posterior: Posterior) -> tuple:
+        pairs = posterior.top_eigenpairs(directions)
+        if multipliers is None:
+            interval = posterior.marginal_interval(LEVEL)
+        else:
+            table = jnp.asarray(multipliers, jnp.float32)
+            interval = calibration.recalibrated_interval(posterior, sigma, table, LEVEL)
+        drawn = posterior.sample(stream_key("posterior samples", problem.config.seed), samples)
+        rows = (posterior.mean, posterior.standard_deviation(), *interval)
+        return rows, drawn, pairs.eigenvectors.T, jnp.sqrt(pairs.eigenvalues)
+
+    posterior = pointwise.posterior_fn(run.model, run.params, sigma)(noisy)
+    rows, drawn, leading, deviations = jax.device_get(examine(posterior))
+
+    def as_pictures(values: np.ndarray) -> np.ndarray:
+        return values.reshape(*values.shape[:-1], *picture.shape)
+
+    mean, deviation, lower, upper = map(as_pictures, rows)
+    return DenoisedPicture(
+        path.name,
+        sigma,
+        problem.data.value_range,
+        picture if add_noise else None,
+        np.asarray(noisy),
+        mean,
+        deviation,
+        lower,
+        upper,
+        multipliers is not None,
+        as_pictures(drawn),
+        as_pictures(leading),
+        deviations,
+    )
+
+
+def _checked_level(run: LoadedRun, sigma: float | None) -> float:
+    """The noise level, or UserError for one that the run does not know."""
+    config = run.problem.config
+    if config.model.head == "none":
+        raise UserError("this run has s1 alone: a second-order model is needed")
+    if sigma is None:
+        return config.noise
+    low, high = config.model.smallest_noise, config.model.largest_noise
+    if low is None:
+        low = high = config.noise
+    if not low * 0.999 <= sigma <= high * 1.001:
+        black, white = run.problem.data.value_range
+        ends = " to ".join(f"{level / (white - black):.4g}" for level in sorted({low, high}))
+        raise UserError(f"the run was trained at sigma {ends}, not {sigma / (white - black):.4g}")
+    return float(np.clip(sigma, low, high))
+
+
+def write(found: DenoisedPicture, folder: Path) -> None:
+    """Write the pictures, the numbers as `values.npz`, and the page that shows all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in (
+        ("noisy.png", found.noisy),
+        ("denoised.png", found.mean),
+        ("lower.png", found.lower),
+        ("upper.png", found.upper),
+    ):
+        pixels = data.to_uint8(values, found.value_range)
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(folder / name)
+    low, high = found.value_range
+    maps = {"deviation.png": found.deviation}
+    if found.clean is not None:
+        maps["error.png"] = np.abs(found.mean - found.clean)
+    else:
+        (folder / "error.png").unlink(missing_ok=True)
+    top = float(np.percentile(found.deviation, 99.5)) / (high - low)
+    for name, values in maps.items():
+        figures.save(figures.size_map(values / (high - low), top), folder / name)
+    noisy, mean = found.noisy[None], found.mean[None]
+    shown = figures.posterior_samples(noisy, mean, found.samples[None], found.value_range)
+    figures.save(shown, folder / "samples.png")
+    leading = found.directions[None], found.deviations[None]
+    shown = figures.posterior_directions(noisy, mean, *leading, found.value_range)
+    figures.save(shown, folder / "directions.png")
+    arrays = {name: getattr(found, name) for name in ("mean", "deviation", "lower", "upper")}
+    np.savez(folder / "values.npz", **arrays)
+    files = [folder / name for name in CAPTIONS if (folder / name).exists()]
+    content: dict[str, Any] = {
+        "heading": "This picture",
+        "title": found.name,
+        "summary": f"Denoised at sigma {found.sigma / (high - low):.4g}, black 0 and white 1.",
+        "measures": [[name, value, "", meaning] for name, value, meaning in found.measures()],
+        "figures": [report.embedded(file, CAPTIONS[file.name]) for file in files],
+        "images": [],
+    }
+    report.write_page(content, folder / PAGE)
