@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 HELD_OUT_FOLDER = "held_out"
 # What the crops may take in memory; of more there is an even choice.
 LARGEST = 2**30
+_REMEDY = "add pictures, or set a smaller --config.data.image_size"
 
 
 def load_crops(
@@ -53,7 +54,15 @@ def load_crops(
         parts = [cut(np.asarray(image.reduce(factor)), image_size) for factor in (1, 2)]
         return np.concatenate(parts)
 
-    found = read_all(folder, files, prepare, lambda _, *item: kept.append(item), skip_unreadable)
+    def keep(_: int, path: Path, crops: np.ndarray) -> None:
+        if len(crops):
+            kept.append((path, crops))
+        else:
+            logger.warning("%s is smaller than a crop of %d pixels", path, image_size)
+
+    found = read_all(folder, files, prepare, keep, skip_unreadable)
+    if not kept:
+        raise UserError(f"{folder} holds no picture of {image_size} pixels: {_REMEDY}")
     held_out = np.array([path.relative_to(folder).parts[0] == HELD_OUT_FOLDER for path, _ in kept])
     if not held_out.any():
         held_out = _whole_pictures(kept, str(folder))
@@ -63,8 +72,7 @@ def load_crops(
 
     def joined(crops: list[np.ndarray], what: str) -> np.ndarray:
         if not sum(map(len, crops)):
-            remedy = "add pictures, or set a smaller --config.data.image_size"
-            raise UserError(f"{folder} holds no picture {what} of {image_size} pixels: {remedy}")
+            raise UserError(f"{folder} holds no picture {what} of {image_size} pixels: {_REMEDY}")
         images = np.concatenate(crops)[..., :channels]
         order = np.random.Generator(np.random.Philox(0)).permutation(len(images))
         most = max(1, LARGEST // images[0].nbytes)

@@ -5,7 +5,7 @@ from hos_jax._names import lazily
 __getattr__, __dir__ = lazily(
     __name__,
     heads="SecondOrderHead",
-    hessian_model="HessianModel",
+    hessian_model="FixedScoreModel HessianModel",
     mlp="MLP",
     refinenet="RefineNet",
     score_model="ModelOutputs ScoreModel",

@@ -83,7 +83,8 @@ class FixedScoreModel:
 
     def init(self, key: Array, noisy: Array, sigma: Array | float) -> Any:
         """Parameters for points of this shape; the score is not asked."""
-        return self.hessian.init(key, noisy, sigma, jnp.zeros_like(noisy))
+        scores = jnp.zeros_like(noisy).reshape(len(noisy), -1)
+        return self.hessian.init(key, noisy, sigma, scores)
 
     def apply(self, params: Any, noisy: Array, sigma: Array | float) -> ModelOutputs:
         """Evaluate at points (N, H, W, C) or (N, D) and noise levels, a scalar or (N,)."""

@@ -1,0 +1,187 @@
+"""Error bars for a denoiser of the user's own, as the page on it says: train, test, one picture."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command_line import ROOT
+from PIL import Image
+from small_runs import runner_in
+
+DENOISER = """
+import numpy as np
+
+def blur(noisy, sigma):
+    assert noisy.dtype == np.float32 and sigma.shape == noisy.shape[:1]
+    padded = np.pad(noisy, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    height, width = noisy.shape[1:3]
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return np.mean(shifted, axis=0)
+
+def crashes(noisy, sigma):
+    raise OSError("the licence server is down")
+"""
+# Runs Python with its arguments on these CPUs alone.
+PINNED = """
+import os, sys
+os.sched_setaffinity(0, {})
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+SMALL = (
+    "--config.training.steps=4",
+    "--config.training.evaluate_every=2",
+    "--config.training.checkpoint_every=2",
+    "--config.training.batch_size=4",
+    "--config.model.ngf=8",
+    "--config.model.multipliers=(1,)",
+    "--config.model.rank=2",
+    "--config.model.reach=1",
+    "--config.data.image_size=16",
+    "--config.sampling.images=2",
+)
+
+
+def smooth_picture(seed, width, height):
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 5), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, environment):
+    """A folder with a denoiser, photographs, and a run that has learned for four steps."""
+    folder = tmp_path_factory.mktemp("denoisers")
+    (folder / "mine.py").write_text(DENOISER)
+    (folder / "photographs" / "held_out").mkdir(parents=True)
+    for number in range(4):
+        part = folder / "photographs" / ("held_out" if number == 3 else "")
+        smooth_picture(number, 70, 50).save(part / f"{number}.png")
+    smooth_picture(9, 41, 30).save(folder / "one.png")
+    done = second_order(folder, environment, "--sigma", "25/255", "--doc", "a")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def second_order(folder, environment, *arguments, denoiser="mine.py:blur", cpus=None):
+    flags = ["--denoiser", denoiser, "--data", "photographs", "--ni", *SMALL, *arguments]
+    return run(folder, environment, "second_order", *flags, cpus=cpus)
+
+
+def run(folder, environment, *arguments, cpus=None):
+    pinned = [] if cpus is None else ["-c", PINNED.format(cpus)]
+    return subprocess.run(
+        [sys.executable, *pinned, str(ROOT / "main.py"), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_a_run_is_resumed_and_tested_as_all_are(place, environment):
+    saved = json.loads((place / "runs" / "a" / "config.json").read_text())
+    assert saved["model"]["denoiser"] == f"{place}/mine.py:blur"
+    assert saved["noise"] == pytest.approx(25 / 255)
+    assert saved["data"]["root"] == f"{place}/photographs"
+    done = run(place, environment, "--doc", "a", "--resume_training", "--config.training.steps=6")
+    assert done.returncode == 0 and "resumed from step 4" in done.stderr, done.stderr
+    # On one CPU, where what waits for a callback and what it waits for share a thread.
+    done = run(place, environment, "--doc", "a", "--test", cpus={min(os.sched_getaffinity(0))})
+    assert done.returncode == 0 and "recalibrated_90" in done.stdout, done.stderr
+    assert (place / "runs" / "a" / "figures" / "posterior_samples.png").exists()
+
+
+def test_a_picture_of_another_size_and_all_that_is_known_of_it(place, environment):
+    done = run(place, environment, "denoise", "one.png", "--doc", "a", "--add_noise")
+    assert done.returncode == 0, done.stderr
+    for name in ("psnr", "coverage_90", "predicted_rmse"):
+        assert name in done.stdout
+    folder = place / "one_denoised"
+    for name in ("noisy", "denoised", "lower", "upper"):
+        with Image.open(folder / f"{name}.png") as written:
+            assert written.size == (41, 30)
+    values = np.load(folder / "values.npz")
+    assert {values[name].shape for name in values} == {(30, 41, 1)}
+    assert np.all(values["lower"] < values["mean"]) and np.all(values["mean"] < values["upper"])
+    page = (folder / "page.html").read_text()
+    assert "one.png" in page and "error.png" not in page and page.count("data:image/png") == 8
+    done = run(
+        place, environment, "denoise", "one.png", "--doc", "a", "--output", "other", "--samples=2"
+    )
+    assert done.returncode == 0 and "psnr" not in done.stdout, done.stderr
+    assert not (place / "other" / "error.png").exists()
+
+
+def test_a_range_of_levels_is_one_model(place, environment):
+    flags = ("--sigma", "15/255:50/255", "--doc", "range", "--config.model.head=diagonal")
+    done = second_order(place, environment, *flags)
+    assert done.returncode == 0, done.stderr
+    for sigma, fits in (("50/255", True), ("0.3", False)):
+        done = run(place, environment, "denoise", "one.png", "--doc", "range", "--sigma", sigma)
+        assert (done.returncode == 0) == fits, done.stderr
+    assert "the run was trained at sigma 0.05882 to 0.1961, not 0.3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["second_order", "--sigma=0.1", "--doc=x"], "--denoiser is needed"),
+        (["second_order", "--denoiser=mine.py:blur", "--doc=x"], "--sigma is needed"),
+        (["second_order", "--denoiser=mine.py:blur", "--sigma=0.1"], "--doc is needed"),
+        (
+            ["second_order", "--denoiser=mine.py:blur", "--sigma=25/0", "--doc=x"],
+            "must be a number, as 25/255",
+        ),
+        (
+            ["second_order", "--denoiser=mine.py:blur", "--sigma=0", "--doc=x"],
+            "must be one positive number",
+        ),
+        (
+            [
+                "second_order",
+                "--denoiser=mine.py:blu",
+                "--sigma=.1",
+                "--data=photographs",
+                "--doc=x",
+                "--config.data.image_size=16",
+            ],
+            "did you mean blur?",
+        ),
+        (
+            ["second_order", "--denoiser=mine.py:blur", "--sigma=.1", "--data=nowhere", "--doc=x"],
+            "--data=nowhere is no folder, no .npy or .npz file, and none of mnist",
+        ),
+        (["denoise", "--doc=a"], "denoise needs the path of one picture"),
+        (["denoise", "none.png", "--doc=a"], "none.png"),
+        (["denoise", "mine.py", "--doc=a"], "mine.py is not a readable image"),
+        (["denoise", "one.png", "--doc=b"], "no run in runs/b"),
+        (["denoise", "one.png", "--doc=a", "--sigma=0.2"], "the run was trained at sigma 0.09804"),
+        (["denoise", "one.png", "--doc=a", "--samples=0"], "--samples must be positive"),
+        (["denoise", "one.png", "--doc=a", "--output=mine.py"], "mine.py is a file"),
+    ],
+)
+def test_every_mistake_is_one_line(place, environment, arguments, said):
+    done = run(place, environment, *arguments)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], done.stderr
+
+
+def test_what_the_function_raises_ends_the_run_with_its_words(place, environment):
+    flags = ("--sigma=0.1", "--doc", "crash")
+    done = second_order(place, environment, *flags, denoiser="mine.py:crashes")
+    assert done.returncode != 0 and "the licence server is down" in done.stderr
+
+
+def test_a_run_of_one_size_refuses_another(tmp_path, environment):
+    command = runner_in(tmp_path, environment)
+    flags = ("--runner", "DoubleDiagonalHybridRunner", "--config", "demo", "--doc", "small", "--ni")
+    assert command(*flags).returncode == 0
+    smooth_picture(0, 41, 30).save(tmp_path / "one.png")
+    flags = ("denoise", "one.png", "--run", str(tmp_path), "--doc", "small")
+    done = run(tmp_path, environment, *flags)
+    assert done.returncode == 2
+    assert "is 41 x 30 and the model is one of 8 x 8: model.local=True" in done.stderr

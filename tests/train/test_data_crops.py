@@ -1,0 +1,124 @@
+"""Crops of the photographs in a folder: where they are cut, and which pictures are held out."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hos_jax import data
+from hos_jax.errors import UserError
+
+
+def picture(seed, height=20, width=27):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write(folder, pictures):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+
+
+def as_set(crops):
+    return {crop.tobytes() for crop in crops}
+
+
+def cut_by_hand(pixels, size):
+    """Every square of the grid, at full and at half resolution."""
+    found = []
+    even = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2].astype(float)
+    half = even.reshape(len(even) // 2, 2, even.shape[1] // 2, 2, 3).mean(axis=(1, 3))
+    for image in (pixels, np.floor(half + 0.5).astype(np.uint8)):
+        for top in range(0, image.shape[0] - size + 1, size):
+            for left in range(0, image.shape[1] - size + 1, size):
+                found.append(image[top : top + size, left : left + size])
+    return found
+
+
+def test_every_square_at_both_resolutions_is_there_once(tmp_path):
+    pictures = {"a": picture(0), "b": picture(1)}
+    write(tmp_path, pictures)
+    write(tmp_path / "held_out", {"c": picture(2)})
+    loaded = data.load("image_crops", root=tmp_path, image_size=8)
+    assert loaded.value_range == (0.0, 1.0) and loaded.image_shape == (8, 8, 3)
+    # 20 x 27 has 2 x 3 squares of 8, and its half one.
+    assert len(loaded.train) == 14 and len(loaded.held_out) == 7
+    # An odd row or column at the end is averaged alone; no square reaches it here.
+    wanted = [*cut_by_hand(pictures["a"], 8), *cut_by_hand(pictures["b"], 8)]
+    assert as_set(loaded.train) == as_set(wanted)
+    assert as_set(loaded.held_out) == as_set(cut_by_hand(picture(2), 8))
+    again = data.load("image_crops", root=tmp_path, image_size=8)
+    np.testing.assert_array_equal(again.train, loaded.train)
+
+
+def test_whole_pictures_are_held_out_and_copies_stay_together(tmp_path):
+    write(tmp_path, {f"{number:02d}": picture(number) for number in range(5)})
+    write(tmp_path, {"05": picture(4)})
+    loaded = data.load("image_crops", root=tmp_path, image_size=8)
+    # Of fewer than twenty the last one that differs; its copy goes with it.
+    assert as_set(loaded.held_out) == as_set(cut_by_hand(picture(4), 8))
+    assert len(loaded.held_out) == 14 and len(loaded.train) == 28
+    assert not as_set(loaded.held_out) & as_set(loaded.train)
+
+
+def test_grey_crops_have_one_channel(tmp_path):
+    write(tmp_path, {"a": picture(0), "b": picture(1)})
+    loaded = data.load("image_crops", root=tmp_path, image_size=8, grey=True)
+    assert loaded.image_shape == (8, 8, 1)
+    luma = picture(0) @ np.array([0.299, 0.587, 0.114])
+    distances = [np.abs(crop[..., 0].astype(float) - luma[:8, :8]).max() for crop in loaded.train]
+    assert min(distances) < 1.0
+
+
+def test_small_pictures_are_no_crops_and_none_at_all_is_an_error(tmp_path):
+    write(tmp_path, {"a": picture(0), "b": picture(1), "small": picture(2, 5, 5)})
+    loaded = data.load("image_crops", root=tmp_path, image_size=16)
+    assert len(loaded.train) + len(loaded.held_out) == 2
+    with pytest.raises(UserError, match="no picture of 64 pixels: add pictures"):
+        data.load("image_crops", root=tmp_path, image_size=64)
+    write(tmp_path / "held_out", {"c": picture(2)})
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(UserError, match="no picture to train on of 16 pixels: add pictures"):
+        data.load("image_crops", root=tmp_path, image_size=16)
+    for size in (0, (8, 8)):
+        with pytest.raises(UserError, match="must be one positive number"):
+            data.load("image_crops", root=tmp_path, image_size=size)
+
+
+def test_crops_beyond_the_bound_of_memory_are_an_even_choice(tmp_path, monkeypatch, caplog):
+    from hos_jax.data import crops
+
+    monkeypatch.setattr(crops, "LARGEST", 5 * 8 * 8 * 3)
+    write(tmp_path, {"a": picture(0), "b": picture(1)})
+    write(tmp_path / "held_out", {"c": picture(2)})
+    caplog.set_level("INFO")
+    loaded = data.load("image_crops", root=tmp_path, image_size=8)
+    assert len(loaded.train) == len(loaded.held_out) == 5
+    assert "5 of 14 crops to train on are kept" in caplog.text
+
+
+def test_options_belong_to_data_sets(tmp_path):
+    write(tmp_path, {"a": picture(0), "b": picture(1)})
+    with pytest.raises(UserError, match="crop is an option of image_folder, not of image_crops"):
+        data.load("image_crops", root=tmp_path, crop=3)
+    with pytest.raises(UserError, match="grey is an option of image_crops and photos"):
+        data.load("digits", grey=True)
+
+
+@pytest.mark.parametrize("name", data.NAMES)
+def test_black_and_white_are_known_before_loading(name):
+    known = data.value_range_of(name)
+    assert known is None if name == "arrays" else known in ((0.0, 1.0), (-1.0, 1.0))
+    if name == "digits":
+        pytest.importorskip("sklearn")
+        assert known == data.load(name).value_range
+
+
+def test_photos_in_grey():
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    colour, grey = (data.load("photos", image_size=64, grey=grey) for grey in (False, True))
+    assert grey.image_shape == (64, 64, 1) and len(grey.train) == len(colour.train)
+    assert data.value_range_of("photos") == grey.value_range
+    luma = colour.held_out[0] @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(luma - grey.held_out[0, ..., 0]).max() < 1.5
