@@ -142,14 +142,24 @@ def _denoiser_of_classes(problem: Problem, params: Any, labels: np.ndarray | Non
     """`make_denoiser` of these parameters, at these classes where the network is told them."""
     if labels is None:
         return functools.partial(make_denoiser(problem), params)
-    derivatives_fn, shape = _reverse_derivatives_fn(problem, params), problem.data.image_shape
+    denoise = _make_class_denoiser(problem, problem.config.sampling.guidance)
+    known = jnp.asarray(labels)
+    return lambda noisy, sigma: denoise(params, noisy, sigma, known)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_class_denoiser(problem: Problem, guidance: float) -> Callable:
+    """`denoise(params, noisy, sigma, labels)`, compiled once for all who ask with this guidance."""
+    shape = problem.data.image_shape
 
     @jax.jit
-    def denoise(noisy: Array, sigma: Array) -> Array:
+    def denoise(params: Any, noisy: Array, sigma: Array, labels: Array) -> Array:
+        derivatives_fn = _reverse_derivatives_fn(problem, params)
+
         def one(noisy: Array, label: Array) -> Array:
             return tweedie.posterior_mean(noisy, derivatives_fn(noisy, sigma, label)[0], sigma)
 
-        return jax.vmap(one)(noisy, jnp.asarray(labels)).reshape(-1, *shape)
+        return jax.vmap(one)(noisy, labels).reshape(-1, *shape)
 
     return denoise
 

@@ -42,11 +42,17 @@ def dequantized(problem: Problem, count: int) -> tuple[jax.Array, float]:
 
 def law_at_largest(problem: Problem) -> likelihood.LogDensityFn:
     """The Gaussian with the mean and variances of the training images and of the largest level."""
-    images = problem.data.to_float(problem.data.train)
-    flat = np.asarray(images).reshape(len(images), -1)
-    largest = problem.config.model.largest_noise
+    images, largest = problem.data, problem.config.model.largest_noise
+    flat = images.train.reshape(len(images.train), -1)
+    # Of the stored numbers, and no np.var: a copy of all images in floating point may not fit.
+    mean = np.mean(flat, axis=0, dtype=np.float64)
+    square = np.einsum("nd,nd->d", flat, flat, dtype=np.float64, casting="safe") / len(flat)
+    variance = np.maximum(square - np.square(mean), 0.0)
+    if flat.dtype == np.uint8:
+        width = data.bin_width(images.value_range)
+        mean, variance = images.value_range[0] + width * mean, width**2 * variance
     return likelihood.gaussian_log_density(
-        jnp.asarray(flat.mean(axis=0)), jnp.asarray(largest**2 + flat.var(axis=0))
+        jnp.asarray(mean, jnp.float32), jnp.asarray(largest**2 + variance, jnp.float32)
     )
 
 
