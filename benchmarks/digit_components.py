@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5])
     parser.add_argument("--samplers", nargs="+", default=list(GRID), choices=GRID)
+    parser.add_argument("--step-sizes", type=float, nargs="+", help="in place of each one's grid")
     parser.add_argument("--chains", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--every", type=int, default=5)
@@ -141,7 +142,7 @@ def main() -> None:
     for sigma in options.sigmas:
         law = Law(run, sigma, options.chains)
         for name in options.samplers:
-            for fraction in GRID[name]:
+            for fraction in options.step_sizes or GRID[name]:
                 key = {"sigma": sigma, "sampler": name, "step_size": fraction}
                 if not table.find(**key):
                     row = measure(run, law, name, sigma, fraction, options)

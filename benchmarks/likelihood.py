@@ -3,10 +3,11 @@ r"""Likelihood of held-out images by the trace of s2, by autodiff's exact diverg
     python benchmarks/likelihood.py --run runs/annealed [--images 8] [--json PATH]
 
 Needs a run of many noise levels with a second-order head. Each way solves the flow ODE from the
-same noisy images: bits per dimension (mean; "off" is the mean absolute difference from the exact
-divergence), the standard error by probes, passes (evaluations of the slope; each of the exact
-divergence is D products with the derivative of s1), and seconds of all images in one compiled call,
-timed once, without compiling.
+same noisy images, "calibrated" with the trace set right by level (`likelihood.trace_ratios`): bits
+per dimension (mean; "off" is the mean absolute difference from the exact divergence), the standard
+error by probes, passes (evaluations of the slope; each of the exact divergence is D products with
+the derivative of s1), and seconds of all images in one compiled call, timed once, without
+compiling.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from hos_jax.uncertainty import bound, likelihood
 EXACT = "exact divergence"
 
 
-def ways_of(problem: Problem, probes: list[int], chunk: int, exact: bool) -> dict[str, Callable]:
+def ways_of(
+    problem: Problem, ratios: Any, probes: list[int], chunk: int, exact: bool
+) -> dict[str, Callable]:
     """`make(params, key)` of the function that gives s1 and its trace, by name."""
     dim = int(np.prod(problem.data.image_shape))
 
@@ -51,7 +54,11 @@ def ways_of(problem: Problem, probes: list[int], chunk: int, exact: bool) -> dic
     def by_autodiff(params: Any, _: Any) -> Callable:
         return likelihood.exact_trace_fn(score_fn(params), chunk_size=chunk)
 
-    ways = {"trace of s2": by_trace}
+    def by_ratios(params: Any, _: Any) -> Callable:
+        derivatives_fn = of_run.make_derivatives_fn(problem, params)
+        return likelihood.calibrated_trace_fn(derivatives_fn, *ratios)
+
+    ways = {"trace of s2": by_trace, "the same, calibrated": by_ratios}
     ways |= {f"{count} probe{'s' * (count > 1)}": by_probes(count) for count in probes}
     return ways | ({EXACT: by_autodiff} if exact else {})
 
@@ -71,9 +78,12 @@ def measure(run: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     encoding = jax.jit(jax.vmap(encode, (None, 0, 0)))(run.params, clean, keys)
     levels, tolerance = (model.smallest_noise, model.largest_noise), options.tolerance
     found, rows = {}, []
-    for name, make in ways_of(
-        problem, options.probes, options.chunk, not options.without_exact
-    ).items():
+    ratios = of_run.measured_ratios(problem, run.params)
+    print(
+        "confirmed of tr C, by level:", *(f"{s:.2g}: {r:.3f}" for s, r in zip(*ratios, strict=True))
+    )
+    exact = not options.without_exact
+    for name, make in ways_of(problem, ratios, options.probes, options.chunk, exact).items():
 
         def one(params: Any, noisy: jax.Array, key: jax.Array, make: Callable = make) -> Any:
             return likelihood.log_likelihood(
@@ -115,11 +125,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = measure(load_run(options.run), options)
-    print(f"\n{'way':<18}{'bits/dim':>10}{'off':>9}{'probes +-':>11}{'passes':>8}{'seconds':>9}")
+    print(f"\n{'way':<22}{'bits/dim':>10}{'off':>9}{'probes +-':>11}{'passes':>8}{'seconds':>9}")
     for row in rows:
         off = f"{row['off']:.4f}" if "off" in row else ""
         print(
-            f"{row['way']:<18}{row['bits_per_dim']:>10.4f}{off:>9}{row['probe_error']:>11.4f}"
+            f"{row['way']:<22}{row['bits_per_dim']:>10.4f}{off:>9}{row['probe_error']:>11.4f}"
             f"{row['passes']:>8.0f}{row['seconds']:>9.2f}"
         )
     if options.json:

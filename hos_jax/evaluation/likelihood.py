@@ -24,6 +24,27 @@ BOUND_STEPS = 20
 BOUND_NAME = f"bound_{BOUND_STEPS}_steps"
 # For a model that has s1 alone.
 PROBES = 4
+# The trace of s2 is compared with the derivative of s1 at so many levels and training images.
+RATIO_LEVELS, RATIO_IMAGES, RATIO_PROBES = 8, 32, 4
+
+
+def measured_ratios(problem: Problem, params: Any) -> tuple[jax.Array, jax.Array]:
+    """Noise levels, rising, and `likelihood.trace_ratios` there, each (levels,); ones where s1 has
+    no derivative."""
+    model = problem.config.model
+    sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, RATIO_LEVELS)[::-1]
+    sigmas = sigmas.astype(jnp.float32)
+    if not problem.model.differentiable:
+        return sigmas, jnp.ones_like(sigmas)
+    images = problem.data.to_float(problem.data.train[:RATIO_IMAGES])
+    clean = jnp.asarray(images).reshape(len(images), -1)
+
+    @jax.jit
+    def measure(params: Any, key: jax.Array) -> jax.Array:
+        derivatives_fn = make_derivatives_fn(problem, params)
+        return likelihood.trace_ratios(key, clean, derivatives_fn, sigmas, probes=RATIO_PROBES)
+
+    return sigmas, measure(params, stream_key("likelihood", problem.config.seed, 3))
 
 
 def dequantized(problem: Problem, count: int) -> tuple[jax.Array, float]:
@@ -73,22 +94,24 @@ def smallest_variance(problem: Problem, width: float) -> float:
 
 @functools.lru_cache(maxsize=1)
 def make_nats(problem: Problem, width: float) -> Callable[..., tuple]:
-    """`nats(params, clean, keys)`: of each of N flat images the bound on -log p by the flow ODE and
-    what the solver said of it, and the `Bound` of chains of `BOUND_STEPS` by covariance."""
+    """`nats(params, clean, keys, ratios)`: of each of N flat images the bound on -log p by the flow
+    ODE and what the solver said of it, and the `Bound` of chains of `BOUND_STEPS` by covariance.
+    `ratios` are of `measured_ratios`, or None for a model of s1 alone."""
     model, dim = problem.config.model, int(np.prod(problem.data.image_shape))
     smallest, largest = model.smallest_noise, model.largest_noise
     end, floor = law_at_largest(problem), smallest_variance(problem, width)
     has_head = problem.model.head is not None
 
-    def of_one(params: Any, clean: jax.Array, key: jax.Array) -> tuple:
+    def of_one(params: Any, clean: jax.Array, key: jax.Array, ratios: Any) -> tuple:
         derivatives_fn = make_derivatives_fn(problem, params)
         encode_key, probe_key, bound_key = jax.random.split(key, 3)
         covariance = "full" if has_head else "large"
         encoding = bound.encode(
             encode_key, clean, derivatives_fn, smallest, covariance=covariance, floor=floor
         )
-        trace_fn = likelihood.structured_trace_fn(derivatives_fn)
-        if not has_head:
+        if has_head:
+            trace_fn = likelihood.calibrated_trace_fn(derivatives_fn, *ratios)
+        else:
             score_fn = pointwise.score_fn(problem.model, params, None, problem.data.image_shape)
             trace_fn = likelihood.hutchinson_trace_fn(probe_key, score_fn, dim, probes=PROBES)
         found = likelihood.log_likelihood(encoding.noisy, trace_fn, smallest, largest, end)
@@ -104,7 +127,7 @@ def make_nats(problem: Problem, width: float) -> Callable[..., tuple]:
         )
         return encoding.cost - found.log_density, found, bounds
 
-    return jax.jit(jax.vmap(of_one, (None, 0, 0)))
+    return jax.jit(jax.vmap(of_one, (None, 0, 0, None)))
 
 
 def likelihood_scores(problem: Problem, params: Any) -> dict[str, Any]:
@@ -115,12 +138,14 @@ def likelihood_scores(problem: Problem, params: Any) -> dict[str, Any]:
     covariance. Both begin with sigma_min z added to the image, and the model's Gaussian posterior
     is the way back (see `bound.encode`), so they differ by what the steps cost.
 
-    Bytes get uniform noise; numbers are measured as a density in data units. A model of s1 alone
+    The divergence of the flow is the trace of s2, set right by `measured_ratios`. Bytes get uniform
+    noise; numbers are measured as a density in data units. A model of s1 alone
     has its divergence from `PROBES` probes, and no covariance but the small and the large one.
     """
     clean, width = dequantized(problem, IMAGES)
     keys = example_keys(stream_key("likelihood", problem.config.seed, 1), 0, len(clean))
-    nats, found, bounds = jax.device_get(make_nats(problem, width)(params, clean, keys))
+    ratios = None if problem.model.head is None else measured_ratios(problem, params)
+    nats, found, bounds = jax.device_get(make_nats(problem, width)(params, clean, keys, ratios))
     finite = found.converged
     if not finite.all():
         logger.warning(

@@ -29,6 +29,7 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     check_counts,
+    check_falling_levels,
     check_floating_vectors,
     check_positive,
     check_vectors,
@@ -66,6 +67,79 @@ def structured_trace_fn(derivatives_fn: DerivativesAtLevelFn) -> ScoreAndTraceFn
         return score, hessian.trace()
 
     return score_and_trace
+
+
+def calibrated_trace_fn(
+    derivatives_fn: DerivativesAtLevelFn, sigmas: Array, ratios: Array
+) -> ScoreAndTraceFn:
+    """`structured_trace_fn` with tr C multiplied by a ratio, of `trace_ratios`, that depends on the
+    noise level alone; between the levels it is interpolated linearly in log sigma.
+
+    A learned C is the covariance of what a learned s1 leaves, errors of s1 included; the flow of s1
+    needs the divergence of s1 itself.
+
+    Raises:
+      ValueError: unless sigmas, rising, and ratios are of one shape (levels,).
+    """
+    check_floating_vectors(sigmas=sigmas, ratios=ratios)
+    check_falling_levels(sigmas[::-1])
+
+    def score_and_trace(noisy: Array, sigma: Array) -> tuple[Array, Array]:
+        score, hessian = derivatives_fn(noisy, sigma)
+        known = jnp.asarray(sigmas, noisy.dtype), jnp.asarray(ratios, noisy.dtype)
+        ratio = jnp.interp(jnp.log(sigma), jnp.log(known[0]), known[1])
+        variance = jnp.square(sigma)
+        covariance = noisy.shape[0] + variance * hessian.trace()
+        return score, (ratio * covariance - noisy.shape[0]) / variance
+
+    return score_and_trace
+
+
+def trace_ratios(
+    key: PRNGKey,
+    clean: Array,
+    derivatives_fn: DerivativesAtLevelFn,
+    sigmas: Array,
+    *,
+    probes: int = 4,
+) -> Array:
+    """How much of a second-order model's tr C the derivative J of its s1 confirms, (levels,).
+
+    At each level: the mean of tr(I + sigma^2 J) over noisy points, by random signs, over that of
+    tr C, for `calibrated_trace_fn`. Measured once, on training data, by so many Jacobian-vector
+    products for each point and level.
+
+    Args:
+      clean: points, (N, D), data units.
+      derivatives_fn: s1 and s2 at a noise level.
+      sigmas: noise levels, (levels,), rising.
+
+    Raises:
+      ValueError: for other shapes, integers, or probes < 1.
+    """
+    check_counts(probes=probes)
+    if clean.ndim != 2:
+        raise ValueError(f"expected points (N, D), got {clean.shape}")
+    check_falling_levels(sigmas[::-1])
+    dim = clean.shape[1]
+
+    def traces(key: PRNGKey, clean: Array, sigma: Array) -> tuple[Array, Array]:
+        noise_key, probe_key = jax.random.split(key)
+        noisy = clean + sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
+        trace_fn = hutchinson_trace_fn(
+            probe_key, lambda y, s: derivatives_fn(y, s)[0], dim, probes=probes
+        )
+        known = derivatives_fn(noisy, sigma)[1].trace()
+        found = jnp.mean(trace_fn(noisy, sigma)[1])
+        return dim + jnp.square(sigma) * found, dim + jnp.square(sigma) * known
+
+    def at_level(level: tuple[PRNGKey, Array]) -> Array:
+        keys = jax.random.split(level[0], len(clean))
+        derived, modelled = jax.vmap(traces, (0, 0, None))(keys, clean, level[1])
+        return jnp.mean(derived) / jnp.mean(modelled)
+
+    levels = jax.random.split(key, len(sigmas)), jnp.asarray(sigmas, clean.dtype)
+    return jax.lax.map(at_level, levels)
 
 
 def exact_trace_fn(score_fn: ScoreAtLevelFn, *, chunk_size: int = 32) -> ScoreAndTraceFn:

@@ -101,6 +101,56 @@ def test_the_usual_law_at_the_end_is_a_gaussian_of_moments():
         density_fn(jnp.zeros(3))
 
 
+def test_a_trace_that_is_wrong_by_a_factor_is_set_right_by_the_score():
+    """C too large by what depends on the level alone, as errors of a learned s1 make it."""
+    law, dim = make_law("mixture", 10), 10
+
+    def wrong(noisy, sigma):
+        score, hessian = derivatives_of(law)(noisy, sigma)
+        covariance = hessian.scale(sigma**2).add_identity(1.0).scale(1.0 + 0.3 / (1.0 + sigma))
+        return score, covariance.add_identity(-1.0).scale(1.0 / sigma**2)
+
+    sigmas = geometric_sigmas(LARGEST, SMALLEST, 12)[::-1]
+    clean = law.sample(jax.random.key(5), 200)
+    ratios = jax.jit(lambda key: likelihood.trace_ratios(key, clean, wrong, sigmas, probes=16))(
+        jax.random.key(6)
+    )
+    known = 1.0 / (1.0 + 0.3 / (1.0 + sigmas))
+    # 3,200 probes of a trace of some units, each off by about as much.
+    np.testing.assert_allclose(ratios, known, rtol=0.06)
+    points = points_of("mixture", 10)
+    errors = []
+    for trace_fn in (
+        likelihood.structured_trace_fn(wrong),
+        likelihood.calibrated_trace_fn(wrong, sigmas, known),
+        likelihood.calibrated_trace_fn(wrong, sigmas, ratios),
+    ):
+        found = jax.jit(
+            jax.vmap(
+                lambda point, trace_fn=trace_fn: likelihood.log_likelihood(
+                    point, trace_fn, SMALLEST, LARGEST, law.smooth(LARGEST).log_density
+                )
+            )
+        )(points)
+        errors.append(float(jnp.max(jnp.abs(found.log_density - exact("mixture", points)))) / dim)
+    assert errors[0] > 0.1 and errors[1] < 4e-3 and errors[2] < 0.02
+
+
+@pytest.mark.parametrize("levels", [[1.0], [2.0, 1.0], [[1.0, 2.0]], [1, 2]])
+def test_ratios_belong_to_levels_that_rise(levels):
+    sigmas, law = jnp.array(levels), make_law("gaussian", 10)
+    for wrong in (
+        lambda: likelihood.calibrated_trace_fn(derivatives_of(law), sigmas, sigmas),
+        lambda: likelihood.trace_ratios(
+            jax.random.key(0), jnp.zeros((3, 10)), derivatives_of(law), sigmas
+        ),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            wrong()
+    with pytest.raises(ValueError, match="one shape"):
+        likelihood.calibrated_trace_fn(derivatives_of(law), jnp.array([1.0, 2.0]), jnp.ones(3))
+
+
 def test_traces_by_autodiff_agree_with_the_exact_one():
     points = points_of("mixture", 10, 3)
     direct, autodiff = (solver("mixture", 10, way)(points, 1e-6) for way in ("structured", "exact"))
