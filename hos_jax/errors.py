@@ -45,7 +45,7 @@ def missing_package(what: str, package: str, extra: str) -> UserError:
     return UserError(f'{what} needs the package {package!r}: pip install "hos_jax[{extra}]"')
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What an exception says, on one line and short enough for a message."""
     said = getattr(error, "strerror", None) or str(error).strip() or repr(error)
     # Tensorstore wraps what the system says into a long text with the names of its own files.

@@ -46,12 +46,17 @@ class BlackBox:
 
         def on_host(image: Any, *time: Any) -> np.ndarray:
             # What is batched has further axes in front, the same of all arguments.
-            image = np.asarray(image)
+            # Copies: the function may write into what it gets, and these are buffers of JAX.
+            image = np.array(image)
             images = image.reshape(-1, *image.shape[image.ndim - rank :])
-            times = (np.asarray(one).reshape(-1) for one in time)
+            times = (np.array(one).reshape(-1) for one in time)
             predicted = np.asarray(self.function(images, *times))
             if predicted.shape != images.shape:
                 raise ValueError(f"the function gives {predicted.shape} of images {images.shape}")
+            if not np.issubdtype(predicted.dtype, np.floating):
+                raise ValueError(
+                    f"the function gives {predicted.dtype}, not floating-point numbers"
+                )
             return predicted.reshape(image.shape).astype(image.dtype)
 
         result = jax.ShapeDtypeStruct(image.shape, image.dtype)
@@ -92,11 +97,13 @@ def from_numpy(function: Callable[..., Any]) -> BlackBox:
     return BlackBox(function)
 
 
-def from_torch(module: Any) -> BlackBox:
+def from_torch(module: Any, *, whole_times: bool = False) -> BlackBox:
     """A network from a `torch.nn.Module`, on the device where it is; see `from_numpy`.
 
-    The module takes images as float32 tensors, mostly (N, C, H, W), which is the layout "CHW" of
-    `score_fn`, and times (N,) where it is told them. Load its weights with `weights_only=True`.
+    The module takes images, mostly (N, C, H, W), which is the layout "CHW" of `score_fn`, and times
+    (N,) where it is told them, as tensors of its parameters' dtype; with `whole_times` these are
+    int64, for a table of steps. Of a tuple, or of diffusers' output, the first tensor is the
+    prediction. Load its weights with `weights_only=True`.
 
     Raises:
       UserError: if PyTorch is not installed.
@@ -109,14 +116,17 @@ def from_torch(module: Any) -> BlackBox:
         raise missing_package("a denoiser of PyTorch", "torch", "torch") from error
     if module.training:
         raise ValueError("the module is in training mode: call module.eval() first")
-    device = next((one.device for one in module.parameters()), torch.device("cpu"))
+    known = next(module.parameters(), torch.zeros(()))
 
     def run(images: np.ndarray, *times: np.ndarray) -> np.ndarray:
-        # A copy: JAX's memory may not be written to.
-        options = {"dtype": torch.float32, "device": device}
+        options: Any = {"dtype": known.dtype, "device": known.device}
+        of_time = {**options, "dtype": torch.int64} if whole_times else options
         with torch.inference_mode():
-            tensors = (torch.tensor(value, **options) for value in (images, *times))
-            return module(*tensors).cpu().numpy()
+            given = [torch.tensor(images, **options)]
+            given += [torch.tensor(np.rint(t) if whole_times else t, **of_time) for t in times]
+            found = module(*given)
+            found = found[0] if isinstance(found, tuple) else getattr(found, "sample", found)
+            return found.float().cpu().numpy()
 
     return from_numpy(run)
 
@@ -145,7 +155,9 @@ def from_onnx(path: str | os.PathLike) -> BlackBox:
             raise ValueError(f"{path} has {len(inputs)} inputs and gets {len(values)}")
         given = {}
         for value, wanted in zip(values, inputs, strict=True):
-            given[wanted.name] = value.astype(_ONNX_TYPES.get(wanted.type, np.float32))
+            kind = np.dtype(_ONNX_TYPES.get(wanted.type, np.float32))
+            rounded = np.rint(value) if kind.kind == "i" else value
+            given[wanted.name] = rounded.astype(kind)
         return session.run([output], given)[0]
 
     return from_numpy(run)

@@ -67,8 +67,11 @@ class AdaptedScore:
         shown = scale * (image - mean) / self.std
         predicted = self._evaluate(shown, self.process.time(level))
         noise = self._noise(predicted, shown, level, scale)
-        known = (level >= self.process.smallest) & (level <= self.process.largest)
-        return jnp.where(known, -noise / sigma, jnp.nan).reshape(noisy.shape).astype(noisy.dtype)
+        return (
+            jnp.where(self._knows(level), -noise / sigma, jnp.nan)
+            .reshape(noisy.shape)
+            .astype(noisy.dtype)
+        )
 
     def _as_image(self, noisy: Array) -> Array:
         assert self.shape is not None
@@ -79,12 +82,17 @@ class AdaptedScore:
 
     def _check_range(self, level: Array) -> None:
         low, high = self.process.smallest, self.process.largest
-        if not isinstance(level, jax.core.Tracer) and not low <= float(level) <= high:
+        if not isinstance(level, jax.core.Tracer) and not self._knows(float(level)):
             ends = f"{low * self.std:.4g} to {high * self.std:.4g}"
             raise ValueError(
                 f"sigma={float(level) * self.std:.4g} is not a level of this network: it knows "
                 f"{ends}, in data units"
             )
+
+    def _knows(self, level: Any) -> Any:
+        """Whether the process has a level, but for rounding."""
+        low, high = self.process.smallest * (1.0 - 1e-6), self.process.largest * (1.0 + 1e-6)
+        return (low <= level) & (level <= high)
 
     def _evaluate(self, shown: Array, time: Array) -> Array:
         """What the network predicts, of the shape of what it is shown, in its own layout."""
@@ -168,6 +176,10 @@ def score_fn(
         raise ValueError("a level as a channel needs the layout HWC or CHW")
     check_positive(std=std)
     process = variance_exploding() if process is None else process
+    if not isinstance(process, Process):
+        raise ValueError(f"expected a process, such as adapters.edm(), got {process!r}")
+    if batched and isinstance(network, BlackBox):
+        raise ValueError("a black box gets whole batches as it is: leave batched out")
     return AdaptedScore(
         network, prediction, process, mean, float(std), shape, level, layout, batched
     )

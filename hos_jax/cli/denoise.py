@@ -49,10 +49,17 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         if values[name].value < 1:
             raise UserError(f"--{name} must be positive, got {values[name].value}")
     path, workdir = Path(rest[0]), run_folder(values)
-    output = Path(values.output or path.with_name(f"{path.stem}_denoised"))
+    output = Path(values.output or f"{path.stem}_denoised")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: choose another --output")
+    if output.is_dir() and any(output.iterdir()) and not (output / picture.PAGE).is_file():
+        raise UserError(f"{output} holds other files: choose another --output")
+    if path.absolute().parent == output.absolute():
+        raise UserError(f"{output} holds the picture itself: choose another --output")
     loaded = load_run(workdir)
+    root = loaded.problem.config.data.root
+    if root is not None and Path(root).absolute() in (output.absolute() / "x").parents:
+        raise UserError(f"{output} is within the images of the run: choose another --output")
     sigma = None
     if values.sigma is not None:
         levels = sigma_levels(values.sigma)
@@ -67,7 +74,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         add_noise=values.add_noise,
         samples=values.samples,
         directions=values.directions,
-        multipliers=picture.multipliers_of(workdir),
+        multipliers=picture.multipliers_of(workdir, loaded, sigma),
     )
     picture.write(found, output)
     print(found.summary())

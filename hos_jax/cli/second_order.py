@@ -14,8 +14,8 @@ from hos_jax.errors import UserError
 
 USAGE = """\
 second_order --denoiser FILE.py:NAME --data photos --sigma 25/255 --doc NAME: a run that learns the
-posterior covariance of a denoiser, which is only called. It goes on with --resume_training and is
-tested with --test, as all runs; hos-jax denoise uses it.
+posterior covariance of a denoiser, which is only called. As all runs it goes on with hos-jax --doc
+NAME --resume_training and is tested with hos-jax --doc NAME --test; hos-jax denoise uses it.
 """
 
 
@@ -76,6 +76,12 @@ def make_config(values: flags.FlagValues):
     config = values.config
     config.model.denoiser = absolute_name(values.denoiser)
     place = Path(values.data).expanduser()
+    overrides = config_flags.get_override_values(values["config"])
+    for key, flag in (("data.name", "data"), ("data.root", "data"), ("model.denoiser", "denoiser")):
+        if key in overrides:
+            raise UserError(f"--config.{key} is what --{flag} says here")
+    if values.data in data.NAMES and place.is_dir():
+        raise UserError(f"--data={values.data} is a data set and a folder: say ./{values.data}")
     if values.data in data.NAMES:
         config.data.name = values.data
     elif place.is_dir():
@@ -86,14 +92,17 @@ def make_config(values: flags.FlagValues):
         known = ", ".join(data.NAMES)
         what = f"--data={values.data} is no folder, no .npy or .npz file"
         raise UserError(f"{what}, and none of {known}")
-    low, high = data.value_range_of(config.data.name) or (0.0, 1.0)
+    low, high = (
+        data.value_range_of(config.data.name)
+        or data.load(config.data.name, root=config.data.root).value_range
+    )
     levels = sorted(level * (high - low) for level in sigma_levels(values.sigma))
     # The level of what is shown and measured is the middle one.
     config.noise = (levels[0] * levels[-1]) ** 0.5
     if len(levels) > 1:
         config.model.update(smallest_noise=levels[0], largest_noise=levels[1])
     config.model.data_std *= high - low
-    config.update_from_flattened_dict(config_flags.get_override_values(values["config"]))
+    config.update_from_flattened_dict(overrides)
     return config
 
 
@@ -108,6 +117,8 @@ def sigma_levels(text: str) -> list[float]:
         raise UserError(
             f"--sigma={text} must be a number, as 25/255, or two, as 0.02:0.3"
         ) from error
-    if len(found) > 2 or not all(0 < level < 1e6 for level in found):
+    if len(found) > 2 or not all(level > 0 for level in found):
         raise UserError(f"--sigma={text} must be one positive number, or two")
+    if max(found) > 10:
+        raise UserError(f"--sigma={text} is of white, which is 1: did you mean {text}/255?")
     return found

@@ -187,6 +187,10 @@ def _validate_denoiser(config: ml_collections.ConfigDict) -> None:
         f"model.local=True needs model.name=unet, got {model.name}",
     )
     if model.denoiser is None:
+        _require(
+            loss.first_order_weight != 0 or loss.second_order == "none",
+            "loss.first_order_weight=0 leaves s1 untrained: it needs model.denoiser",
+        )
         return
     what = f"model.denoiser={model.denoiser}"
     _require(

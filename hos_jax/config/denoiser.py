@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import inspect
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ import numpy as np
 from hos_jax import adapters
 from hos_jax.data.image_data import UNIT_RANGE
 from hos_jax.errors import UserError, did_you_mean, reason
+
+_LEVEL_NAMES = ("sigma", "std", "noise", "level", "noise_level", "noise_std")
 
 
 def absolute_name(name: str) -> str:
@@ -29,19 +35,26 @@ def load_denoiser(
     """`score_fn(noisy, sigma)` of a denoiser, in data units.
 
     Args:
-      name: "FILE.py:NAME" or "MODULE:NAME". What it names is an `adapters.AdaptedScore`, in data
-        units, or a function of NumPy arrays: `denoise(noisy, sigma)` of images (N, H, W, C) between
-        0 and 1 but for their noise, and of its deviation at each, (N,); or of the images alone.
-      value_range: data units that such a function knows as 0 and 1.
+      name: "FILE.py:NAME" or "MODULE:NAME". What it names is an `adapters.AdaptedScore`, or a
+        function of NumPy arrays: `denoise(noisy, sigma)` of images (N, H, W, C) and of the
+        deviation of their noise, (N,); or of the images alone.
+      value_range: data units that both know as 0 and 1.
 
     Raises:
       UserError: for what cannot be imported, or is neither of the two.
     """
     found = _find(name)
     if isinstance(found, adapters.AdaptedScore):
-        return found
-    if not callable(found):
-        raise UserError(f"model.denoiser={name} is {type(found).__name__}, which is no function")
+        # In the same units as a function: black 0 and white 1.
+        low, high = value_range
+        unit = high - low
+        return dataclasses.replace(found, mean=low + unit * found.mean, std=unit * found.std)
+    if not callable(found) or inspect.isclass(found):
+        what = "a class" if inspect.isclass(found) else type(found).__name__
+        raise UserError(f"model.denoiser={name} is {what}, which is no function")
+    if isinstance(found, adapters.BlackBox) or hasattr(found, "state_dict"):
+        remedy = "give what hos_jax.adapters.score_fn makes of adapters.from_torch(module)"
+        raise UserError(f"model.denoiser={name} does not say what it predicts: {remedy}")
     wanted = _arguments_of(found)
     if wanted not in (1, 2):
         raise UserError(
@@ -62,7 +75,7 @@ def load_denoiser(
 
 
 def _arguments_of(function: Any) -> int:
-    """How many arguments without a default it takes by place; 2 where that cannot be told."""
+    """How many arguments it has to be given by place; 2 where that cannot be told."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -70,7 +83,10 @@ def _arguments_of(function: Any) -> int:
     if any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters):
         return 2
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in places and one.default is one.empty for one in parameters)
+    placed = [one for one in parameters if one.kind in places]
+    needed = sum(one.default is one.empty for one in placed)
+    # A level with a default is still to be told.
+    return 2 if needed == 1 and len(placed) > 1 and placed[1].name in _LEVEL_NAMES else needed
 
 
 def _find(name: str) -> Any:
@@ -83,7 +99,7 @@ def _find(name: str) -> Any:
     except UserError:
         raise
     # The user's own code, whatever it raises.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {reason(error)}"
         raise UserError(f"model.denoiser={name}: cannot import {module_name} ({what})") from error
     if not hasattr(module, attribute):
@@ -94,12 +110,26 @@ def _find(name: str) -> Any:
 
 def _import(name: str) -> Any:
     if not name.endswith(".py"):
-        return importlib.import_module(name)
+        with _first_on_the_path(Path.cwd()):
+            return importlib.import_module(name)
     path = Path(name).expanduser()
     if not path.is_file():
         raise UserError(f"model.denoiser: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"hos_jax_denoiser_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # What looks up its own module, as dataclasses do, finds it there.
+    sys.modules[spec.name] = module
+    with _first_on_the_path(path.absolute().parent):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _first_on_the_path(folder: Path) -> Iterator[None]:
+    """Find modules of a folder, while one is imported."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))

@@ -94,8 +94,8 @@ def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.Confi
         key = line.partition(":")[0]
         if key == "optim.ema":
             return bool(saved.optim.ema) != bool(asked.optim.ema)
-        # Where the images lie may change between machines; what they are may not.
-        return key != "data.root" and key.partition(".")[0] in IDENTITY
+        # Where images and a denoiser lie may change between machines; what they are may not.
+        return key not in ("data.root", "model.denoiser") and key.partition(".")[0] in IDENTITY
 
     if reason := "; ".join(filter(refused, changed)):
         raise OtherRunError(f"this run was made with other settings ({reason})")

@@ -1,5 +1,6 @@
 """Square crops of the photographs in a folder, at their own resolution and at half of it."""
 
+import hashlib
 import logging
 import os
 from pathlib import Path
@@ -15,7 +16,7 @@ from hos_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 HELD_OUT_FOLDER = "held_out"
-# What the crops may take in memory; of more there is an even choice.
+# What the chosen crops of either part may take in memory.
 LARGEST = 2**30
 _REMEDY = "add pictures, or set a smaller --config.data.image_size"
 
@@ -66,6 +67,13 @@ def load_crops(
     held_out = np.array([path.relative_to(folder).parts[0] == HELD_OUT_FOLDER for path, _ in kept])
     if not held_out.any():
         held_out = _whole_pictures(kept, str(folder))
+    known = {crops.tobytes() for (_, crops), out in zip(kept, held_out, strict=True) if out}
+    copies = np.array([crops.tobytes() in known for _, crops in kept]) & ~held_out
+    for (path, _), copied in zip(kept, copies, strict=True):
+        if copied:
+            logger.warning("%s is held out too, and is not trained on", path)
+    kept = [item for item, copied in zip(kept, copies, strict=True) if not copied]
+    held_out = held_out[~copies]
     train = [crops for (_, crops), out in zip(kept, held_out, strict=True) if not out]
     test = [crops for (_, crops), out in zip(kept, held_out, strict=True) if out]
     channels = 1 if found.grey else 3
@@ -81,7 +89,10 @@ def load_crops(
         return images[order[:most]]
 
     parts = joined(train, "to train on"), joined(test, "held out")
-    return ImageData("image_crops", *parts, None, None, UNIT_RANGE, found.checksum)
+    # Of the same files, another choice of what is held out is another data set.
+    split = hashlib.blake2b(held_out.tobytes(), digest_size=8).hexdigest()
+    checksum = f"{found.checksum}-{split}"
+    return ImageData("image_crops", *parts, None, None, UNIT_RANGE, checksum)
 
 
 def cut(pixels: np.ndarray, size: int, step: int | None = None) -> np.ndarray:

@@ -221,7 +221,7 @@ def _read(path: Path, prepare: Prepare) -> _Picture | None:
         what = f"is not a readable image ({', '.join(FORMATS)}): mend or remove it: {said}"
         raise _UnreadableError(f"{path} {what}") from error
     pixels = prepare(path, image)
-    if pixels.shape[-1] == 1 or (pixels == pixels[..., :1]).all():
+    if pixels.size and (pixels == pixels[..., :1]).all():
         notes.append(_GREY)
     return pixels, digest, notes
 
@@ -257,4 +257,6 @@ def read_picture(path: Path, *, grey: bool) -> np.ndarray:
         found = _read(path, prepare)
     if found is None:
         raise UserError(f"{path} is not a readable image ({', '.join(FORMATS)})")
+    for note in set(found[2]) - {_GREY}:
+        logger.warning("%s: files like it %s", path, note)
     return found[0]

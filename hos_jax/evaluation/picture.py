@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from hos_jax.evaluation import figures, report
 from hos_jax.noise import stream_key
 from hos_jax.training.runs import LoadedRun
 from hos_jax.uncertainty import Posterior, calibration
+
+logger = logging.getLogger(__name__)
 
 PAGE = "page.html"
 LEVEL = 0.9
@@ -79,15 +82,23 @@ class DenoisedPicture(NamedTuple):
         )
 
 
-def multipliers_of(workdir: Path) -> np.ndarray | None:
-    """The widths of intervals that `--test` of the run learned, or None if it was not tested."""
+def multipliers_of(workdir: Path, run: LoadedRun, sigma: float | None) -> np.ndarray | None:
+    """The widths of intervals that `--test` learned of these parameters at this noise level, or
+    None if there are none."""
     path = workdir / "metrics.json"
     try:
-        return np.array(json.loads(path.read_bytes())["recalibrated"]["multipliers"])
+        metrics = json.loads(path.read_bytes())
+        if metrics["step"] != run.step:
+            logger.warning("the run was tested at step %d: --test it again", metrics["step"])
+            return None
+        found = metrics.get("recalibrated")
+        table = None if found is None else np.array(found["multipliers"], float)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): test the run again") from error
+    same = sigma is None or abs(sigma / run.sigma - 1.0) < 0.01
+    return table if same else None
 
 
 def denoise_file(
@@ -115,6 +126,11 @@ def denoise_file(
     problem = run.problem
     sigma = _checked_level(run, sigma)
     pixels = read_picture(path, grey=run.image_shape[2] == 1)
+    head = problem.model.head
+    assert head is not None
+    if head.is_local and min(pixels.shape[:2]) <= head.reach:
+        least = head.reach + 1
+        raise UserError(f"{path} is too small: the model needs {least} x {least} pixels")
     if pixels.shape != run.image_shape and not problem.config.model.local:
         height, width, _ = run.image_shape
         raise UserError(
@@ -168,9 +184,11 @@ def _checked_level(run: LoadedRun, sigma: float | None) -> float:
     config = run.problem.config
     if config.model.head == "none":
         raise UserError("this run has s1 alone: a second-order model is needed")
+    low, high = config.model.smallest_noise, config.model.largest_noise
+    if sigma is None and low is not None:
+        raise UserError("this run knows many noise levels: say which one the picture has (--sigma)")
     if sigma is None:
         return config.noise
-    low, high = config.model.smallest_noise, config.model.largest_noise
     if low is None:
         low = high = config.noise
     if not low * 0.999 <= sigma <= high * 1.001:
@@ -206,8 +224,8 @@ def write(found: DenoisedPicture, folder: Path) -> None:
     leading = found.directions[None], found.deviations[None]
     shown = figures.posterior_directions(noisy, mean, *leading, found.value_range)
     figures.save(shown, folder / "directions.png")
-    arrays = {name: getattr(found, name) for name in ("mean", "deviation", "lower", "upper")}
-    np.savez(folder / "values.npz", **arrays)
+    names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
+    np.savez(folder / "values.npz", **{name: getattr(found, name) for name in names.split()})
     files = [folder / name for name in CAPTIONS if (folder / name).exists()]
     content: dict[str, Any] = {
         "heading": "This picture",

@@ -26,7 +26,7 @@ from hos_jax.noise import example_keys, log_normal_sigmas, log_uniform_sigmas, s
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.logs import RunLog, shows_progress
-from hos_jax.training.problem import Problem, check_batch
+from hos_jax.training.problem import Problem, check_batch, check_denoiser
 from hos_jax.training.state import TrainState, apply_gradients
 
 logger = logging.getLogger(__name__)
@@ -277,6 +277,7 @@ def train_and_evaluate(
     workdir = Path(workdir)
     problem = Problem.from_config(config)
     check_batch(problem)
+    check_denoiser(problem)
     settings = run_config.to_plain(config)
     settings["data"]["root"] = None  # every host may have the images elsewhere
     parallel.check_agreement("the config", settings)

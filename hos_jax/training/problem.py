@@ -14,10 +14,11 @@ import numpy as np
 import optax
 
 from hos_jax import config as run_config
+from hos_jax.adapters import AdaptedScore
 from hos_jax.config.denoiser import load_denoiser
 from hos_jax.config.networks import make_hessian_model, make_model
 from hos_jax.data import ImageData, load
-from hos_jax.errors import UserError
+from hos_jax.errors import NotDifferentiableError, UserError
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
@@ -129,7 +130,24 @@ def _make_model(config: ml_collections.ConfigDict, data: ImageData) -> ScoreMode
         return make_model(config.model)
     score_fn = load_denoiser(config.model.denoiser, data.value_range)
     hessian = make_hessian_model(config.model)
-    return FixedScoreModel(hessian, score_fn, differentiable=score_fn.differentiable)
+    return FixedScoreModel(hessian, score_fn, _has_derivative(score_fn, data.image_shape))
+
+
+def _has_derivative(score_fn: AdaptedScore, shape: tuple[int, ...]) -> bool:
+    """Whether a score can be differentiated; a network may hide a black box inside."""
+
+    def derivative(noisy: jax.Array, sigma: jax.Array) -> Any:
+        return jax.jvp(lambda y: score_fn(y, sigma), (noisy,), (noisy,))
+
+    point, level = (jax.ShapeDtypeStruct(each, jnp.float32) for each in (shape, ()))
+    try:
+        jax.eval_shape(derivative, point, level)
+    except NotDifferentiableError:
+        return False
+    # Whatever else is wrong with it, `check_denoiser` says.
+    except Exception:
+        return score_fn.differentiable
+    return True
 
 
 def _check_scale(data_std: float, data: ImageData) -> None:
@@ -158,6 +176,37 @@ def _check_classes(classes: int | None, data: ImageData) -> None:
             f"{everywhere.max()}, {len(found)} of them in training: classes are counted from 0, "
             "and there must be images of each"
         )
+
+
+def check_denoiser(problem: Problem) -> None:
+    """Ask a denoiser from outside once, before anything is written.
+
+    UserError for what it raises, values that are not finite, or noise levels that it does not know;
+    a warning where it takes no noise away.
+    """
+    if not isinstance(problem.model, FixedScoreModel):
+        return
+    config, name = problem.config, f"model.denoiser={problem.config.model.denoiser}"
+    clean = problem.data.to_float(problem.data.held_out[:4])
+    noise = np.asarray(jax.random.normal(jax.random.key(0), clean.shape))
+    levels = {config.noise, config.model.smallest_noise, config.model.largest_noise} - {None}
+    for sigma in sorted(levels):
+        noisy = clean + np.float32(sigma) * noise
+        try:
+            score = np.stack([np.asarray(problem.model.score_fn(one, sigma)) for one in noisy])
+        # The user's own code, whatever it raises.
+        except Exception as error:
+            # Of an error within a callback the last line is its cause.
+            said = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+            raise UserError(f"{name} fails at sigma {sigma:.4g}: {said[-1].strip()}") from error
+        if not np.isfinite(score).all():
+            raise UserError(f"{name} gives values that are not finite at sigma {sigma:.4g}")
+        left = float(np.mean(np.square(noisy + sigma**2 * score - clean)))
+        if left >= sigma**2:
+            logger.warning(
+                f"{name} takes no noise away at sigma {sigma:.4g}: the mean squared error is "
+                f"{left:.3g} of {sigma**2:.3g}; is the range of its values another one?"
+            )
 
 
 def check_batch(problem: Problem) -> None:

@@ -104,7 +104,8 @@ def test_a_picture_of_another_size_and_all_that_is_known_of_it(place, environmen
         with Image.open(folder / f"{name}.png") as written:
             assert written.size == (41, 30)
     values = np.load(folder / "values.npz")
-    assert {values[name].shape for name in values} == {(30, 41, 1)}
+    assert {values[name].shape for name in ("noisy", "mean", "deviation")} == {(30, 41, 1)}
+    assert values["samples"].shape == values["directions"].shape == (4, 30, 41, 1)
     assert np.all(values["lower"] < values["mean"]) and np.all(values["mean"] < values["upper"])
     page = (folder / "page.html").read_text()
     assert "one.png" in page and "error.png" not in page and page.count("data:image/png") == 8
@@ -123,6 +124,40 @@ def test_a_range_of_levels_is_one_model(place, environment):
         done = run(place, environment, "denoise", "one.png", "--doc", "range", "--sigma", sigma)
         assert (done.returncode == 0) == fits, done.stderr
     assert "the run was trained at sigma 0.05882 to 0.1961, not 0.3" in done.stderr
+    done = run(place, environment, "denoise", "one.png", "--doc", "range")
+    assert done.returncode == 2 and "say which one the picture has (--sigma)" in done.stderr
+
+
+def test_sigma_is_of_white_whatever_the_units_of_the_data(place, environment):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)
+    np.save(place / "bytes.npy", pixels)
+    flags = ("--sigma", "25/255", "--doc", "bytes", "--data", "bytes.npy")
+    done = second_order(place, environment, *flags)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((place / "runs" / "bytes" / "config.json").read_text())
+    # Bytes in a file are from -1 to 1.
+    assert saved["noise"] == pytest.approx(50 / 255) and saved["model"]["data_std"] == 0.5
+    done = run(place, environment, "--doc", "bytes", "--test")
+    assert done.returncode == 0, done.stderr
+    # One held-out image tells no widths of intervals.
+    smooth_picture(3, 20, 20).save(place / "two.png")
+    done = run(place, environment, "denoise", "two.png", "--doc", "bytes", "--sigma", "25/255")
+    assert done.returncode == 0 and "Gaussian 90% intervals" in done.stdout, done.stderr
+
+
+def test_nothing_of_the_users_is_overwritten(place, environment):
+    (place / "mixed").mkdir()
+    (place / "mixed" / "error.png").write_text("mine")
+    smooth_picture(5, 20, 20).save(place / "mixed" / "picture.png")
+    for output, said in (
+        ("mixed", "mixed holds other files"),
+        (".", "holds other files"),
+        ("photographs/made", "is within the images of the run"),
+    ):
+        flags = ("denoise", "mixed/picture.png", "--doc", "a", "--output", output)
+        done = run(place, environment, *flags)
+        assert done.returncode == 2 and said in done.stderr
+    assert (place / "mixed" / "error.png").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +189,20 @@ def test_a_range_of_levels_is_one_model(place, environment):
             ["second_order", "--denoiser=mine.py:blur", "--sigma=.1", "--data=nowhere", "--doc=x"],
             "--data=nowhere is no folder, no .npy or .npz file, and none of mnist",
         ),
+        (
+            ["second_order", "--denoiser=mine.py:blur", "--sigma=25", "--doc=x"],
+            "did you mean 25/255?",
+        ),
+        (
+            [
+                "second_order",
+                "--denoiser=mine.py:blur",
+                "--sigma=.1",
+                "--doc=x",
+                "--config.data.name=digits",
+            ],
+            "--config.data.name is what --data says here",
+        ),
         (["denoise", "--doc=a"], "denoise needs the path of one picture"),
         (["denoise", "none.png", "--doc=a"], "none.png"),
         (["denoise", "mine.py", "--doc=a"], "mine.py is not a readable image"),
@@ -173,7 +222,9 @@ def test_every_mistake_is_one_line(place, environment, arguments, said):
 def test_what_the_function_raises_ends_the_run_with_its_words(place, environment):
     flags = ("--sigma=0.1", "--doc", "crash")
     done = second_order(place, environment, *flags, denoiser="mine.py:crashes")
-    assert done.returncode != 0 and "the licence server is down" in done.stderr
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "crashes fails at sigma 0.1: OSError: the licence server is down" in done.stderr
+    assert not (place / "runs" / "crash").exists()
 
 
 def test_a_run_of_one_size_refuses_another(tmp_path, environment):

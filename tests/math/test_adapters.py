@@ -234,6 +234,10 @@ def test_mistakes_are_named():
         score_fn(POINT, 0.5)
     with pytest.raises(ValueError, match="expected one point"):
         score_fn(POINT[:3], 0.5)
+    with pytest.raises(ValueError, match=r"expected a process, such as adapters\.edm\(\)"):
+        adapters.score_fn(lambda x: x, "noise", adapters.flow_matching)
+    with pytest.raises(ValueError, match="leave batched out"):
+        adapters.score_fn(adapters.from_numpy(lambda x: x), "noise", batched=True)
     with pytest.raises(ValueError, match="floating-point"):
         score_fn(jnp.arange(4), 0.5)
     with pytest.raises(ValueError, match="positive and finite"):
@@ -292,12 +296,34 @@ def test_a_black_box_has_values_and_no_derivative():
             derivative()
 
 
+def test_a_function_may_write_into_what_it_gets():
+    def halved(images, times):
+        images *= 0.5
+        times *= 0.0
+        return images
+
+    network = adapters.from_numpy(halved)
+    point, time = jnp.ones(SHAPE), jnp.float64(2.0)
+    for call in (network, jax.jit(network)):
+        np.testing.assert_array_equal(call(point, time), 0.5 * np.ones(SHAPE))
+        np.testing.assert_array_equal(point, np.ones(SHAPE))
+        assert float(time) == 2.0
+
+
+def test_the_ends_of_a_schedule_belong_to_it():
+    process = adapters.ddpm(BETAS)
+    score_fn = adapters.score_fn(lambda x, t: x, "noise", process)
+    for sigma in (process.smallest, process.largest):
+        assert jnp.isfinite(score_fn(POINT.astype(jnp.float32), jnp.float32(sigma))).all()
+
+
 def test_what_a_black_box_does_wrong_is_said():
     def raises(images):
         raise OSError("the licence server is down")
 
     for function, said in (
         (lambda images: images[:, :1], r"gives \(1, 1, 2, 1\) of images \(1, 2, 2, 1\)"),
+        (lambda images: images.astype(int), "gives int64, not floating-point numbers"),
         (raises, "the licence server is down"),
     ):
         network = adapters.from_numpy(function)

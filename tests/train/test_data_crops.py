@@ -60,6 +60,18 @@ def test_whole_pictures_are_held_out_and_copies_stay_together(tmp_path):
     assert not as_set(loaded.held_out) & as_set(loaded.train)
 
 
+def test_a_copy_of_a_held_out_picture_is_not_trained_on(tmp_path, caplog):
+    write(tmp_path, {"a": picture(0), "b": picture(1), "c": picture(2)})
+    write(tmp_path / "held_out", {"other": picture(1)})
+    loaded = data.load("image_crops", root=tmp_path, image_size=8)
+    assert len(loaded.train) == 14 and not as_set(loaded.held_out) & as_set(loaded.train)
+    assert "b.png is held out too, and is not trained on" in caplog.text
+    (tmp_path / "held_out" / "other.png").rename(tmp_path / "other.png")
+    (tmp_path / "a.png").rename(tmp_path / "held_out" / "a.png")
+    moved = data.load("image_crops", root=tmp_path, image_size=8)
+    assert moved.identity()["checksum"] != loaded.identity()["checksum"]
+
+
 def test_grey_crops_have_one_channel(tmp_path):
     write(tmp_path, {"a": picture(0), "b": picture(1)})
     loaded = data.load("image_crops", root=tmp_path, image_size=8, grey=True)

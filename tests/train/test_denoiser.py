@@ -15,10 +15,13 @@ from hos_jax.errors import NotDifferentiableError, UserError
 from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.models.unet import UNet
 from hos_jax.training import load_run, loop
+from hos_jax.training.problem import Problem, check_denoiser
 
 FILE = """
 import jax.numpy as jnp
+import numpy as np
 from hos_jax import adapters
+from neighbour import nothing
 
 def half(noisy, sigma):
     return noisy - 0.5 * sigma[:, None, None, None]
@@ -37,7 +40,26 @@ def three(noisy, sigma, more):
     return noisy
 
 number = 3
-by_jax = adapters.score_fn(lambda image, time: jnp.zeros_like(image), "clean")
+by_jax = adapters.score_fn(lambda image, time: jnp.zeros_like(image) - time, "clean")
+
+def known_level(noisy, sigma=0.1):
+    return noisy + np.reshape(sigma, (-1, 1, 1, 1))
+
+class Kind:
+    pass
+
+black_box = adapters.from_numpy(alone)
+"""
+
+NEIGHBOUR = """
+from __future__ import annotations
+import dataclasses
+
+@dataclasses.dataclass
+class Something:
+    number: int
+
+nothing = Something(0)
 """
 
 
@@ -45,6 +67,7 @@ by_jax = adapters.score_fn(lambda image, time: jnp.zeros_like(image), "clean")
 def written(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(FILE)
+    (tmp_path / "neighbour.py").write_text(NEIGHBOUR)
     return path
 
 
@@ -68,11 +91,21 @@ def test_a_function_works_between_black_0_and_white_1(written, name, denoised, v
     np.testing.assert_allclose(score_fn(noisy, sigma) * sigma**2 + noisy, wanted, atol=1e-6)
 
 
-def test_what_adapters_make_is_taken_in_data_units(written):
-    score_fn = load_denoiser(f"{written}:by_jax", (-1.0, 1.0))
+@pytest.mark.parametrize("value_range", [(0.0, 1.0), (-1.0, 3.0)])
+def test_what_adapters_make_works_between_black_0_and_white_1_too(written, value_range):
+    score_fn = load_denoiser(f"{written}:by_jax", value_range)
     assert score_fn.differentiable
-    noisy = jnp.ones((1, 2, 1))
-    np.testing.assert_allclose(score_fn(noisy, 0.5), -noisy / 0.25)
+    low, high = value_range
+    noisy, sigma = jnp.full((1, 2, 1), 0.5), 0.2
+    # The network is told sigma in its units, and denoises to what is shifted by it.
+    wanted = low + (high - low) * (-sigma / (high - low))
+    np.testing.assert_allclose(noisy + sigma**2 * score_fn(noisy, sigma), wanted, atol=1e-6)
+
+
+def test_a_level_with_a_default_is_told(written):
+    score_fn = load_denoiser(f"{written}:known_level")
+    noisy = jnp.zeros((1, 1, 1))
+    np.testing.assert_allclose(score_fn(noisy, 0.5) * 0.25, 0.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +113,9 @@ def test_what_adapters_make_is_taken_in_data_units(written):
     [
         ("{file}:halv", "has no 'halv': did you mean half?"),
         ("{file}:number", "is int, which is no function"),
+        ("{file}:Kind", "is a class, which is no function"),
+        ("{file}:black_box", "does not say what it predicts"),
+        ("{folder}/leaves.py:half", "SystemExit: 0"),
         ("{file}:three", "must take (noisy, sigma), or noisy alone; it takes 3"),
         ("{folder}/other.py:half", "there is no file"),
         ("no_such_module_at_all:half", "cannot import no_such_module_at_all"),
@@ -90,6 +126,7 @@ def test_what_adapters_make_is_taken_in_data_units(written):
 )
 def test_a_name_that_cannot_be_used_is_one_line(written, name, said):
     (written.parent / "broken.py").write_text("1 / 0")
+    (written.parent / "leaves.py").write_text("import sys; sys.exit(0)")
     full = name.format(file=written, folder=written.parent)
     with pytest.raises(UserError, match=re.escape(said)) as raised:
         load_denoiser(full)
@@ -152,18 +189,24 @@ def test_a_local_network_takes_any_size_and_looks_no_further_than_it_must():
 
 GAUSSIAN = """
 def denoise(noisy, sigma):
-    # The posterior mean of pixels of mean 0.5 and deviation 0.2.
-    share = (0.04 / (0.04 + sigma**2))[:, None, None, None]
-    return 0.5 + share * (noisy - 0.5)
+    # The posterior mean of pixels of mean 0.5 and deviation 0.1.
+    share = (0.01 / (0.01 + sigma**2))[:, None, None, None]
+    noisy -= 0.5
+    return 0.5 + share * noisy
 """
 
 
 @pytest.fixture(scope="module")
 def gaussian_run(small_config, tmp_path_factory):
-    """s2 beside an exact black box, of independent Gaussian pixels, whose C is known."""
+    """s2 beside an exact black box, of independent Gaussian pixels, whose C is known.
+
+    What the function does to its argument stays there.
+    """
     folder = tmp_path_factory.mktemp("gaussian")
     (folder / "exact.py").write_text(GAUSSIAN)
-    pixels = np.random.default_rng(0).normal(0.5, 0.2, (400, 8, 8, 1)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(0.5, 0.1, (400, 8, 8, 1)).astype(np.float32)
+    # So that black and white, the least and the largest number of all, are 0 and 1.
+    pixels[0, 0, 0], pixels[1, 0, 0] = 0.0, 1.0
     np.save(folder / "pixels.npy", pixels)
     config = small_config(
         data__name="arrays",
@@ -175,9 +218,9 @@ def gaussian_run(small_config, tmp_path_factory):
         model__head="local",
         model__reach=1,
         model__denoiser=f"{folder}/exact.py:denoise",
-        model__data_std=0.2,
-        model__smallest_noise=0.1,
-        model__largest_noise=0.4,
+        model__data_std=0.1,
+        model__smallest_noise=0.05,
+        model__largest_noise=0.2,
         loss__first_order_weight=0.0,
         optim__lr=1e-2,
         optim__schedule="cosine",
@@ -186,25 +229,27 @@ def gaussian_run(small_config, tmp_path_factory):
         training__log_every=50,
         training__evaluate_every=300,
         training__checkpoint_every=300,
-        noise=0.2,
+        noise=0.1,
     )
     loop.train_and_evaluate(config, folder / "run")
     return folder / "run"
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.2, 0.4])
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.2])
 def test_the_covariance_of_a_black_box_is_learned(gaussian_run, sigma):
     run = load_run(gaussian_run)
-    low, high = run.problem.data.value_range
-    noisy = 0.5 + jax.random.normal(jax.random.key(0), (8, 8, 1)) * (0.04 + sigma**2) ** 0.5
+    assert run.problem.data.value_range == (0.0, 1.0)
+    noisy = 0.5 + jax.random.normal(jax.random.key(0), (8, 8, 1)) * (0.01 + sigma**2) ** 0.5
     posterior = pointwise.posterior_fn(run)(noisy, sigma)
-    # Of numbers in an array the function is asked between what is black and what is white.
-    level = sigma / (high - low)
-    share = 0.04 / (0.04 + level**2)
-    unit = (noisy.reshape(-1) - low) / (high - low)
-    denoised = low + (high - low) * (0.5 + share * (unit - 0.5))
-    np.testing.assert_allclose(posterior.mean, denoised, rtol=1e-4, atol=1e-4)
-    assert np.isfinite(posterior.logdet())
+    share = 0.01 / (0.01 + sigma**2)
+    wanted = 0.5 + share * (noisy.reshape(-1) - 0.5)
+    np.testing.assert_allclose(posterior.mean, wanted, rtol=1e-4, atol=1e-5)
+    variance = 0.01 * sigma**2 / (0.01 + sigma**2)
+    found = np.asarray(posterior.diagonal())
+    assert found.mean() == pytest.approx(variance, rel=0.06)
+    assert np.abs(found / variance - 1.0).max() < 0.35
+    correlations = posterior.row(27) / found[27]
+    assert np.abs(np.delete(correlations, 27)).max() < 0.15
 
 
 def test_a_test_of_the_run_leaves_out_what_needs_the_denoisers_law(gaussian_run):
@@ -228,6 +273,7 @@ def test_a_test_of_the_run_leaves_out_what_needs_the_denoisers_law(gaussian_run)
         ({"model__networks": "shared"}, "needs model.networks=per_order, got shared"),
         ({"model__data_std": 0.0}, "model.data_std > 0"),
         ({"model__denoiser": None, "model__local": True}, "model.local=True needs model.name=unet"),
+        ({"model__denoiser": None, "loss__first_order_weight": 0.0}, "leaves s1 untrained"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(small_config, overrides, said):
@@ -241,3 +287,58 @@ def test_a_share_of_the_jacobian_needs_a_derivative(small_config, tmp_path):
     config = small_config(model__denoiser=f"{tmp_path}/exact.py:denoise", loss__jacobian_weight=0.3)
     with pytest.raises(NotDifferentiableError, match="has values and no derivative"):
         loop.train_and_evaluate(config, tmp_path / "run")
+
+
+WRAPPED = """
+import numpy as np
+from hos_jax import adapters
+
+network = adapters.from_numpy(lambda image, time: 0.0 * image)
+inside = adapters.score_fn(lambda x, t: network(x, 1000 * t), "velocity", adapters.flow_matching())
+steps = adapters.score_fn(network, "noise", adapters.ddpm(adapters.linear_betas()))
+
+def shape(noisy, sigma):
+    return noisy[:, :1]
+
+def nothing(noisy, sigma):
+    return np.full_like(noisy, np.nan)
+
+def bytes_of(noisy, sigma):
+    return (255 * noisy).astype(np.uint8)
+
+def brighter(noisy, sigma):
+    return noisy + 3.0
+"""
+
+
+def test_a_black_box_within_a_network_has_no_derivative_either(small_config, tmp_path):
+    (tmp_path / "mine.py").write_text(WRAPPED)
+    config = small_config(model__denoiser=f"{tmp_path}/mine.py:inside")
+    assert not Problem.from_config(config).model.differentiable
+
+
+@pytest.mark.parametrize(
+    ("name", "noise", "said"),
+    [
+        ("shape", 0.3, r"gives \(1, 1, 8, 1\) of images \(1, 8, 8, 1\)"),
+        ("nothing", 0.3, "gives values that are not finite at sigma 0.3"),
+        ("bytes_of", 0.3, "gives uint8, not floating-point numbers"),
+        ("steps", 1e-3, r"sigma=0\.001 is not a level of this network: it knows 0\.01"),
+    ],
+)
+def test_what_a_denoiser_does_wrong_is_found_before_anything_is_written(
+    small_config, tmp_path, name, noise, said
+):
+    (tmp_path / "mine.py").write_text(WRAPPED)
+    config = small_config(model__denoiser=f"{tmp_path}/mine.py:{name}", noise=noise)
+    made = []
+    with pytest.raises(UserError, match=said):
+        loop.train_and_evaluate(config, tmp_path / "run", make_room=lambda: made.append(1))
+    assert not made and not (tmp_path / "run").exists()
+
+
+def test_a_denoiser_that_takes_no_noise_away_is_named(small_config, tmp_path, caplog):
+    (tmp_path / "mine.py").write_text(WRAPPED)
+    problem = Problem.from_config(small_config(model__denoiser=f"{tmp_path}/mine.py:brighter"))
+    check_denoiser(problem)
+    assert "takes no noise away at sigma 0.5" in caplog.text
