@@ -95,7 +95,10 @@ def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.Confi
         if key == "optim.ema":
             return bool(saved.optim.ema) != bool(asked.optim.ema)
         # Where images and a denoiser lie may change between machines; what they are may not.
-        return key not in ("data.root", "model.denoiser") and key.partition(".")[0] in IDENTITY
+        if key == "model.denoiser":
+            then, now = (str(config.model.denoiser) for config in (saved, asked))
+            return Path(then).name != Path(now).name
+        return key != "data.root" and key.partition(".")[0] in IDENTITY
 
     if reason := "; ".join(filter(refused, changed)):
         raise OtherRunError(f"this run was made with other settings ({reason})")

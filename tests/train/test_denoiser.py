@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hos_jax import config as run_config
 from hos_jax import models, pointwise
 from hos_jax.config import checks
 from hos_jax.config.denoiser import absolute_name, load_denoiser
@@ -280,6 +281,16 @@ def test_combinations_that_cannot_work_are_refused(small_config, overrides, said
     config = small_config(**{"model__denoiser": "a:b", **overrides})
     with pytest.raises(UserError, match=re.escape(said)):
         checks.validate(config)
+
+
+def test_a_denoiser_may_lie_elsewhere_and_be_no_other(small_config):
+    saved, moved, other = (
+        small_config(model__denoiser=f"/{place}:denoise")
+        for place in ("a/mine.py", "b/mine.py", "a/other.py")
+    )
+    run_config.check_same_run(saved, moved)
+    with pytest.raises(UserError, match="other settings"):
+        run_config.check_same_run(saved, other)
 
 
 def test_a_share_of_the_jacobian_needs_a_derivative(small_config, tmp_path):
