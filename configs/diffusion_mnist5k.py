@@ -3,11 +3,11 @@
 hos-jax --runner LowRankHybridRunner --config diffusion_mnist5k --doc diffusion --ni
 hos-jax --doc diffusion --test
 
-5,600 steps in 38 minutes on two cores (79 images a second). 500 samples with 20 evaluations: Frechet
-distance to the training images 3.5 on the features of a classifier (500 held-out images: 2.3), its
-confidence 0.957 (0.975), classes 0.024 from uniform, sliced W2 0.028 (0.027). With 5 evaluations
-10.7, 0.943, 0.022, 0.040. The bound of 10 ancestral steps is 3.22 bits per dimension with the whole
-covariance, 3.38 with its diagonal, 4.86 with a scalar, 5.59 with the small variance.
+5,600 steps in 38 minutes on two cores (79 images a second). 500 samples with 20 evaluations:
+Frechet distance to the training images 3.5 on the features of a classifier (500 held-out images:
+2.3), its confidence 0.957 (0.975), classes 0.024 from uniform, sliced W2 0.028 (0.027). With 5
+evaluations 10.7, 0.943, 0.022, 0.040. The bound of 10 ancestral steps is 3.22 bits per dimension
+with the whole covariance, 3.38 with its diagonal, 4.86 with a scalar, 5.59 with the small variance.
 """
 
 from hos_jax.config import default_config
