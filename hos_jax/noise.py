@@ -45,6 +45,7 @@ STREAMS = (
     "training labels",
     "posterior samples",
     "added noise",
+    "denoiser check",
 )
 
 

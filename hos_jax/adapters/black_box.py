@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -106,14 +107,14 @@ def from_torch(module: Any, *, whole_times: bool = False) -> BlackBox:
     prediction. Load its weights with `weights_only=True`.
 
     Raises:
-      UserError: if PyTorch is not installed.
+      UserError: if PyTorch is not loaded, so that this can be no module of it.
       ValueError: for a module in training mode, which would drop values at random or average over
         the batch.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise missing_package("a denoiser of PyTorch", "torch", "torch") from error
+    # Whoever made the module has loaded PyTorch, which this package never does.
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        raise missing_package("a denoiser of PyTorch", "torch", "torch")
     if module.training:
         raise ValueError("the module is in training mode: call module.eval() first")
     known = next(module.parameters(), torch.zeros(()))

@@ -188,7 +188,8 @@ def check_denoiser(problem: Problem) -> None:
         return
     config, name = problem.config, f"model.denoiser={problem.config.model.denoiser}"
     clean = problem.data.to_float(problem.data.held_out[:4])
-    noise = np.asarray(jax.random.normal(jax.random.key(0), clean.shape))
+    key = stream_key("denoiser check", config.seed)
+    noise = np.asarray(jax.random.normal(key, clean.shape))
     levels = {config.noise, config.model.smallest_noise, config.model.largest_noise} - {None}
     for sigma in sorted(levels):
         noisy = clean + np.float32(sigma) * noise

@@ -66,11 +66,13 @@ def test_a_signal_before_the_first_step_loses_nothing(tmp_path, cache):
         # SIGTERM before there is anything to save is left to the system.
         assert process.returncode in (EXIT_STATUS[number], -number) and "Traceback" not in errors
         figures[f"{number.name} start"] += 1
+        known = saved_steps(workdir)
         how = "--resume_training" if (workdir / "config.json").exists() else "--ni"
         process = start(workdir, *flags(training__steps=2), how, cache=cache)
         assert finish(process)[0] == 0
-        # A fast machine may be some steps further when the signal comes.
-        assert saved_steps(workdir)[-1] >= 2
+        # A fast machine may be past the second step when the signal comes; then nothing is done.
+        expected = known if known and known[-1] >= 2 else [*known, 2]
+        assert saved_steps(workdir) == expected
 
 
 def test_a_second_process_is_refused(tmp_path, cache, command):
