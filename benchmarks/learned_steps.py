@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from classify import frechet_distance, train_classifier
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 from measure import Rows
 
 from hos_jax.config import validate
@@ -203,6 +204,8 @@ def figure(rows: Rows, runs: list[str], evaluations: list[int]) -> Any:
         axis.set(xscale="log", yscale="log", xlabel="evaluations", title=COLUMNS[column])
         axis.set_xticks(evaluations, [str(count) for count in evaluations])
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes[0].legend(fontsize="small")
     return shown
 

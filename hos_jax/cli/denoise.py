@@ -21,8 +21,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "sigma",
         None,
-        "Deviation of the picture's noise where black is 0 and white is 1, as 25/255; that of the "
-        "run unless given.",
+        "Deviation of the picture's noise where black is 0 and white is 1, as 25/255. A run of one "
+        "level has it; a run of many has to be told.",
         flag_values=values,
     )
     flags.DEFINE_bool(

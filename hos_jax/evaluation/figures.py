@@ -170,7 +170,9 @@ def posterior_directions(
     `deviations` the square roots of their eigenvalues, (N, k), data units.
     """
     rows, columns = directions.shape[0], 2 + directions.shape[1]
-    figure, axes = _axes(rows, columns, 1.4 * columns, 1.55 * rows, images=True)
+    height, width = mean.shape[1:3]
+    row_height = 1.4 * height / width + 0.15
+    figure, axes = _axes(rows, columns, 1.4 * columns, row_height * rows, images=True)
     for row in range(rows):
         for axis, image in zip(axes[row], (noisy[row], mean[row]), strict=False):
             _show(axis, image, value_range)
