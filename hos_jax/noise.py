@@ -46,6 +46,7 @@ STREAMS = (
     "posterior samples",
     "added noise",
     "denoiser check",
+    "denoiser answer",
 )
 
 

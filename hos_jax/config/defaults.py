@@ -22,7 +22,9 @@ def default_config() -> ml_collections.ConfigDict:
     # Of images that are not square; then `image_size` is their height.
     config.data.image_width = none(int)
     config.data.crop = none(int)
+    # Mirror training images left to right, and turn them by quarters of a circle.
     config.data.random_flip = False
+    config.data.random_turn = False
     # Of photos and image_crops: one channel in place of three.
     config.data.grey = False
     # Of a folder of images: leave out files that are no readable images, instead of refusing them.

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 # What a resumed or tested run must have in common with the run on disk.
 IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
+# What stands beside the config in the file.
+_BESIDE = ("versions", "images", "denoiser_answer")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -49,10 +51,16 @@ def to_plain(config: ml_collections.ConfigDict) -> dict:
 
 
 def save(
-    config: ml_collections.ConfigDict, workdir: Path, images: dict[str, Any] | None = None
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    images: dict[str, Any] | None = None,
+    denoiser: list[float] | None = None,
 ) -> None:
-    """Write what makes the run to `config.json`: all keys, versions, `ImageData.identity`."""
+    """Write what makes the run to `config.json`: all keys, versions, `ImageData.identity`, and what
+    a denoiser from outside says of one image."""
     content = {**to_plain(config), "versions": versions(), "images": images}
+    if denoiser is not None:
+        content["denoiser_answer"] = denoiser
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -73,7 +81,7 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
     Raises:
       ValueError, KeyError, TypeError, AttributeError or ArithmeticError: for anything else.
     """
-    saved = {key: value for key, value in content.items() if key not in ("versions", "images")}
+    saved = {key: value for key, value in content.items() if key not in _BESIDE}
     if not isinstance(content.get("images"), dict | None):
         raise TypeError("images must be a group of keys")
     multipliers = tuple(saved["model"]["multipliers"])
@@ -121,3 +129,19 @@ def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
     )
     what = f"{then} then, {now} now" if then != now else f"{then} as then, with other content"
     raise OtherRunError(f"the images are not those that this run was trained on ({what})")
+
+
+def check_same_denoiser(workdir: Path, answer: list[float] | None) -> None:
+    """Warn of a denoiser that no longer says what it said when the run was begun.
+
+    The values are in units of sigma; machines and libraries may differ in their last digits.
+    """
+    saved = json.loads((workdir / CONFIG_FILE).read_bytes()).get("denoiser_answer")
+    if saved is None or answer is None:
+        return
+    if all(abs(then - now) <= 0.01 for then, now in zip(saved, answer, strict=True)):
+        return
+    logger.warning(
+        f"{workdir}: the denoiser does not say what it said when this run was begun; the run's "
+        "covariance is that of the errors it made then"
+    )

@@ -7,8 +7,8 @@ import numpy as np
 
 from hos_jax.errors import UserError
 
-# The first word of every key, so that permutations and flips never share a random stream.
-_PERMUTATION, _FLIP = 0, 1
+# The first word of every key, so that permutations, flips and turns never share a random stream.
+_PERMUTATION, _FLIP, _TURN = 0, 1, 2
 
 
 def batch_at(
@@ -20,6 +20,7 @@ def batch_at(
     process_index: int = 0,
     process_count: int = 1,
     random_flip: bool = False,
+    random_turn: bool = False,
 ) -> np.ndarray:
     """The batch of one step, for one process; a pure function of its arguments.
 
@@ -28,8 +29,9 @@ def batch_at(
     run resumed at step t sees what an uninterrupted one would have seen.
 
     Process p takes the p-th contiguous slice of the global batch, which does not depend on
-    `process_count`. A flip is decided by (seed, step, position in the global batch). The random
-    streams are NumPy's Philox; they are the same as NumPy's `permutation` and `random` are.
+    `process_count`. Flips and turns are decided by (seed, step, position in the global batch). The
+    random streams are NumPy's Philox; they are the same as NumPy's `permutation`, `random` and
+    `integers` are.
 
     Args:
         images: (N, ...), images (N, H, W, C) or vectors (N, D), any dtype.
@@ -37,16 +39,18 @@ def batch_at(
         batch_size: the size of the global batch, at most N and divisible by `process_count`.
         process_index, process_count: which slice, and of how many.
         random_flip: mirror each image left to right with probability 1/2.
+        random_turn: turn each image, as high as wide, by 0 to 3 quarters of a circle.
 
     Returns:
         (batch_size // process_count, ...), a new array with the dtype of `images`.
 
     Raises:
-        UserError: a batch size as it may not be; `random_flip` on data that is not images.
+        UserError: a batch size as it may not be; `random_flip` on data that is not images, and
+            `random_turn` on what is not square.
         ValueError: a negative step or seed, or a process index out of range.
     """
     step, seed = operator.index(step), operator.index(seed)
-    _check(images, step, seed, batch_size, process_index, process_count, random_flip)
+    _check(images, step, seed, batch_size, process_index, process_count)
     share = batch_size // process_count
     local = slice(process_index * share, (process_index + 1) * share)
     epoch, start = divmod(step * batch_size, len(images))
@@ -56,8 +60,19 @@ def batch_at(
         indices = np.append(indices, _permutation(seed, epoch + 1, len(images))[:missing])
     batch = images[indices[local]]
     if random_flip:
+        if images.ndim != 4:
+            what = f"got shape {images.shape}: turn it off"
+            raise UserError(f"random_flip needs images (N, H, W, C), {what}")
         flips = (_generator(seed, _FLIP, step).random(batch_size) < 0.5)[local]
         batch[flips] = batch[flips, :, ::-1]
+    if random_turn:
+        if images.ndim != 4 or images.shape[1] != images.shape[2]:
+            what = f"got shape {images.shape}: turn it off"
+            raise UserError(f"random_turn needs images as high as wide, (N, H, H, C), {what}")
+        turns = _generator(seed, _TURN, step).integers(4, size=batch_size)[local]
+        for quarters in (1, 2, 3):
+            chosen = turns == quarters
+            batch[chosen] = np.rot90(batch[chosen], quarters, axes=(1, 2))
     return batch
 
 
@@ -73,7 +88,7 @@ def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(sequence))
 
 
-def _check(images, step, seed, batch_size, process_index, process_count, random_flip) -> None:
+def _check(images, step, seed, batch_size, process_index, process_count) -> None:
     if step < 0 or seed < 0:
         raise ValueError(f"step and seed must not be negative, got step {step}, seed {seed}")
     if not 0 <= process_index < process_count:
@@ -87,6 +102,3 @@ def _check(images, step, seed, batch_size, process_index, process_count, random_
         nearest = batch_size // process_count * process_count or process_count
         what = f"is not divisible by the {process_count} processes: use {nearest}"
         raise UserError(f"batch size {batch_size} {what}")
-    if random_flip and images.ndim != 4:
-        what = f"got shape {images.shape}: turn it off"
-        raise UserError(f"random_flip needs images (N, H, W, C), {what}")

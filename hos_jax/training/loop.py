@@ -26,7 +26,7 @@ from hos_jax.noise import example_keys, log_normal_sigmas, log_uniform_sigmas, s
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.logs import RunLog, shows_progress
-from hos_jax.training.problem import Problem, check_batch, check_denoiser
+from hos_jax.training.problem import Problem, check_batch, check_denoiser, denoiser_answer
 from hos_jax.training.state import TrainState, apply_gradients
 
 logger = logging.getLogger(__name__)
@@ -312,6 +312,7 @@ def _begin(
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
         run_config.check_same_images(workdir, problem.identity())
+        run_config.check_same_denoiser(workdir, denoiser_answer(problem))
     state, seconds = None if resume else problem.init(), 0.0
     if make_room is not None:
         make_room()
@@ -320,7 +321,7 @@ def _begin(
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
-    run_config.save(config, workdir, problem.identity())
+    run_config.save(config, workdir, problem.identity(), denoiser_answer(problem))
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )
@@ -350,7 +351,8 @@ def _batches(problem: Problem, step: int, count: int) -> Batch:
     )
 
     def batch(step: int) -> Batch:
-        images = rows(data.train, step, random_flip=config.data.random_flip)
+        changes = {name: config.data[name] for name in ("random_flip", "random_turn")}
+        images = rows(data.train, step, **changes)
         # Rows of one step are the same ones whatever they are of.
         return Batch(images, None if labels is None else rows(labels, step))
 

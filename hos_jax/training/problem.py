@@ -210,6 +210,24 @@ def check_denoiser(problem: Problem) -> None:
             )
 
 
+def denoiser_answer(problem: Problem) -> list[float] | None:
+    """Sixteen values, in units of sigma, of what a denoiser from outside takes off one held-out
+    image with noise; None without one. UserError for what it raises."""
+    if not isinstance(problem.model, FixedScoreModel):
+        return None
+    config, clean = problem.config, problem.data.to_float(problem.data.held_out[0])
+    noise = jax.random.normal(stream_key("denoiser answer", config.seed), clean.shape)
+    noisy = jnp.asarray(clean) + config.noise * noise
+    try:
+        score = np.asarray(problem.model.score_fn(noisy, config.noise)).ravel()
+    # The user's own code, whatever it raises.
+    except Exception as error:
+        said = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        raise UserError(f"model.denoiser={config.model.denoiser} fails: {said[-1]}") from error
+    chosen = np.linspace(0, score.size - 1, 16).astype(int)
+    return [round(float(value), 5) for value in config.noise * score[chosen]]
+
+
 def check_batch(problem: Problem) -> None:
     """Raise UserError for a batch that these devices or images cannot make; for training alone."""
     batch_size, devices = problem.config.training.batch_size, parallel.device_count()

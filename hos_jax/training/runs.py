@@ -14,7 +14,7 @@ from hos_jax.errors import UserError
 from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.training.checkpoint import Checkpoints
-from hos_jax.training.problem import Problem
+from hos_jax.training.problem import Problem, denoiser_answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,7 @@ def load_run_as(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
     run_config.check_same_run(run_config.load(workdir), config)
     problem = Problem.from_config(config)
     run_config.check_same_images(workdir, problem.identity())
+    run_config.check_same_denoiser(workdir, denoiser_answer(problem))
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train it first")
     saved = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)

@@ -22,14 +22,16 @@ def as_set(crops):
     return {crop.tobytes() for crop in crops}
 
 
-def cut_by_hand(pixels, size):
-    """Every square of the grid, at full and at half resolution."""
+def cut_by_hand(pixels, size, step=None):
+    """Every square of the grid, or with corners `step` apart, at full and at half resolution."""
     found = []
-    even = pixels[: len(pixels) // 2 * 2, : pixels.shape[1] // 2 * 2].astype(float)
+    # An odd row or column at the end is averaged alone.
+    odd = [(0, side % 2) for side in pixels.shape[:2]]
+    even = np.pad(pixels, (*odd, (0, 0)), mode="edge").astype(float)
     half = even.reshape(len(even) // 2, 2, even.shape[1] // 2, 2, 3).mean(axis=(1, 3))
     for image in (pixels, np.floor(half + 0.5).astype(np.uint8)):
-        for top in range(0, image.shape[0] - size + 1, size):
-            for left in range(0, image.shape[1] - size + 1, size):
+        for top in range(0, image.shape[0] - size + 1, step or size):
+            for left in range(0, image.shape[1] - size + 1, step or size):
                 found.append(image[top : top + size, left : left + size])
     return found
 
@@ -40,10 +42,10 @@ def test_every_square_at_both_resolutions_is_there_once(tmp_path):
     write(tmp_path / "held_out", {"c": picture(2)})
     loaded = data.load("image_crops", root=tmp_path, image_size=8)
     assert loaded.value_range == (0.0, 1.0) and loaded.image_shape == (8, 8, 3)
-    # 20 x 27 has 2 x 3 squares of 8, and its half one.
-    assert len(loaded.train) == 14 and len(loaded.held_out) == 7
-    # An odd row or column at the end is averaged alone; no square reaches it here.
-    wanted = [*cut_by_hand(pictures["a"], 8), *cut_by_hand(pictures["b"], 8)]
+    # 20 x 27 has 2 x 3 squares of 8, and its half one. Those to train on are 2 pixels apart: 7 x 10
+    # and 2 x 4 in each picture.
+    assert len(loaded.train) == 156 and len(loaded.held_out) == 7
+    wanted = [*cut_by_hand(pictures["a"], 8, 2), *cut_by_hand(pictures["b"], 8, 2)]
     assert as_set(loaded.train) == as_set(wanted)
     assert as_set(loaded.held_out) == as_set(cut_by_hand(picture(2), 8))
     again = data.load("image_crops", root=tmp_path, image_size=8)
@@ -56,7 +58,7 @@ def test_whole_pictures_are_held_out_and_copies_stay_together(tmp_path):
     loaded = data.load("image_crops", root=tmp_path, image_size=8)
     # Of fewer than twenty the last one that differs; its copy goes with it.
     assert as_set(loaded.held_out) == as_set(cut_by_hand(picture(4), 8))
-    assert len(loaded.held_out) == 14 and len(loaded.train) == 28
+    assert len(loaded.held_out) == 14 and len(loaded.train) == 4 * 78
     assert not as_set(loaded.held_out) & as_set(loaded.train)
 
 
@@ -64,7 +66,7 @@ def test_a_copy_of_a_held_out_picture_is_not_trained_on(tmp_path, caplog):
     write(tmp_path, {"a": picture(0), "b": picture(1), "c": picture(2)})
     write(tmp_path / "held_out", {"other": picture(1)})
     loaded = data.load("image_crops", root=tmp_path, image_size=8)
-    assert len(loaded.train) == 14 and not as_set(loaded.held_out) & as_set(loaded.train)
+    assert len(loaded.train) == 156 and not as_set(loaded.held_out) & as_set(loaded.train)
     assert "b.png is held out too, and is not trained on" in caplog.text
     (tmp_path / "held_out" / "other.png").rename(tmp_path / "other.png")
     (tmp_path / "a.png").rename(tmp_path / "held_out" / "a.png")
@@ -84,7 +86,8 @@ def test_grey_crops_have_one_channel(tmp_path):
 def test_small_pictures_are_no_crops_and_none_at_all_is_an_error(tmp_path):
     write(tmp_path, {"a": picture(0), "b": picture(1), "small": picture(2, 5, 5)})
     loaded = data.load("image_crops", root=tmp_path, image_size=16)
-    assert len(loaded.train) + len(loaded.held_out) == 2
+    # Corners are 4 pixels apart: at (0 or 4, 0, 4 or 8) in the picture to train on.
+    assert len(loaded.train) == 6 and len(loaded.held_out) == 1
     with pytest.raises(UserError, match="no picture of 64 pixels: add pictures"):
         data.load("image_crops", root=tmp_path, image_size=64)
     write(tmp_path / "held_out", {"c": picture(2)})
@@ -97,16 +100,23 @@ def test_small_pictures_are_no_crops_and_none_at_all_is_an_error(tmp_path):
             data.load("image_crops", root=tmp_path, image_size=size)
 
 
-def test_crops_beyond_the_bound_of_memory_are_an_even_choice(tmp_path, monkeypatch, caplog):
+def test_crops_beyond_the_bound_of_memory_are_an_even_choice(tmp_path, monkeypatch):
     from hos_jax.data import crops
 
-    monkeypatch.setattr(crops, "LARGEST", 5 * 8 * 8 * 3)
-    write(tmp_path, {"a": picture(0), "b": picture(1)})
+    pictures = {"a": picture(0), "b": picture(1)}
+    # Three files: five squares of each.
+    monkeypatch.setattr(crops, "LARGEST", 15 * 8 * 8 * 3)
+    write(tmp_path, pictures)
     write(tmp_path / "held_out", {"c": picture(2)})
-    caplog.set_level("INFO")
     loaded = data.load("image_crops", root=tmp_path, image_size=8)
-    assert len(loaded.train) == len(loaded.held_out) == 5
-    assert "5 of 14 crops to train on are kept" in caplog.text
+    for pixels in pictures.values():
+        assert len(as_set(loaded.train) & as_set(cut_by_hand(pixels, 8, 2))) == 5
+    assert len(loaded.train) == 10 and len(loaded.held_out) == 5
+    assert as_set(loaded.held_out) < as_set(cut_by_hand(picture(2), 8))
+    # What is chosen of a picture depends on it alone.
+    (tmp_path / "a.png").rename(tmp_path / "z.png")
+    again = data.load("image_crops", root=tmp_path, image_size=8)
+    assert as_set(again.train) == as_set(loaded.train)
 
 
 def test_options_belong_to_data_sets(tmp_path):

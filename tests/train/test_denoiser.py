@@ -293,6 +293,19 @@ def test_a_denoiser_may_lie_elsewhere_and_be_no_other(small_config):
         run_config.check_same_run(saved, other)
 
 
+def test_a_denoiser_that_changed_since_training_is_named(small_config, tmp_path, caplog):
+    file = tmp_path / "mine.py"
+    file.write_text("def denoise(noisy, sigma):\n    return 0.8 * noisy\n")
+    config = small_config(model__denoiser=f"{file}:denoise", training__steps=1)
+    loop.train_and_evaluate(config, tmp_path / "run")
+    file.write_text("# Other words.\ndef denoise(noisy, sigma):\n    return 0.8 * noisy\n")
+    load_run(tmp_path / "run")
+    assert "does not say what it said" not in caplog.text
+    file.write_text("def denoise(noisy, sigma):\n    return 0.7 * noisy\n")
+    load_run(tmp_path / "run")
+    assert "the denoiser does not say what it said when this run was begun" in caplog.text
+
+
 def test_a_share_of_the_jacobian_needs_a_derivative(small_config, tmp_path):
     (tmp_path / "exact.py").write_text(GAUSSIAN)
     config = small_config(model__denoiser=f"{tmp_path}/exact.py:denoise", loss__jacobian_weight=0.3)
