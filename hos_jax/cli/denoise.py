@@ -36,6 +36,14 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     )
     flags.DEFINE_integer("samples", 4, "Draws of the clean picture.", flag_values=values)
     flags.DEFINE_integer("directions", 4, "Directions of largest variance.", flag_values=values)
+    flags.DEFINE_integer(
+        "tile",
+        None,
+        "Side of the parts in which a large picture is examined, so that memory does not grow with "
+        "it as fast; 0 for all at once. Without it parts of 512 above a million pixels. Directions "
+        "are found of a whole picture only.",
+        flag_values=values,
+    )
 
 
 def run(values: flags.FlagValues, rest: list[str]) -> None:
@@ -48,6 +56,8 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     for name in ("samples", "directions"):
         if values[name].value < 1:
             raise UserError(f"--{name} must be positive, got {values[name].value}")
+    if values.tile is not None and values.tile < 0:
+        raise UserError(f"--tile must be positive, or 0 for the whole picture, got {values.tile}")
     path, workdir = Path(rest[0]), run_folder(values)
     output = Path(values.output or f"{path.stem}_denoised")
     if output.exists() and not output.is_dir():
@@ -75,6 +85,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         samples=values.samples,
         directions=values.directions,
         multipliers=picture.multipliers_of(workdir, loaded, sigma),
+        tile=values.tile,
     )
     picture.write(found, output)
     print(found.summary())

@@ -15,15 +15,18 @@ from PIL import Image
 from hos_jax import data, pointwise
 from hos_jax.data.pictures import read_picture
 from hos_jax.errors import UserError
-from hos_jax.evaluation import figures, report
+from hos_jax.evaluation import figures, report, tiles
 from hos_jax.noise import stream_key
 from hos_jax.training.runs import LoadedRun
-from hos_jax.uncertainty import Posterior, calibration
+from hos_jax.uncertainty import Interval, Posterior, calibration
 
 logger = logging.getLogger(__name__)
 
 PAGE = "page.html"
 LEVEL = 0.9
+# Pixels of a picture that is examined as a whole, and the side of the parts of a larger one.
+LARGEST_WHOLE = 2**20
+TILE = 512
 CAPTIONS = {
     "denoised.png": "Denoised",
     "noisy.png": "Noisy",
@@ -40,7 +43,8 @@ class DenoisedPicture(NamedTuple):
     """What a run says of one picture, (H, W, C), data units; `clean` where it is known.
 
     `lower` and `upper` are 90% intervals of each value, `recalibrated` or Gaussian. `samples` and
-    `directions` are (k, H, W, C), `deviations` along those (k,).
+    `directions` are (k, H, W, C), `deviations` along those (k,); there are none of a picture that
+    was examined in tiles.
     """
 
     name: str
@@ -110,6 +114,7 @@ def denoise_file(
     samples: int = 4,
     directions: int = 4,
     multipliers: np.ndarray | None = None,
+    tile: int | None = None,
 ) -> DenoisedPicture:
     """Denoise a picture file.
 
@@ -118,10 +123,12 @@ def denoise_file(
       add_noise: whether the picture is clean, and noise is to be added first.
       samples, directions: how many draws and leading directions.
       multipliers: of `calibration.recalibrated_interval`; Gaussian intervals without.
+      tile: side of the parts in which the picture is examined, and then without directions, which
+        are of the whole; 0 for all at once. Unless given, 0 up to `LARGEST_WHOLE` pixels, else 512.
 
     Raises:
       UserError: for a run of s1 alone, a picture that the model cannot take, or a noise level that
-        it was not trained at.
+        it was not trained at; as `tiles.examine`.
     """
     problem = run.problem
     sigma = _checked_level(run, sigma)
@@ -143,25 +150,33 @@ def denoise_file(
     noisy = jnp.asarray(picture) + noise
     directions = min(directions, picture.size)
 
+    def interval_of(posterior: Posterior) -> Interval:
+        if multipliers is None:
+            return posterior.marginal_interval(LEVEL)
+        table = jnp.asarray(multipliers, jnp.float32)
+        return calibration.recalibrated_interval(posterior, sigma, table, LEVEL)
+
     @jax.jit
     def examine(posterior: Posterior) -> tuple:
         pairs = posterior.top_eigenpairs(directions)
-        if multipliers is None:
-            interval = posterior.marginal_interval(LEVEL)
-        else:
-            table = jnp.asarray(multipliers, jnp.float32)
-            interval = calibration.recalibrated_interval(posterior, sigma, table, LEVEL)
         drawn = posterior.sample(stream_key("posterior samples", problem.config.seed), samples)
-        rows = (posterior.mean, posterior.standard_deviation(), *interval)
+        rows = (posterior.mean, posterior.standard_deviation(), *interval_of(posterior))
         return rows, drawn, pairs.eigenvectors.T, jnp.sqrt(pairs.eigenvalues)
 
-    posterior = pointwise.posterior_fn(run.model, run.params, sigma)(noisy)
-    rows, drawn, leading, deviations = jax.device_get(examine(posterior))
+    large = pixels.shape[0] * pixels.shape[1] > LARGEST_WHOLE and problem.config.model.local
+    tile = (TILE if large else 0) if tile is None else tile
+    if tile:
+        found = tiles.examine(run, np.asarray(noisy), sigma, tile, samples, interval_of)
+        rows, drawn = found[:4], found.samples
+        leading, deviations = np.empty((0, picture.size)), np.empty(0)
+    else:
+        posterior = pointwise.posterior_fn(run.model, run.params, sigma)(noisy)
+        rows, drawn, leading, deviations = jax.device_get(examine(posterior))
 
     def as_pictures(values: np.ndarray) -> np.ndarray:
-        return values.reshape(*values.shape[:-1], *picture.shape)
+        return values.reshape(-1, *picture.shape)
 
-    mean, deviation, lower, upper = map(as_pictures, rows)
+    mean, deviation, lower, upper = (values.reshape(picture.shape) for values in rows)
     return DenoisedPicture(
         path.name,
         sigma,
@@ -221,9 +236,12 @@ def write(found: DenoisedPicture, folder: Path) -> None:
     noisy, mean = found.noisy[None], found.mean[None]
     shown = figures.posterior_samples(noisy, mean, found.samples[None], found.value_range)
     figures.save(shown, folder / "samples.png")
-    leading = found.directions[None], found.deviations[None]
-    shown = figures.posterior_directions(noisy, mean, *leading, found.value_range)
-    figures.save(shown, folder / "directions.png")
+    if len(found.directions):
+        leading = found.directions[None], found.deviations[None]
+        shown = figures.posterior_directions(noisy, mean, *leading, found.value_range)
+        figures.save(shown, folder / "directions.png")
+    else:
+        (folder / "directions.png").unlink(missing_ok=True)
     names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
     np.savez(folder / "values.npz", **{name: getattr(found, name) for name in names.split()})
     files = [folder / name for name in CAPTIONS if (folder / name).exists()]
