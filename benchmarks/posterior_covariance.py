@@ -88,7 +88,7 @@ class Images:
         )
         return pairs.eigenvectors
 
-    def iterated(self, params, noisy):
+    def iterated(self, params, noisy, directions=DIRECTIONS, steps=SUBSPACE_STEPS):
         """Subspace iteration from a random start by finite differences of the denoiser, (D, k)."""
         score_fn = self.score_fn(params)
 
@@ -100,8 +100,8 @@ class Images:
             left, _, _ = jnp.linalg.svd(moved - mean(noisy)[:, None], full_matrices=False)
             return left, None
 
-        start = jax.random.normal(jax.random.key(2), (len(noisy), DIRECTIONS))
-        return jax.lax.scan(step, jnp.linalg.qr(start)[0], length=SUBSPACE_STEPS)[0]
+        start = jax.random.normal(jax.random.key(2), (len(noisy), directions))
+        return jax.lax.scan(step, jnp.linalg.qr(start)[0], length=steps)[0]
 
     def probed(self, params, noisy, probes):
         """The diagonal of C from random probes, `Diagonal`."""

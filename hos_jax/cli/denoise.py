@@ -66,7 +66,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         raise UserError(f"{output} holds other files: choose another --output")
     if path.absolute().parent == output.absolute():
         raise UserError(f"{output} holds the picture itself: choose another --output")
-    loaded = load_run(workdir)
+    loaded = load_run(workdir, images=False)
     root = loaded.problem.config.data.root
     if root is not None and Path(root).absolute() in (output.absolute() / "x").parents:
         raise UserError(f"{output} is within the images of the run: choose another --output")

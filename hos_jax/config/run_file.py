@@ -19,7 +19,7 @@ CONFIG_FILE = "config.json"
 # What a resumed or tested run must have in common with the run on disk.
 IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
 # What stands beside the config in the file.
-_BESIDE = ("versions", "images", "denoiser_answer")
+_BESIDE = ("versions", "images", "image_form", "denoiser_answer")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -54,13 +54,14 @@ def save(
     config: ml_collections.ConfigDict,
     workdir: Path,
     images: dict[str, Any] | None = None,
+    image_form: dict[str, Any] | None = None,
     denoiser: list[float] | None = None,
 ) -> None:
-    """Write what makes the run to `config.json`: all keys, versions, `ImageData.identity`, and what
-    a denoiser from outside says of one image."""
+    """Write what makes the run to `config.json`: all keys, versions, `ImageData.identity`,
+    `ImageData.form`, and what a denoiser from outside says of one image."""
     content = {**to_plain(config), "versions": versions(), "images": images}
-    if denoiser is not None:
-        content["denoiser_answer"] = denoiser
+    beside = {"image_form": image_form, "denoiser_answer": denoiser}
+    content |= {key: value for key, value in beside.items() if value is not None}
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -129,6 +130,11 @@ def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
     )
     what = f"{then} then, {now} now" if then != now else f"{then} as then, with other content"
     raise OtherRunError(f"the images are not those that this run was trained on ({what})")
+
+
+def image_form(workdir: Path) -> dict[str, Any] | None:
+    """The `ImageData.form` of a run's images, or None of a run that does not say."""
+    return json.loads((workdir / CONFIG_FILE).read_bytes()).get("image_form")
 
 
 def check_same_denoiser(workdir: Path, answer: list[float] | None) -> None:

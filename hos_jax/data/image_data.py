@@ -1,5 +1,7 @@
 """What every data set is once loaded, and the way between stored bytes and network values."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +59,20 @@ class ImageData:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
         return self.train.shape[1:]
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What a network for these images is made by, as JSON types: see `without_images`."""
+        shape, low_and_high = list(self.image_shape), list(map(float, self.value_range))
+        return {"shape": shape, "value_range": low_and_high, "dtype": str(self.train.dtype)}
+
+    @classmethod
+    def without_images(cls, name: str, form: dict[str, Any]) -> ImageData:
+        """A data set of this `form` with one image of zeros in either part, where those that a
+        model was trained on are not needed, or not there; ValueError for what is no form."""
+        low, high = form["value_range"]
+        blank = np.zeros((1, *form["shape"]), form["dtype"])
+        return cls(name, blank, blank, None, None, (low, high))
 
     def to_float(self, images: Any) -> Any:
         """Images of this data set, of its dtype, in data units: float32, the same shape.

@@ -321,7 +321,8 @@ def _begin(
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
-    run_config.save(config, workdir, problem.identity(), denoiser_answer(problem))
+    beside = problem.identity(), problem.data.form, denoiser_answer(problem)
+    run_config.save(config, workdir, *beside)
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )

@@ -40,24 +40,20 @@ class Problem:
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> Problem:
-        """Load the data and build the rest; UserError for a config that cannot work."""
+    def from_config(
+        cls, config: ml_collections.ConfigDict, data: ImageData | None = None
+    ) -> Problem:
+        """Load the data, unless given, and build the rest; UserError for a config that cannot work,
+        or that does not fit the data that it names."""
         run_config.validate(config)
-        size = config.data.image_size
-        data = load(
-            config.data.name,
-            root=config.data.root,
-            image_size=size if (width := config.data.image_width) is None else (size, width),
-            crop=config.data.crop,
-            skip_unreadable=config.data.skip_unreadable,
-            grey=config.data.grey,
-        )
+        given, data = data is not None, _load(config.data) if data is None else data
         model = _make_model(config, data)
         dim = int(np.prod(data.image_shape))
         if model.head is not None and model.head.has_columns and config.model.rank > dim:
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
-        _check_scale(config.model.data_std, data)
-        _check_classes(config.model.classes, data)
+        if not given:
+            _check_scale(config.model.data_std, data)
+            _check_classes(config.model.classes, data)
         balance = config.model.data_std if config.model.smallest_noise is not None else None
         chosen = config.loss.to_dict()
         if chosen["first_order_weight"] is None:
@@ -122,6 +118,19 @@ class Problem:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
         image = jnp.zeros((1, *self.data.image_shape), jnp.float32)
         return self.model.init(key, image, self.config.noise)
+
+
+def _load(options: ml_collections.ConfigDict) -> ImageData:
+    """The data that a config's `data` names."""
+    size, width = options.image_size, options.image_width
+    return load(
+        options.name,
+        root=options.root,
+        image_size=size if width is None else (size, width),
+        crop=options.crop,
+        skip_unreadable=options.skip_unreadable,
+        grey=options.grey,
+    )
 
 
 def _make_model(config: ml_collections.ConfigDict, data: ImageData) -> ScoreModel | FixedScoreModel:
@@ -211,19 +220,22 @@ def check_denoiser(problem: Problem) -> None:
 
 
 def denoiser_answer(problem: Problem) -> list[float] | None:
-    """Sixteen values, in units of sigma, of what a denoiser from outside takes off one held-out
-    image with noise; None without one. UserError for what it raises."""
+    """Sixteen values, in units of sigma, of what a denoiser from outside takes off an image that is
+    half grey and half white, with noise; None without one. UserError for what it raises."""
     if not isinstance(problem.model, FixedScoreModel):
         return None
-    config, clean = problem.config, problem.data.to_float(problem.data.held_out[0])
-    noise = jax.random.normal(stream_key("denoiser answer", config.seed), clean.shape)
-    noisy = jnp.asarray(clean) + config.noise * noise
+    config, shape = problem.config, problem.data.image_shape
+    low, high = problem.data.value_range
+    clean = np.full(shape, 0.5 * (low + high), np.float32)
+    clean[:, shape[1] // 2 :] = high
+    noise = jax.random.normal(stream_key("denoiser answer", config.seed), shape)
     try:
-        score = np.asarray(problem.model.score_fn(noisy, config.noise)).ravel()
+        said = problem.model.score_fn(clean + config.noise * noise, jnp.asarray(config.noise))
+        score = np.asarray(said).ravel()
     # The user's own code, whatever it raises.
     except Exception as error:
-        said = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-        raise UserError(f"model.denoiser={config.model.denoiser} fails: {said[-1]}") from error
+        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        raise UserError(f"model.denoiser={config.model.denoiser} fails: {lines[-1]}") from error
     chosen = np.linspace(0, score.size - 1, 16).astype(int)
     return [round(float(value), 5) for value in config.noise * score[chosen]]
 

@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from hos_jax import config as run_config
+from hos_jax.data.image_data import ImageData
 from hos_jax.errors import UserError
 from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.models.score_model import ScoreModel
@@ -49,14 +50,29 @@ class LoadedRun:
         return self.problem.data.image_shape
 
 
-def load_run(workdir: Path | str) -> LoadedRun:
+def load_run(workdir: Path | str, *, images: bool = True) -> LoadedRun:
     """Read a run back from its folder: its newest checkpoint that can be read.
 
+    Args:
+      workdir: the folder.
+      images: whether to load what it was trained on and held out, too. Without them, where the run
+        knows their shape, `problem.data` has one black image in either part; it need not be where
+        they are.
+
     Raises:
-      UserError: if there is no run, or nothing of it can be read.
+      UserError: if there is no run, nothing of it can be read, or the images are others.
     """
     workdir = Path(workdir)
-    return load_run_as(run_config.load(workdir), workdir)
+    config = run_config.load(workdir)
+    form = None if images else run_config.image_form(workdir)
+    if form is None:
+        return load_run_as(config, workdir)
+    try:
+        blank = ImageData.without_images(config.data.name, form)
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"{workdir}: what {run_config.CONFIG_FILE} says of the images cannot be read"
+        raise UserError(f"{what} ({error})") from error
+    return _restored(Problem.from_config(config, blank), workdir)
 
 
 def load_run_as(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
@@ -69,10 +85,14 @@ def load_run_as(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
     run_config.check_same_run(run_config.load(workdir), config)
     problem = Problem.from_config(config)
     run_config.check_same_images(workdir, problem.identity())
+    return _restored(problem, workdir)
+
+
+def _restored(problem: Problem, workdir: Path) -> LoadedRun:
     run_config.check_same_denoiser(workdir, denoiser_answer(problem))
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train it first")
-    saved = Checkpoints(workdir / "checkpoints", config.training.keep_checkpoints)
-    with contextlib.closing(saved):
+    keep = problem.config.training.keep_checkpoints
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", keep)) as saved:
         step, state, details = saved.restore(problem.abstract_state())
     return LoadedRun(problem, state.best_params, step, details["seconds"])

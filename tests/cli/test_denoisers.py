@@ -109,11 +109,16 @@ def test_a_picture_of_another_size_and_all_that_is_known_of_it(place, environmen
     assert np.all(values["lower"] < values["mean"]) and np.all(values["mean"] < values["upper"])
     page = (folder / "page.html").read_text()
     assert "one.png" in page and "error.png" not in page and page.count("data:image/png") == 8
-    done = run(
-        place, environment, "denoise", "one.png", "--doc", "a", "--output", "other", "--samples=2"
-    )
+    # What the run was trained on need not be there any more.
+    (place / "photographs").rename(place / "elsewhere")
+    flags = ("--doc", "a", "--output", "other", "--samples=2", "--tile=24")
+    done = run(place, environment, "denoise", "one.png", *flags)
+    (place / "elsewhere").rename(place / "photographs")
     assert done.returncode == 0 and "psnr" not in done.stdout, done.stderr
-    assert not (place / "other" / "error.png").exists()
+    assert not {"error.png", "directions.png"} & {path.name for path in (place / "other").iterdir()}
+    parts = np.load(place / "other" / "values.npz")
+    assert parts["samples"].shape == (2, 30, 41, 1) and len(parts["directions"]) == 0
+    assert parts["deviation"].shape == (30, 41, 1) and np.all(parts["deviation"] > 0)
 
 
 def test_a_range_of_levels_is_one_model(place, environment):
@@ -209,6 +214,7 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
         (["denoise", "one.png", "--doc=b"], "no run in runs/b"),
         (["denoise", "one.png", "--doc=a", "--sigma=0.2"], "the run was trained at sigma 0.09804"),
         (["denoise", "one.png", "--doc=a", "--samples=0"], "--samples must be positive"),
+        (["denoise", "one.png", "--doc=a", "--tile=-1"], "--tile must be positive, or 0"),
         (["denoise", "one.png", "--doc=a", "--output=mine.py"], "mine.py is a file"),
     ],
 )
