@@ -64,7 +64,7 @@ def test_sliced_wasserstein_of_shifted_gaussians():
     key = jax.random.key(0)
 
     def distance(a, b):
-        return float(diagnostics.sliced_wasserstein(jax.random.clone(key), a, b, projections=200))
+        return float(diagnostics.sliced_wasserstein(jax.random.clone(key), a, b, projections=60))
 
     assert distance(first, first) == 0.0
     assert distance(first, second) < 0.05
