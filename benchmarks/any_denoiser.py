@@ -3,6 +3,7 @@ r"""Error bars for a denoiser that is only called, on photographs that nothing w
     python benchmarks/photographs.py PHOTOGRAPHS --wheels WHEELS
     hos-jax second_order --denoiser FILE.py:NAME --data PHOTOGRAPHS --sigma 15/255:50/255 --doc NAME
     python benchmarks/any_denoiser.py --run RUN [--diagonal RUN] [--jacobian] [--json PATH]
+    python benchmarks/any_denoiser.py --run RUN --beside RUN --picture FILE --figure PATH
 
 At each of `--sigmas`, of 255, squares of the pictures in PHOTOGRAPHS/held_out. Every second picture
 (by name) chooses: the variance of "constant", the floors of autodiff, the widths of recalibrated
@@ -18,6 +19,8 @@ the share of the squared error in the 5 and 12 leading directions; median second
   `posterior_covariance.py`.
 * wrong sigma: direct, where the noise is 20% larger or smaller than the run and the denoiser are
   told.
+
+The second form draws a picture with noise at the first of `--sigmas`, a row for each run.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from hos_jax import pointwise, tweedie
 from hos_jax.data import to_float
 from hos_jax.data.crops import HELD_OUT_FOLDER, cut
 from hos_jax.data.pictures import read_picture
+from hos_jax.evaluation import figures, picture
 from hos_jax.linops import Diagonal
 from hos_jax.training.runs import LoadedRun, load_run
 from hos_jax.uncertainty import calibration, posterior_from_covariance
@@ -152,6 +156,23 @@ def measure(options: argparse.Namespace, table: Rows) -> None:
             add(way, seconds, **shares)
 
 
+def draw(runs: list[LoadedRun], file: Path, level: float, path: Path) -> None:
+    """The picture, noisy, denoised, with predicted and true deviations, by each of the runs."""
+    rows = []
+    for run in runs:
+        low, high = run.problem.data.value_range
+        sigma = level / 255.0 * (high - low)
+        rows.append(picture.denoise_file(run, file, sigma=sigma, add_noise=True))
+        print(rows[-1].summary())
+    columns = [[getattr(row, name) for row in rows] for name in ("clean", "noisy", "mean")]
+    deviations = np.stack([row.deviation for row in rows])
+    stacked = (np.stack(column) for column in columns)
+    # As the runs say with --config.comment.
+    names = [run.problem.config.comment or run.problem.config.model.denoiser for run in runs]
+    shown = figures.denoising_panel(*stacked, deviations, rows[0].value_range, sigma, names)
+    figures.save(shown, path)
+
+
 def judge_floors(images: Squares, covariances: list) -> float:
     """The floor with the best likelihood."""
     rows = [judge(images, covariances, floor) for floor in FLOORS]
@@ -188,7 +209,14 @@ def main() -> None:
     parser.add_argument("--squares", type=int, default=48)
     parser.add_argument("--jacobian", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--beside", type=Path, nargs="*", default=[], help="more runs, to draw")
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
+    if options.picture is not None:
+        runs = [load_run(each, images=False) for each in (options.run, *options.beside)]
+        draw(runs, options.picture, options.sigmas[0], options.figure)
+        return
     settings = {"run": options.run.name, "size": options.size, "squares": options.squares}
     table = Rows(options.json, ("sigma", "way"), settings)
     measure(options, table)

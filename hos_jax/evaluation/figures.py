@@ -62,21 +62,26 @@ def denoising_panel(
     standard_deviation: np.ndarray | None,
     value_range: tuple[float, float],
     sigma: float,
+    names: list[str] | None = None,
 ) -> Any:
     """A figure with a row per image: clean, noisy, denoised, predicted deviation, realised error.
 
-    `standard_deviation` is that of the posterior for each value, None for a first-order model, and
-    `sigma` the noise level, for the title.
+    `standard_deviation` is that of the posterior for each value, None for a first-order model,
+    `sigma` the noise level, for the title, and `names` those of the rows, if they have any.
     """
-    titles, maps = ["clean", f"noisy, sigma {sigma:g}", "denoised"], [_map(denoised - clean)]
+    titles, maps = ["clean", f"noisy, sigma {sigma:.3g}", "denoised"], [_map(denoised - clean)]
     if standard_deviation is not None:
         titles.append("predicted std")
         maps.insert(0, _map(standard_deviation))
     titles.append("|error|")
     rows, columns = len(clean), len(titles)
-    figure, axes = _axes(rows, columns, 1.5 * columns + 0.8, 1.5 * rows + 0.3, images=True)
+    height = 1.5 * rows * clean.shape[1] / clean.shape[2] + 0.3
+    figure, axes = _axes(rows, columns, 1.5 * columns + 0.8, height, images=True)
     top = float(np.percentile(np.stack(maps), 99.5))
     for row in range(rows):
+        if names is not None:
+            place = {"transform": axes[row, 0].transAxes, "rotation": 90, "fontsize": 10}
+            axes[row, 0].text(-0.05, 0.5, names[row], **place, ha="right", va="center")
         for axis, image in zip(axes[row], (clean, noisy, denoised), strict=False):
             _show(axis, image[row], value_range)
         for axis, values in zip(axes[row, 3:], maps, strict=True):

@@ -28,6 +28,7 @@ LEVEL = 0.9
 LARGEST_WHOLE = 2**20
 TILE = 512
 CAPTIONS = {
+    "overview.png": "Clean, noisy, denoised, predicted deviation, size of the true error",
     "denoised.png": "Denoised",
     "noisy.png": "Noisy",
     "deviation.png": "Predicted deviation of each pixel",
@@ -242,6 +243,13 @@ def write(found: DenoisedPicture, folder: Path) -> None:
         figures.save(shown, folder / "directions.png")
     else:
         (folder / "directions.png").unlink(missing_ok=True)
+    if found.clean is not None:
+        clean, deviation = found.clean[None], found.deviation[None]
+        sigma = found.sigma / (high - low)
+        shown = figures.denoising_panel(clean, noisy, mean, deviation, found.value_range, sigma)
+        figures.save(shown, folder / "overview.png")
+    else:
+        (folder / "overview.png").unlink(missing_ok=True)
     names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
     np.savez(folder / "values.npz", **{name: getattr(found, name) for name in names.split()})
     files = [folder / name for name in CAPTIONS if (folder / name).exists()]

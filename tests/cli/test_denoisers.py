@@ -108,7 +108,7 @@ def test_a_picture_of_another_size_and_all_that_is_known_of_it(place, environmen
     assert values["samples"].shape == values["directions"].shape == (4, 30, 41, 1)
     assert np.all(values["lower"] < values["mean"]) and np.all(values["mean"] < values["upper"])
     page = (folder / "page.html").read_text()
-    assert "one.png" in page and "error.png" not in page and page.count("data:image/png") == 8
+    assert "one.png" in page and "error.png" not in page and page.count("data:image/png") == 9
     # What the run was trained on need not be there any more.
     (place / "photographs").rename(place / "elsewhere")
     flags = ("--doc", "a", "--output", "other", "--samples=2", "--tile=24")
