@@ -12,6 +12,7 @@ by 1,000 random Fourier features, noise of variance uniform in 0.4 to 0.8, as Ro
 have them. The measure is the divergence: how many true edges the order forbids. The ways:
 
 - learned: `hos_jax.uses.causal.causal_order`, on standardized columns.
+- learned, same noise: the same with `same_noise`, of columns in the units of the simulation.
 - kernel: SCORE as published, a Stein estimator of the second derivatives with an RBF kernel of
   median bandwidth and ridge 0.001, of standardized columns; of `--kernel_rows` rows at most.
 - kernel, relative: the same with the variance of each column over its squared mean.
@@ -53,6 +54,10 @@ SACHS_EDGES = """
     p44/42>pakts473 pmek>p44/42 PIP3>PIP2 PKA>pakts473 PKA>p44/42 PKA>pjnk PKA>pmek PKA>P38
     PKA>praf PKC>pjnk PKC>pmek PKC>P38 PKC>PKA PKC>praf plcg>PIP2 plcg>PIP3 praf>pmek
 """
+
+
+MODEL = causal.Conditionals()
+fit = jax.jit(causal.fit_conditionals, static_argnames=("model", "steps"))
 
 
 def simulate(seed: int, dim: int, degree: float, count: int, noise: str):
@@ -132,13 +137,25 @@ def orders(table: np.ndarray, seed: int, kernel_rows: int) -> dict[str, np.ndarr
     }
 
 
+def learned_orders(table: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """What `causal_order` gives, with and without `same_noise`, by one training for both."""
+    columns = jax.numpy.asarray(causal.standardized(table))
+    fit_key, noise_key = jax.random.split(jax.random.key(seed))
+    params = fit(fit_key, MODEL, columns, 1.0, steps=4000)
+    return {
+        name: causal.order_by(
+            jax.random.clone(noise_key), MODEL, params, columns[:1000], 1.0, variances=variances
+        ).order
+        for name, variances in (("learned", None), ("learned, same noise", table.var(axis=0)))
+    }
+
+
 def measure(table: np.ndarray, edges: np.ndarray, seed: int, options) -> dict:
-    """Divergences by way, and what the learned one cost."""
+    """Divergences by way, and what the learned ones cost."""
     begun, used = time.perf_counter(), time.process_time()
-    found = causal.causal_order(jax.random.key(seed), table)
+    ways = learned_orders(table, seed)
     cost = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - used}
     cost["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    ways = {"learned": found.order}
     if not options.learned_only:
         ways |= orders(table, seed, options.kernel_rows)
     return {
@@ -184,11 +201,13 @@ def show(cell, rows: list[dict]) -> None:
     print(
         f"{mean([row['cpu_seconds'] for row in rows])}; GiB {max(r['peak_gib'] for r in rows):.2f}"
     )
-    every = "learned", "kernel", "kernel, relative", "kernel, raw", "variance", "R2", "random"
-    for way in [way for way in every if way in rows[0]]:
-        found = np.array([row[way] for row in rows])
-        paired = np.array([row["learned"] for row in rows]) - found
-        print(f"{way:<18}{mean(found)}   learned minus it {mean(paired)}", flush=True)
+    every = "learned", "kernel", "kernel, relative", "R2", "random"
+    in_units = "learned, same noise", "kernel, raw", "variance"
+    for ways in (every, in_units):
+        for way in [way for way in ways if way in rows[0]]:
+            found = np.array([row[way] for row in rows])
+            paired = np.array([row[ways[0]] for row in rows]) - found
+            print(f"{way:<20}{mean(found)}   {ways[0]} minus it {mean(paired)}", flush=True)
 
 
 def sachs(options) -> None:

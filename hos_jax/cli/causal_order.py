@@ -22,6 +22,13 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     """The flags of the command."""
     define = {"flag_values": values}
     flags.DEFINE_string("output", None, "A .csv file for the evidence.", **define)
+    flags.DEFINE_bool(
+        "same_noise",
+        False,
+        "The noises of all columns are about equally large in the units of the table: compare in "
+        "these units.",
+        **define,
+    )
     flags.DEFINE_float("sigma", 1.0, "Noise level, in standard deviations of a column.", **define)
     flags.DEFINE_integer("steps", 4000, "Steps of training.", **define)
     flags.DEFINE_integer("seed", 0, "Seed of everything random.", **define)
@@ -86,7 +93,11 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     from hos_jax.uses import causal
 
     found = causal.causal_order(
-        jax.random.key(values.seed), table, sigma=values.sigma, steps=values.steps
+        jax.random.key(values.seed),
+        table,
+        same_noise=values.same_noise,
+        sigma=values.sigma,
+        steps=values.steps,
     )
     print("order, causes first:", " ".join(names[j] for j in found.order))
     rows = found.table(names)

@@ -51,9 +51,9 @@ class CausalOrder(NamedTuple):
 
     Attributes:
       order: numbers of the variables, causes first, (D,).
-      evidence: `evidence[t, j]`, (D, D), what is known of variable j before step t, smaller for one
-        that looks more like a leaf: the statistic of `relative_variance`; NaN for removed ones. The
-        leaf of step t, `order[D - 1 - t]`, has the smallest of its row.
+      evidence: `evidence[t, j]`, (D, D), how much the second derivative of variable j varies before
+        step t; NaN for removed variables. The leaf of step t, `order[D - 1 - t]`, has the smallest
+        of its row.
     """
 
     order: np.ndarray
@@ -74,6 +74,15 @@ def relative_variance(values: Array) -> Array:
     """Var / mean^2 of each column, (N, D) -> (D,): of the second derivatives of one variable at N
     points it is 0 for a leaf, and the same in every unit that the variable may have."""
     return jnp.var(values, axis=0) / jnp.square(jnp.mean(values, axis=0))
+
+
+def conditional_precisions(covariances: Array, sigma: Array | float) -> Array:
+    """1 / Var[x_j | the others] from C_j = Var[x_j | y_j, the others] / sigma^2 elementwise: the
+    noise is taken out again, exactly where the conditional law is Gaussian, as that of a leaf is.
+
+    (1 / C - 1) / sigma^2, with C at most 0.99: a variance above 99 sigma^2 is not told apart.
+    """
+    return (1.0 / jnp.minimum(covariances, 0.99) - 1.0) / sigma**2
 
 
 def peel(statistics_fn: Callable[[np.ndarray], Any], dim: int) -> CausalOrder:
@@ -113,7 +122,7 @@ class Conditionals(nn.Module):
 
     @nn.compact
     def __call__(
-        self, points: Array, known: Array, noisy: Array, sigma: float
+        self, points: Array, known: Array, noisy: Array, sigma: Array | float
     ) -> tuple[Array, Array]:
         """s1 and C at points, (N, D) each; only those of noisy variables mean anything.
 
@@ -137,7 +146,7 @@ def fit_conditionals(
     key: PRNGKey,
     model: Conditionals,
     data: Array,
-    sigma: float = 1.0,
+    sigma: Array | float = 1.0,
     *,
     steps: int,
     batch_size: int = 128,
@@ -171,8 +180,9 @@ def fit_conditionals(
         known, noisy = _draw_masks(known_key, noisy_key, shape)
         noise = jax.random.normal(noise_key, shape)
         points = clean + noise * jnp.where(noisy > 0, sigma, jitter)
-        outputs = model.apply(params, points, known, noisy, sigma)
-        return jnp.mean(jax.vmap(example_loss)(*outputs, noise, noisy))
+        outputs: Any = model.apply(params, points, known, noisy, sigma)
+        score, covariance = outputs
+        return jnp.mean(jax.vmap(example_loss)(score, covariance, noise, noisy))
 
     init_key, loop_key = jax.random.split(key)
     zeros = jnp.zeros((1, shape[1]))
@@ -196,7 +206,7 @@ def _draw_masks(known_key: PRNGKey, noisy_key: PRNGKey, shape: tuple[int, int]):
 
 
 def conditional_variances(
-    key: PRNGKey, model: Conditionals, params: Any, data: Array, known: Array, sigma: float
+    key: PRNGKey, model: Conditionals, params: Any, data: Array, known: Array, sigma: Array | float
 ) -> Array:
     """C_j at every row with noise on variable j alone and what is not known left out, (N, D)."""
     noise = sigma * jax.random.normal(key, data.shape)
@@ -204,7 +214,8 @@ def conditional_variances(
 
     def of_variable(j):
         noisy = jnp.broadcast_to(jax.nn.one_hot(j, data.shape[1]), data.shape)
-        _, covariance = model.apply(params, data + noise * noisy, every, noisy, sigma)
+        outputs: Any = model.apply(params, data + noise * noisy, every, noisy, sigma)
+        _, covariance = outputs
         return covariance[:, j]
 
     return jax.lax.map(of_variable, jnp.arange(data.shape[1])).T
@@ -233,10 +244,38 @@ def standardized(data: Any) -> np.ndarray:
     return ((table - table.mean(axis=0)) / spread).astype(np.float32)
 
 
+def order_by(
+    key: PRNGKey,
+    model: Conditionals,
+    params: Any,
+    points: Array,
+    sigma: float,
+    *,
+    variances: np.ndarray | None = None,
+) -> CausalOrder:
+    """The order by a trained network, from precisions at standardized points, (N, D).
+
+    Args:
+      variances: of the columns in units in which all noises are about equally large, (D,), if there
+        are such units: see `same_noise` of `causal_order`.
+    """
+    units = None if variances is None else jnp.asarray(variances, points.dtype)
+
+    def ask(known: np.ndarray) -> Array:
+        # The same noise in every step: what changes is what is known.
+        at = jax.random.clone(key)
+        found = _variances(at, model, params, points, jnp.asarray(known), sigma)
+        precisions = conditional_precisions(found, sigma)
+        return relative_variance(precisions) if units is None else precisions.var(axis=0) / units**2
+
+    return peel(ask, points.shape[1])
+
+
 def causal_order(
     key: PRNGKey,
     data: Any,
     *,
+    same_noise: bool = False,
     sigma: float = 1.0,
     steps: int = 4000,
     features: int = 128,
@@ -246,11 +285,15 @@ def causal_order(
 
     Args:
       key: decides the initialization and every draw.
-      data: (N, D), one row per observation; standardized here, so that units do not matter.
+      data: (N, D), one row per observation; standardized here for training.
+      same_noise: whether the noises of all variables are about equally large in the units of the
+        table. If so the variances of their precisions are compared in these units, as the
+        published method does, in place of `relative_variance`. It is wrong for units that have
+        nothing to do with one another.
       sigma: the noise level, deviations of the data.
       steps: of training, which is done once.
       features: width of the network.
-      rows: at how many rows, the first ones, the second derivatives are compared.
+      rows: at how many rows, the first ones, the precisions are compared.
 
     Raises:
       UserError: for a table that is none, see `standardized`.
@@ -261,16 +304,11 @@ def causal_order(
     table = jnp.asarray(standardized(data))
     model = Conditionals(features)
     fit_key, noise_key = jax.random.split(key)
-    train = jax.jit(lambda key, table: fit_conditionals(key, model, table, sigma, steps=steps))
-    params = train(fit_key, table)
+    params = _fit(fit_key, model, table, sigma, steps=steps)
+    variances = np.var(np.asarray(data, float), axis=0) if same_noise else None
+    return order_by(noise_key, model, params, table[:rows], sigma, variances=variances)
 
-    @jax.jit
-    def statistics(key, params, points, known):
-        return relative_variance(conditional_variances(key, model, params, points, known, sigma))
 
-    def ask(known: np.ndarray) -> Array:
-        # The same noise in every step: what changes is what is known.
-        key = jax.random.clone(noise_key)
-        return statistics(key, params, table[:rows], jnp.asarray(known))
-
-    return peel(ask, table.shape[1])
+# Compiled once for all tables of one shape.
+_fit = jax.jit(fit_conditionals, static_argnames=("model", "steps"))
+_variances = jax.jit(conditional_variances, static_argnames="model")
