@@ -10,7 +10,7 @@ from typing import NamedTuple
 from absl import flags
 from ml_collections import config_flags
 
-from hos_jax.cli import denoise, second_order
+from hos_jax.cli import causal_order, denoise, second_order
 from hos_jax.cli.arguments import check_override_names, describe_flags
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
@@ -22,6 +22,7 @@ class _Command(NamedTuple):
     usage: str
     define: Callable[[flags.FlagValues, list[str]], None]
     run: Callable[[flags.FlagValues, list[str]], int | None]
+    has_run: bool = True
 
 
 def _define_import(values: flags.FlagValues, argv: list[str]) -> None:
@@ -109,6 +110,9 @@ COMMANDS = {
     ),
     "second_order": _Command(second_order.USAGE, second_order.define, second_order.run),
     "denoise": _Command(denoise.USAGE, denoise.define, denoise.run),
+    "causal_order": _Command(
+        causal_order.USAGE, causal_order.define, causal_order.run, has_run=False
+    ),
 }
 
 
@@ -116,8 +120,10 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
     """The flags and other arguments of a command, or None if only help was wanted; or UserError."""
     command, values = COMMANDS[argv[0]], flags.FlagValues()
     check_override_names(argv)
-    flags.DEFINE_string("run", "runs", "Folder of all runs.", flag_values=values)
-    flags.DEFINE_string("doc", None, "Name of the run: its folder is RUN/DOC.", flag_values=values)
+    if command.has_run:
+        flags.DEFINE_string("run", "runs", "Folder of all runs.", flag_values=values)
+        doc = "Name of the run: its folder is RUN/DOC."
+        flags.DEFINE_string("doc", None, doc, flag_values=values)
     command.define(values, argv)
     if {"-h", "--help"} & set(argv):
         print("\n".join(textwrap.wrap(f"hos-jax {command.usage}", 96)))
@@ -127,7 +133,7 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
         rest = values(argv)[1:]
     except flags.Error as error:
         raise UserError(f"{error} (see --help)") from error
-    if values.doc is None:
+    if command.has_run and values.doc is None:
         raise UserError("--doc is needed (see --help)")
     return values, rest
 

@@ -1,0 +1,116 @@
+"""The command `causal_order`: which variables of a table come before which, causes first."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from hos_jax.errors import UserError, reason
+from hos_jax.files import write_atomically
+
+USAGE = """\
+causal_order TABLE: an order of the columns of a .csv or .npy file, causes first, and for each step
+how much the second derivative of every column varies, which chose the leaf. It is right for
+additive noise models with nonlinear mechanisms, Gaussian noise and no hidden common causes.
+"""
+
+
+def define(values: flags.FlagValues, argv: list[str]) -> None:
+    """The flags of the command."""
+    define = {"flag_values": values}
+    flags.DEFINE_string("output", None, "A .csv file for the evidence.", **define)
+    flags.DEFINE_bool(
+        "same_noise",
+        False,
+        "The noises of all columns are about equally large in the units of the table: compare in "
+        "these units.",
+        **define,
+    )
+    flags.DEFINE_float("sigma", 1.0, "Noise level, in standard deviations of a column.", **define)
+    flags.DEFINE_integer("steps", 4000, "Steps of training.", **define)
+    flags.DEFINE_integer("seed", 0, "Seed of everything random.", **define)
+
+
+def read_table(path: Path) -> tuple[list[str], np.ndarray]:
+    """Names of the columns and the numbers of a table, (N, D).
+
+    A `.npy` file holds an array (N, D); any other is text with commas, whose first row may be one
+    of names. Columns without names are called 0, 1, ...
+
+    Raises:
+      UserError: for a file that cannot be read or holds something else.
+    """
+    try:
+        if path.suffix == ".npy":
+            table = np.load(path, allow_pickle=False)
+            if table.ndim != 2 or not np.issubdtype(table.dtype, np.number):
+                raise UserError(f"{path} holds {table.dtype} {table.shape}, not numbers (N, D)")
+            return [str(j) for j in range(table.shape[1])], table
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [row for row in csv.reader(file) if row]
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    if not lines:
+        raise UserError(f"{path} is empty")
+    names = [str(j) for j in range(len(lines[0]))]
+    first = 1
+    if not all(map(_is_number, lines[0])):
+        names, first = [name.strip() for name in lines.pop(0)], 2
+    for number, row in enumerate(lines, start=first):
+        wrong = [value for value in row if not _is_number(value)]
+        if len(row) != len(names) or wrong:
+            what = f"{wrong[0]!r}, no number" if wrong else f"{len(row)} values"
+            raise UserError(f"{path}: row {number} of {len(names)} columns has {what}")
+    return names, np.array(lines, dtype=float).reshape(len(lines), len(names))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def run(values: flags.FlagValues, rest: list[str]) -> None:
+    """Read the table, and print the order and the evidence."""
+    if len(rest) != 1:
+        raise UserError("causal_order needs the path of one table (see --help)")
+    for name in ("sigma", "steps"):
+        if not 0 < values[name].value < np.inf:
+            raise UserError(f"--{name} must be positive, got {values[name].value}")
+    path, output = Path(rest[0]), values.output and Path(values.output)
+    if output and (output.suffix != ".csv" or output.absolute() == path.absolute()):
+        raise UserError(f"--output={output} must be another file that ends in .csv")
+    names, table = read_table(path)
+    import jax
+
+    from hos_jax.uses import causal
+
+    found = causal.causal_order(
+        jax.random.key(values.seed),
+        table,
+        same_noise=values.same_noise,
+        sigma=values.sigma,
+        steps=values.steps,
+    )
+    print("order, causes first:", " ".join(names[j] for j in found.order))
+    rows = found.table(names)
+    print("variation of the second derivative (smallest: the leaf of the step, removed after it)")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+    if output:
+        lines = [",".join(_quoted(text) for text in row) + "\n" for row in rows]
+        write_atomically(output, lines)
+        print(f"evidence: {output}")
+
+
+def _quoted(text: str) -> str:
+    special = any(character in text for character in ',"\n')
+    return '"' + text.replace('"', '""') + '"' if special else text

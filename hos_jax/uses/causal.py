@@ -1,0 +1,314 @@
+r"""The causal order of the variables of a table, causes first, from learned second-order scores.
+
+In an additive noise model every variable is x_j = f_j(parents of j) + n_j, with independent n_j. A
+leaf, a variable that causes none of the others, appears in one factor of the density only. If n_j
+is Gaussian with variance v_j then
+
+.. math:: \frac{\partial^2 \log p}{\partial x_j^2} = -\frac{1}{v_j}
+
+is the same everywhere; for a variable that has effects it changes from place to place, where the
+mechanisms of these are nonlinear. Find the variable whose second derivative varies least, remove
+it, and repeat (Rolland et al., "Score matching enables causal discovery of nonlinear additive noise
+models", ICML 2022, Lemma 1 and Algorithm 1).
+
+Learned by denoising, this needs no small noise. With noise of deviation sigma on x_j *alone*, and
+all others clean, the second derivative of the smoothed density along y_j is
+
+.. math:: s_{2,jj} = \frac{C_j - 1}{\sigma^2}, \qquad
+          C_j(y_j, x_{-j}) = \operatorname{Var}[x_j \mid y_j, x_{-j}] / \sigma^2,
+
+and of a leaf with Gaussian noise C_j = v_j / (v_j + sigma^2): constant at *every* sigma. With noise
+on all variables at once it would be constant in the limit of small sigma only, where s2 is hard to
+learn. And the law of the variables that remain is what a network learns for which the removed ones
+are unknown. So one `Conditionals`, trained once, is asked in every step: a variable is clean, or
+noisy, or unknown, at random in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hos_jax import losses
+from hos_jax.errors import UserError
+from hos_jax.fit import minimize
+from hos_jax.linops import Diagonal
+from hos_jax.models.heads import SecondOrderHead
+from hos_jax.models.mlp import MLP
+from hos_jax.types import Array, PRNGKey, check_counts, check_positive
+
+# Shares of the known variables that are noisy in an example, drawn at random.
+_NOISY_SHARES = (0.05, 0.2, 0.5)
+
+
+class CausalOrder(NamedTuple):
+    """An order of D variables, and why.
+
+    Attributes:
+      order: numbers of the variables, causes first, (D,).
+      evidence: `evidence[t, j]`, (D, D), how much the second derivative of variable j varies before
+        step t; NaN for removed variables. The leaf of step t, `order[D - 1 - t]`, has the smallest
+        of its row.
+    """
+
+    order: np.ndarray
+    evidence: np.ndarray
+
+    def table(self, names: Sequence[str] | None = None) -> list[list[str]]:
+        """Rows of text: a header; then for each step its number, the leaf, and each statistic."""
+        names = [str(j) for j in range(len(self.order))] if names is None else list(names)
+        rows = [["step", "leaf", *names]]
+        for step, found in enumerate(self.evidence):
+            leaf = names[int(self.order[len(self.order) - 1 - step])]
+            shown = ["" if np.isnan(value) else f"{value:.4g}" for value in found]
+            rows.append([str(step + 1), leaf, *shown])
+        return rows
+
+
+def relative_variance(values: Array) -> Array:
+    """Var / mean^2 of each column, (N, D) -> (D,): of the second derivatives of one variable at N
+    points it is 0 for a leaf, and the same in every unit that the variable may have."""
+    return jnp.var(values, axis=0) / jnp.square(jnp.mean(values, axis=0))
+
+
+def conditional_precisions(covariances: Array, sigma: Array | float) -> Array:
+    """1 / Var[x_j | the others] from C_j = Var[x_j | y_j, the others] / sigma^2 elementwise: the
+    noise is taken out again, exactly where the conditional law is Gaussian, as that of a leaf is.
+
+    (1 / C - 1) / sigma^2, with C at most 0.99: a variance above 99 sigma^2 is not told apart.
+    """
+    return (1.0 / jnp.minimum(covariances, 0.99) - 1.0) / sigma**2
+
+
+def peel(statistics_fn: Callable[[np.ndarray], Any], dim: int) -> CausalOrder:
+    """Remove the variable of the smallest statistic, until none is left.
+
+    Args:
+      statistics_fn: `statistics_fn(known)`, known a mask (D,) of the variables that remain: (D,)
+        numbers, those of the removed variables are not read.
+      dim: D.
+
+    Raises:
+      ValueError: for a statistic that is not a number.
+    """
+    check_counts(dim=dim)
+    known, leaves = np.ones(dim, bool), []
+    evidence = np.full((dim, dim), np.nan)
+    for step in range(dim):
+        found = np.asarray(statistics_fn(known.copy()), dtype=float)
+        if found.shape != (dim,) or not np.isfinite(found[known]).all():
+            raise ValueError(f"expected {dim} finite statistics, got {found}")
+        evidence[step, known] = found[known]
+        leaves.append(int(np.nanargmin(evidence[step])))
+        known[leaves[-1]] = False
+    return CausalOrder(np.array(leaves[::-1]), evidence)
+
+
+class Conditionals(nn.Module):
+    r"""Mean and variance of each noisy variable, given all that is known, for data of variance 1.
+
+    Attributes:
+      features, depth: of the network, an MLP that sees each variable as three numbers: its value
+        (0 if unknown), whether it is known, whether it is noisy.
+    """
+
+    features: int = 128
+    depth: int = 2
+
+    @nn.compact
+    def __call__(
+        self, points: Array, known: Array, noisy: Array, sigma: Array | float
+    ) -> tuple[Array, Array]:
+        """s1 and C at points, (N, D) each; only those of noisy variables mean anything.
+
+        Args:
+          points: values, with noise of deviation sigma on the noisy ones, (N, D).
+          known, noisy: 1.0 or 0.0, (N, D); what is noisy is known too.
+        """
+        unit = 1.0 / (1.0 + sigma**2)
+        values = points * known * jnp.where(noisy > 0, unit**0.5, 1.0)
+        inputs = jnp.stack([values, known, noisy], axis=-1)[:, None]
+        network = MLP(out_channels=2, features=self.features, depth=self.depth, name="network")
+        raw = network(inputs)[:, 0]
+        # The mean of a standard normal variable, and what the network adds, of order 1.
+        mean = unit * points + unit**0.5 * sigma * raw[..., 0]
+        head = SecondOrderHead("diagonal")
+        covariance = jax.vmap(lambda value: head.covariance(value[None]).diagonal())(raw[..., 1])
+        return (mean - points) / sigma**2, unit * covariance
+
+
+def fit_conditionals(
+    key: PRNGKey,
+    model: Conditionals,
+    data: Array,
+    sigma: Array | float = 1.0,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    jitter: float = 0.1,
+    learning_rate: float = 3e-3,
+) -> Any:
+    """Parameters of `Conditionals`: `losses.dsm` for s1 and `losses.residual_nll` for C.
+
+    Args:
+      key: decides the initialization and every draw.
+      data: (N, D), columns of mean 0 and variance 1.
+      sigma: deviation of the noise on the noisy variables, deviations of the data.
+      steps, batch_size, learning_rate: of `fit.minimize`.
+      jitter: deviation of noise on the other known variables, against learning rows by heart.
+    """
+    check_counts(steps=steps, batch_size=batch_size)
+    check_positive(sigma=sigma)
+    shape = batch_size, data.shape[1]
+
+    def example_loss(score, covariance, noise, noisy):
+        # What is not noisy adds nothing: its residual is 0 and the logarithm of its variance too.
+        score, noise = score * noisy, noise * noisy
+        covariance = Diagonal(jnp.where(noisy > 0, covariance, 1.0))
+        first = 0.5 * sigma**2 * (1.0 + sigma**2) * losses.dsm(score, noise, sigma)
+        second = losses.residual_nll(losses.residual(score, noise, sigma), covariance)
+        return (first + second) / jnp.maximum(jnp.sum(noisy), 1.0)
+
+    def loss_fn(key, params):
+        rows_key, known_key, noisy_key, noise_key = jax.random.split(key, 4)
+        clean = data[jax.random.randint(rows_key, shape[:1], 0, len(data))]
+        known, noisy = _draw_masks(known_key, noisy_key, shape)
+        noise = jax.random.normal(noise_key, shape)
+        points = clean + noise * jnp.where(noisy > 0, sigma, jitter)
+        outputs: Any = model.apply(params, points, known, noisy, sigma)
+        score, covariance = outputs
+        return jnp.mean(jax.vmap(example_loss)(score, covariance, noise, noisy))
+
+    init_key, loop_key = jax.random.split(key)
+    zeros = jnp.zeros((1, shape[1]))
+    params = model.init(init_key, zeros, zeros, zeros, sigma)
+    return minimize(loop_key, loss_fn, params, steps=steps, learning_rate=learning_rate)
+
+
+def _draw_masks(known_key: PRNGKey, noisy_key: PRNGKey, shape: tuple[int, int]):
+    """Which variables are known, and which of these are noisy, (N, D) each: 1.0 or 0.0.
+
+    A fifth of the examples knows all variables, as the first step does; the others any share.
+    """
+    share_key, all_key, draw_key = jax.random.split(known_key, 3)
+    column = shape[0], 1
+    share = jnp.sqrt(jax.random.uniform(share_key, column))
+    share = jnp.where(jax.random.uniform(all_key, column) < 0.2, 1.0, share)
+    known = (jax.random.uniform(draw_key, shape) < share).astype(jnp.float32)
+    share_key, draw_key = jax.random.split(noisy_key)
+    share = jax.random.choice(share_key, jnp.array(_NOISY_SHARES), column)
+    return known, known * (jax.random.uniform(draw_key, shape) < share)
+
+
+def conditional_variances(
+    key: PRNGKey, model: Conditionals, params: Any, data: Array, known: Array, sigma: Array | float
+) -> Array:
+    """C_j at every row with noise on variable j alone and what is not known left out, (N, D)."""
+    noise = sigma * jax.random.normal(key, data.shape)
+    every = jnp.broadcast_to(jnp.asarray(known, data.dtype), data.shape)
+
+    def of_variable(j):
+        noisy = jnp.broadcast_to(jax.nn.one_hot(j, data.shape[1]), data.shape)
+        outputs: Any = model.apply(params, data + noise * noisy, every, noisy, sigma)
+        _, covariance = outputs
+        return covariance[:, j]
+
+    return jax.lax.map(of_variable, jnp.arange(data.shape[1])).T
+
+
+def standardized(data: Any) -> np.ndarray:
+    """The columns of a table with mean 0 and variance 1, in single precision, (N, D).
+
+    Raises:
+      UserError: for another shape, fewer than two columns or rows, what is no number or not
+        finite, or a column of one value.
+    """
+    try:
+        table = np.asarray(data, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UserError("the table holds what is no number: leave such columns out") from error
+    if table.ndim != 2 or min(table.shape) < 2:
+        raise UserError(f"a table of at least 2 rows and 2 columns is needed, got {table.shape}")
+    if not np.isfinite(table).all():
+        rows = np.flatnonzero(~np.isfinite(table).all(axis=1))
+        raise UserError(f"row {rows[0] + 1} has a value that is not finite: leave such rows out")
+    spread = table.std(axis=0)
+    if not (spread > 1e-12 * np.abs(table).max(axis=0)).all():
+        column = int(np.argmin(spread > 1e-12 * np.abs(table).max(axis=0)))
+        raise UserError(f"column {column + 1} has one value alone: leave it out")
+    return ((table - table.mean(axis=0)) / spread).astype(np.float32)
+
+
+def order_by(
+    key: PRNGKey,
+    model: Conditionals,
+    params: Any,
+    points: Array,
+    sigma: float,
+    *,
+    variances: np.ndarray | None = None,
+) -> CausalOrder:
+    """The order by a trained network, from precisions at standardized points, (N, D).
+
+    Args:
+      variances: of the columns in units in which all noises are about equally large, (D,), if there
+        are such units: see `same_noise` of `causal_order`.
+    """
+    units = None if variances is None else jnp.asarray(variances, points.dtype)
+
+    def ask(known: np.ndarray) -> Array:
+        # The same noise in every step: what changes is what is known.
+        at = jax.random.clone(key)
+        found = _variances(at, model, params, points, jnp.asarray(known), sigma)
+        precisions = conditional_precisions(found, sigma)
+        return relative_variance(precisions) if units is None else precisions.var(axis=0) / units**2
+
+    return peel(ask, points.shape[1])
+
+
+def causal_order(
+    key: PRNGKey,
+    data: Any,
+    *,
+    same_noise: bool = False,
+    sigma: float = 1.0,
+    steps: int = 4000,
+    features: int = 128,
+    rows: int = 1000,
+) -> CausalOrder:
+    """The order of the variables of a table, causes first, by the method of this module.
+
+    Args:
+      key: decides the initialization and every draw.
+      data: (N, D), one row per observation; standardized here for training.
+      same_noise: whether the noises of all variables are about equally large in the units of the
+        table. If so the variances of their precisions are compared in these units, as the
+        published method does, in place of `relative_variance`. It is wrong for units that have
+        nothing to do with one another.
+      sigma: the noise level, deviations of the data.
+      steps: of training, which is done once.
+      features: width of the network.
+      rows: at how many rows, the first ones, the precisions are compared.
+
+    Raises:
+      UserError: for a table that is none, see `standardized`.
+      ValueError: for steps, features or rows that are no positive whole numbers, or sigma <= 0.
+    """
+    check_counts(steps=steps, features=features, rows=rows)
+    check_positive(sigma=sigma)
+    table = jnp.asarray(standardized(data))
+    model = Conditionals(features)
+    fit_key, noise_key = jax.random.split(key)
+    params = _fit(fit_key, model, table, sigma, steps=steps)
+    variances = np.var(np.asarray(data, float), axis=0) if same_noise else None
+    return order_by(noise_key, model, params, table[:rows], sigma, variances=variances)
+
+
+# Compiled once for all tables of one shape.
+_fit = jax.jit(fit_conditionals, static_argnames=("model", "steps"))
+_variances = jax.jit(conditional_variances, static_argnames="model")

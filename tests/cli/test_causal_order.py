@@ -1,0 +1,84 @@
+"""The command `causal_order`: a table in, an order and its evidence out."""
+
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command_line import ROOT
+
+from hos_jax.cli.causal_order import read_table
+from hos_jax.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path, environment):
+    def run(*arguments):
+        full = [sys.executable, str(ROOT / "main.py"), "causal_order", *map(str, arguments)]
+        return subprocess.run(full, env=environment, capture_output=True, text=True, cwd=tmp_path)
+
+    return run
+
+
+def test_a_table_with_names_gives_an_order_and_its_evidence(run, tmp_path):
+    rng = np.random.default_rng(0)
+    cause = rng.standard_normal(500)
+    effect = np.sin(2.0 * cause) + 0.5 * rng.standard_normal(500)
+    lines = [f"{b},{a}" for b, a in zip(effect, cause, strict=True)]
+    (tmp_path / "table.csv").write_text("\n".join(['"effect, late",cause', *lines, ""]))
+    done = run("table.csv", "--steps=300", "--output=evidence.csv")
+    assert done.returncode == 0, done.stderr
+    assert "order, causes first: cause effect, late\n" in done.stdout
+    with (tmp_path / "evidence.csv").open(newline="") as file:
+        header, first, second = csv.reader(file)
+    assert header == ["step", "leaf", "effect, late", "cause"]
+    assert first[:2] == ["1", "effect, late"] and float(first[2]) < float(first[3])
+    assert second[:3] == ["2", "cause", ""]
+
+
+def test_tables_are_read_as_text_or_as_an_array(tmp_path):
+    table = np.arange(6.0).reshape(3, 2)
+    np.save(tmp_path / "table.npy", table)
+    np.savetxt(tmp_path / "plain.csv", table, delimiter=",")
+    np.savetxt(tmp_path / "named.csv", table, delimiter=",", header="a, b", comments="")
+    for name, names in (
+        ("table.npy", ["0", "1"]),
+        ("plain.csv", ["0", "1"]),
+        ("named.csv", list("ab")),
+    ):
+        found, numbers = read_table(tmp_path / name)
+        assert found == names
+        np.testing.assert_array_equal(numbers, table)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "is empty"),
+        (b"a,b\n1,2\n3\n", "row 3 of 2 columns has 1 values"),
+        (b"1,2\n3,high\n", "row 2 of 2 columns has 'high', no number"),
+        (b"a,b\n1,\n", "row 2 of 2 columns has '', no number"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path, text, message):
+    (tmp_path / "table.csv").write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "needs the path of one table"),
+        (("none.csv",), "none.csv cannot be read: No such file or directory"),
+        (("table.csv", "--steps=0"), "--steps must be positive"),
+        (("table.csv", "--output=table.csv"), "must be another file that ends in .csv"),
+    ],
+)
+def test_a_mistake_is_one_line(run, tmp_path, arguments, message):
+    (tmp_path / "table.csv").write_text("1,2\n3,4\n")
+    done = run(*arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,133 @@
+"""Causal order: the criterion against exact densities, the bookkeeping, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax.errors import UserError
+from hos_jax.uses import causal
+
+# x_2 -> x_0 -> x_1, and x_2 -> x_1: the order is 2, 0, 1.
+VARIANCES = np.array([0.3, 0.5, 0.8])
+ORDER = [2, 0, 1]
+
+
+def log_density(point, known):
+    """Of the variables that are known; a leaf leaves the density with its factor."""
+    x0, x1, x2 = point
+    residuals = jnp.array([x0 - jnp.sin(2.0 * x2), x1 - jnp.cos(x0) * x2, x2])
+    return jnp.sum(jnp.where(known, -0.5 * residuals**2 / VARIANCES, 0.0))
+
+
+def draw(count):
+    noise = np.sqrt(VARIANCES) * np.random.default_rng(0).standard_normal((count, 3))
+    x2 = noise[:, 2]
+    x0 = np.sin(2.0 * x2) + noise[:, 0]
+    return np.stack([x0, np.cos(x0) * x2 + noise[:, 1], x2], axis=1)
+
+
+def test_exact_second_derivatives_give_the_exact_order():
+    points, asked = jnp.asarray(draw(200)), []
+
+    def statistics(known):
+        asked.append(known.tolist())
+        hessians = jax.vmap(lambda x: jax.hessian(log_density)(x, jnp.asarray(known)))(points)
+        diagonals = jnp.where(jnp.asarray(known), jnp.diagonal(hessians, axis1=1, axis2=2), 1.0)
+        return causal.relative_variance(diagonals)
+
+    found = causal.peel(statistics, 3)
+    assert found.order.tolist() == ORDER
+    assert asked == [[True, True, True], [True, False, True], [False, False, True]]
+    leaves = found.evidence[[0, 1, 2], [1, 0, 2]]
+    np.testing.assert_allclose(leaves, 0.0, atol=1e-20)
+    assert np.nanmin(np.where(found.evidence > 1e-20, found.evidence, np.nan)) > 0.01
+    assert np.isnan(found.evidence).tolist() == np.logical_not(asked).tolist()
+
+
+@pytest.mark.parametrize("sigma", [0.2, 2.0])
+def test_with_noise_on_one_variable_alone_a_leaf_is_constant_at_every_level(sigma):
+    """By quadrature: C of the leaf is v / (v + sigma^2) at every point, that of a cause is not."""
+    grid = np.linspace(-12.0, 12.0, 4001)
+
+    def variance(point, variable, noisy):
+        on_grid = jnp.tile(jnp.asarray(point), (len(grid), 1)).at[:, variable].set(grid)
+        logs = jax.vmap(lambda x: log_density(x, jnp.ones(3, bool)))(on_grid)
+        weights = np.exp(np.asarray(logs) - 0.5 * (noisy - grid) ** 2 / sigma**2)
+        mean = np.sum(weights * grid) / np.sum(weights)
+        return np.sum(weights * (grid - mean) ** 2) / np.sum(weights) / sigma**2
+
+    points = draw(20)
+    noise = sigma * np.random.default_rng(1).standard_normal(20)
+    found = np.array(
+        [[variance(x, j, x[j] + z) for j in range(3)] for x, z in zip(points, noise, strict=True)]
+    )
+    leaf = VARIANCES[1] / (VARIANCES[1] + sigma**2)
+    np.testing.assert_allclose(found[:, 1], leaf, rtol=1e-6)
+    assert (np.asarray(causal.relative_variance(jnp.asarray(found)))[[0, 2]] > 1e-3).all()
+
+
+class Recorder:
+    """In place of a network: C is what it was shown of each variable, or 0."""
+
+    def apply(self, params, points, known, noisy, sigma):
+        return points, jnp.where(known > 0, points, 0.0) + 100.0 * noisy
+
+
+def test_each_variable_is_asked_with_noise_on_itself_alone():
+    data, known = jnp.asarray(draw(2000)), jnp.array([True, False, True])
+    found = causal.conditional_variances(jax.random.key(0), Recorder(), None, data, known, 0.5)
+    noise = np.asarray(found) - 100.0 - np.where(known, data, 0.0)
+    np.testing.assert_allclose(noise[:, 1], 0.0, atol=1e-12)
+    np.testing.assert_allclose(noise[:, [0, 2]].std(axis=0), 0.5, rtol=4 / np.sqrt(2 * 2000))
+    assert abs(np.corrcoef(noise[:, 0], noise[:, 2])[0, 1]) < 4 / np.sqrt(2000)
+
+
+def test_statistics_are_the_same_in_every_unit():
+    values = jnp.asarray(1.0 + draw(50) ** 2)
+    scaled = causal.relative_variance(values * jnp.array([[1e-3, 5.0, 1e4]]))
+    np.testing.assert_allclose(scaled, causal.relative_variance(values), rtol=1e-9)
+    np.testing.assert_allclose(scaled, np.var(values, axis=0) / np.mean(values, axis=0) ** 2)
+
+
+def test_the_table_names_the_leaf_of_each_step():
+    found = causal.CausalOrder(np.array([1, 0]), np.array([[0.25, 4.0], [np.nan, 2.0]]))
+    assert found.table(["a", "b"]) == [
+        ["step", "leaf", "a", "b"],
+        ["1", "a", "0.25", "4"],
+        ["2", "b", "", "2"],
+    ]
+    assert found.table()[0] == ["step", "leaf", "0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (np.zeros(5), "at least 2 rows and 2 columns"),
+        (np.zeros((5, 1)), "at least 2 rows and 2 columns"),
+        ([[1.0, 2.0], [1.0, np.nan], [0.0, 1.0]], "row 2 has a value that is not finite"),
+        ([[1.0, 2.0], [0.0, 2.0]], "column 2 has one value alone"),
+        ([["a", "b"], ["c", "d"]], "no number"),
+    ],
+)
+def test_what_is_no_table_is_refused(table, message):
+    with pytest.raises(UserError, match=message):
+        causal.causal_order(jax.random.key(0), table, steps=1)
+
+
+def test_standardized_columns_have_mean_0_and_variance_1():
+    table = causal.standardized(1e6 + 1e-3 * draw(500))
+    assert table.dtype == np.float32
+    np.testing.assert_allclose(table.mean(axis=0), 0.0, atol=1e-4)
+    np.testing.assert_allclose(table.std(axis=0), 1.0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"features": 0}, {"rows": 0}, {"sigma": -1.0}])
+def test_settings_must_be_positive(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        causal.causal_order(jax.random.key(0), draw(10), **options)
+
+
+def test_a_statistic_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="expected 2 finite statistics"):
+        causal.peel(lambda known: np.array([1.0, np.nan]), 2)
