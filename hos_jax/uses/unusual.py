@@ -8,13 +8,15 @@ that it makes, which is known, as x is:
 - `trace`, `leading`: log tr C and the log of the sum of the k largest eigenvalues of C. The model
   is unsure where it knows little (EigenScore).
 - `ratio`: log of n2(s1) / -tr s2 = n2(zhat) / (D - tr C), which is near 0 for data (SCOPED).
-- `distance`: log of r^T C^-1 r / D, near 0 for data: the error in units of what C allows. The other
-  numbers are of y alone.
+- `spread`: log of the mean of r_i^2 / C_ii, near 0 for data: the error in units of what the model
+  expects of each value. It and the following numbers need a covariance, the others y alone.
+- `distance`: log of r^T C^-1 r / D, the same with the correlations.
 - `cost`: (r^T C^-1 r + log det C) / (2 D), nats per dimension, that of describing r: a term of the
   bound on -log p(x), see `hos_jax.uncertainty.bound`.
 
-What is usual is learned from the numbers of training points, `usual`, and no unusual one is needed:
-a point is judged by one number's z-score or by all together, `distances`. `unusual_map` says where.
+What is usual is learned from the numbers of training points, `usual`, and no unusual one is needed.
+Points are judged by `excess`, for numbers that grow where points are unusual, or by `distances`,
+for any. `unusual_map` says where.
 
 Functions take one point, (D,); batch with `vmap`.
 
@@ -55,12 +57,17 @@ class Features(NamedTuple):
     trace: Array
     leading: Array
     ratio: Array
+    spread: Array
     distance: Array
     cost: Array
 
-    def stacked(self) -> Array:
-        """All in one vector, (..., 5 levels), for `usual` and `distances`."""
-        return jnp.concatenate(self, axis=-1)
+    def stacked(self, *names: str) -> Array:
+        """Those of these names, all unless some are given, in one vector, (..., names x levels).
+
+        AttributeError for a name that is none of them.
+        """
+        chosen = [getattr(self, name) for name in names or self._fields]
+        return jnp.concatenate(chosen, axis=-1)
 
 
 def features(
@@ -110,6 +117,7 @@ def features(
             jnp.log(trace),
             jnp.log(jnp.sum(pairs.eigenvalues)),
             jnp.log(jnp.sum(jnp.square(sigma * score1)) / free),
+            jnp.log(jnp.mean(jnp.square(residual) / covariance.diagonal())),
             jnp.log(form / dim),
             0.5 * (form + logdet) / dim,
         )
@@ -169,9 +177,15 @@ def z_scores(known: Usual, values: Array) -> Array:
     return (values - known.mean) / known.std
 
 
+def excess(known: Usual, values: Array) -> Array:
+    """How far the numbers of one point, (F,), lie above the usual: the mean square of the positive
+    z-scores, a scalar, 1/2 on average for usual points whose numbers are Gaussian."""
+    return jnp.mean(jnp.square(jnp.maximum(z_scores(known, values), 0.0)))
+
+
 def distances(known: Usual, values: Array) -> Array:
     """How unusual one point is by all of its numbers, (F,): the mean square of its whitened
-    z-scores, a scalar, near 1 for usual points (the distance of Mahalanobis, squared, over F)."""
+    z-scores, a scalar, 1 for usual points but for the shrinkage (Mahalanobis, squared, over F)."""
     return jnp.mean(jnp.square(z_scores(known, values) @ known.whitening))
 
 
