@@ -9,11 +9,12 @@ score that `hos_jax.uses.unusual` makes, z-scored by training digits. All is don
 share no image: "choose", in which the score is chosen, and "report". The bound on the likelihood
 (`uncertainty.bound`) stands beside them.
 
-"autodiff" has the same scores from products with the derivative of s1, on `--few` images of each
-kind: the trace by `--probes` random signs, and the leading eigenvalues by Rayleigh and Ritz on the
-leading directions of these products (Halko et al. 2011). A pass is one evaluation of the network,
-or one product with its derivative. "map" is the AUROC by which `unusual_map` tells the pixels of a
-hole from the others. `--parts` does some of it; rows in the file of `--json` are kept.
+"autodiff" has the same scores from products with the derivative of s1, on `--few` images of the
+kinds that are not easily told (`HARD`): the trace by `--probes` random signs, and the leading
+eigenvalues by Rayleigh and Ritz on the leading directions of these products (Halko et al. 2011). A
+pass is one evaluation of the network, or one product with its derivative. "map" is the AUROC by
+which `unusual_map` tells the pixels of a hole from the others. `--parts` does some of it; rows in
+the file of `--json` are kept.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from measure import Rows
 from scipy.stats import rankdata
-from unusual_kinds import NEAR, hole, kinds
+from unusual_kinds import HARD, NEAR, hole, kinds
 
 from hos_jax.evaluation import figures
 from hos_jax.evaluation import likelihood as of_run
@@ -181,7 +182,7 @@ def by_autodiff(rows: Rows, run: Any, images: dict[str, np.ndarray], options: An
     """Rows of the published scores from the derivative of s1, and ours on the same images, one
     draw of the noise each, and of the bound."""
     more = {"training": 2 * options.few, "digits": 2 * options.few}
-    few = {kind: found[: more.get(kind, options.few)] for kind, found in images.items()}
+    few = {kind: images[kind][: more.get(kind, options.few)] for kind in (*more, *HARD)}
     costs = {k: in_parts(bound_fn(run.problem), run.params, v, 9) for k, v in few.items()}
     usual = costs.pop("digits")
     del costs["training"]
@@ -308,7 +309,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60, help="of each kind, half to choose by")
     parser.add_argument("--training", type=int, default=200, help="digits that say what is usual")
     parser.add_argument("--draws", type=int, default=2)
-    parser.add_argument("--few", type=int, default=8, help="of each kind for autodiff")
+    parser.add_argument("--few", type=int, default=12, help="of each kind for autodiff")
     parser.add_argument("--probes", type=int, default=49)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path, help="images with something wrong, and the maps")

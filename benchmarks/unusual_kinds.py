@@ -23,6 +23,7 @@ FONTS = {
 }
 LETTERS = {"choose": "abdefghijkmnpqrstuvwxyz", "report": "ABCDEFGHJKLMNPQRSTUVWXYZ"}
 NEAR = ("letters", "rotated by 90", "rotated by 45")
+HARD = (*NEAR, "mirrored", "shifted by 6", "hole of 8 x 8")
 
 
 def centred(image: np.ndarray) -> np.ndarray:
