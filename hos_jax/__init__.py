@@ -34,6 +34,7 @@ _find, __dir__ = _names.lazily(
     tweedie="",
     types="",
     uncertainty="",
+    uses="",
 )
 _names.install_old_names()
 

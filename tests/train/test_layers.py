@@ -15,7 +15,7 @@ LAYERS = {
     2: "tweedie autodiff adapters distributions losses models samplers",
     3: "uncertainty config",
     4: "pointwise training",
-    5: "fit evaluation migrate",
+    5: "fit evaluation migrate uses",
     6: "cli",
     7: "__init__ __main__",
 }

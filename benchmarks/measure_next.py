@@ -1,0 +1,264 @@
+r"""Images seen value by value: the error after k values, by what chooses the next one.
+
+    hos-jax --runner LowRankHybridRunner --config diffusion_mnist5k --doc diffusion --ni
+    python benchmarks/measure_next.py --run runs/diffusion [--json PATH] [--figure PATH]
+
+Needs a run of many noise levels with a second-order head. Each value is measured with noise of
+deviation 0.05. Who chooses:
+
+* random: any value not seen yet.
+* fixed order: greedily by the covariance of the training images, the same for every image: what a
+  Gaussian law of images would do, with no network.
+* variance: the values of the largest variance over N samples of x given what was seen.
+* samples: greedily, `measure_next.choose`, by the covariance of N such samples.
+* s2: greedily by K of the second-order score over N chains that end at `--end`, and the spread of
+  their means, `measure_next.belief_of_chains`.
+
+The last three have the same number of evaluations of the network in each round. The error is the
+mean squared one of the mean of 2 N other samples, the same way for all choosers. `--split train`
+takes training images instead of held-out ones: what was chosen (levels, samples, the end of s2) was
+chosen there. Standard errors are over images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from hos_jax import pointwise
+from hos_jax.data import to_float
+from hos_jax.errors import UserError
+from hos_jax.evaluation import figures
+from hos_jax.files import write_atomically
+from hos_jax.linops import Dense
+from hos_jax.training.runs import load_run
+from hos_jax.uses import measure_next
+
+NOISE_STD = 0.05
+CHOOSERS = ("random", "fixed order", "variance", "samples", "s2")
+# Values measured in each round, and after how many the error is measured.
+ROUNDS = (2, 3, *(5,) * 7, *(10,) * 4)
+MARKS = (10, 20, 40, 80)
+
+
+def levels(largest, smallest, count):
+    """Noise levels, evenly spaced in their seventh root (Karras et al. 2022)."""
+    ends = largest ** (1 / 7), smallest ** (1 / 7)
+    return jnp.linspace(*ends, count) ** 7
+
+
+def randomly(key, belief, seen, count):
+    dim = len(belief.mean)
+    scores = jnp.where(seen.unseen(dim), jax.random.uniform(key, (dim,)), -1.0)
+    return jax.lax.top_k(scores, count)[1]
+
+
+def by_variance(_, belief, seen, count):
+    unseen = seen.unseen(len(belief.mean))
+    return jax.lax.top_k(jnp.where(unseen, belief.diagonal(), -1.0), count)[1]
+
+
+class Bench:
+    """A run's chains, and what the training images say of the order."""
+
+    def __init__(self, run, options):
+        self.posterior_fn = pointwise.posterior_fn(run)
+        data, model = run.problem.data, run.problem.config.model
+        self.shape, self.options = data.image_shape, options
+        training = to_float(data.train, data.value_range).reshape(len(data.train), -1)
+        self.centre = jnp.mean(jnp.asarray(training), axis=0)
+        covariance = Dense(jnp.cov(jnp.asarray(training).T))
+        self.order = measure_next.choose(
+            covariance.matvec, len(self.centre), NOISE_STD, MARKS[-1]
+        ).places
+        count, ends = options.levels, (model.largest_noise, model.smallest_noise)
+        self.sigmas = levels(*ends, count)
+        # One evaluation is left for what K is at the end.
+        self.short = levels(model.largest_noise, options.end, count - 1)
+
+    def chains(self, key, seen, sigmas, count):
+        def one(key):
+            start_key, key = jax.random.split(key)
+            noise = jax.random.normal(start_key, self.centre.shape)
+            start = self.centre + sigmas[0] * noise
+            return measure_next.chain(key, self.posterior_fn, seen, start, sigmas)
+
+        return jax.vmap(one)(jax.random.split(key, count))
+
+    def by_samples(self, key, seen):
+        samples, _ = self.chains(key, seen, self.sigmas, self.options.samples)
+        return measure_next.belief_of_samples(samples)
+
+    def by_second_order(self, key, seen):
+        _, noisy = self.chains(key, seen, self.short, self.options.samples)
+        return measure_next.belief_of_chains(self.posterior_fn, seen, noisy, self.short[-1])
+
+    def without(self, key, seen):
+        """For choosers that ask nothing of the network."""
+        blank = jnp.zeros((len(self.centre), 1))
+        return measure_next.Belief(self.centre, blank)
+
+    @functools.cached_property
+    def judge(self):
+        count = 2 * self.options.samples
+
+        @jax.jit
+        def mean_and_variance(key, seen):
+            samples, _ = self.chains(key, seen, self.sigmas, count)
+            return jnp.mean(samples, axis=0), jnp.var(samples, axis=0, ddof=1)
+
+        return mean_and_variance
+
+    def in_order(self, _, belief, seen, count):
+        begin = jnp.sum(seen.valid.astype(jnp.int32))
+        return jax.lax.dynamic_slice(self.order, (begin,), (count,))
+
+    @functools.cached_property
+    def choosers(self):
+        """(belief_fn, choose_fn) of each; one object each, so that each is compiled once."""
+        without, samples, second = self.without, self.by_samples, self.by_second_order
+        greedy = measure_next.greedy
+        return {
+            "random": (without, randomly),
+            "fixed order": (without, self.in_order),
+            "variance": (samples, by_variance),
+            "samples": (samples, greedy),
+            "s2": (second, greedy),
+        }
+
+    def reveal(self, name, key, clean, index):
+        """What was seen of one image, and the seconds that it took."""
+        noise = NOISE_STD * jax.random.normal(jax.random.key(7 + index), clean.shape)
+        measured = clean + noise
+        begun = time.perf_counter()
+        found = measure_next.reveal(
+            key,
+            self.choosers[name][0],
+            lambda places: measured[places],
+            NOISE_STD,
+            ROUNDS,
+            choose_fn=self.choosers[name][1],
+        )
+        return found.seen, time.perf_counter() - begun
+
+
+def first(seen, count):
+    """What was seen first."""
+    arrays = (array[:count] for array in (seen.places, seen.values, seen.valid))
+    return measure_next.Seen(*arrays, seen.noise_std)
+
+
+def measure(bench, clean, choosers):
+    """A row for each chooser, and the places and means of each image."""
+    errors = {name: [] for name in choosers}
+    expected = {name: [] for name in choosers}
+    seconds = {name: [] for name in choosers}
+    pictures = {name: [] for name in choosers}
+    for index, image in enumerate(clean):
+        for name in choosers:
+            key = jax.random.fold_in(jax.random.key(1), index)
+            seen, spent = bench.reveal(name, key, image, index)
+            seconds[name].append(spent)
+            judged = []
+            for mark in MARKS:
+                judge_key = jax.random.fold_in(jax.random.key(2), index)
+                judged.append(jax.device_get(bench.judge(judge_key, first(seen, mark))))
+            means = np.stack([mean for mean, _ in judged])
+            errors[name].append(np.square(means - np.asarray(image)).mean(axis=1))
+            expected[name].append([float(variance.mean()) for _, variance in judged])
+            pictures[name].append((np.asarray(seen.places), means))
+        line = "  ".join(f"{name} {errors[name][-1][MARKS.index(40)]:.4f}" for name in choosers)
+        print(f"image {index}, error after 40 values: {line}", flush=True)
+    rows = [_row(name, errors, expected, seconds) for name in choosers]
+    return rows, pictures
+
+
+def _row(name, errors, expected, seconds):
+    found, size = np.stack(errors[name]), np.sqrt(len(errors[name]))
+    row = {"chooser": name, "images": len(found), "marks": MARKS}
+    row |= {"mse": found.mean(axis=0).tolist()}
+    row |= {"standard_error": (found.std(axis=0, ddof=1) / size).tolist()}
+    row |= {"expected": np.mean(expected[name], axis=0).tolist()}
+    if "random" in errors:
+        random = np.stack(errors["random"])
+        row["of_random"] = (found.mean(axis=0) / random.mean(axis=0)).tolist()
+    # The first image pays for compiling.
+    return row | {"seconds_per_image": float(np.mean(seconds[name][1:]))}
+
+
+def draw_figure(bench, clean, pictures, choosers):
+    """One image: what was seen and the mean, after each mark, by chooser."""
+    shape, index = bench.shape, 0
+    rows, titles = len(choosers), [f"{mark} seen" for mark in MARKS for _ in "ab"]
+    figure, axes = plt.subplots(
+        rows, 1 + len(titles), figsize=(1.15 * (1 + len(titles)), 1.3 * rows), layout="constrained"
+    )
+    grey = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "nearest"}
+    for row, name in zip(np.atleast_2d(axes), choosers, strict=True):
+        places, means = pictures[name][index]
+        image = np.asarray(clean[index]).reshape(shape)[..., 0]
+        row[0].imshow(image, **grey)
+        row[0].set_title(name, fontsize=9)
+        for number, mark in enumerate(MARKS):
+            masked = np.full(image.size, np.nan)
+            masked[places[:mark]] = image.ravel()[places[:mark]]
+            seen, mean = row[1 + 2 * number], row[2 + 2 * number]
+            seen.set_facecolor("tab:blue")
+            seen.imshow(masked.reshape(image.shape), **grey)
+            seen.set_title(f"{mark} values", fontsize=9)
+            mean.imshow(means[number].reshape(image.shape), **grey)
+            mean.set_title("mean", fontsize=9)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--samples", type=int, default=8, help="N, the chains of a round")
+    parser.add_argument("--levels", type=int, default=6, help="evaluations of a chain")
+    parser.add_argument("--end", type=float, default=0.3, help="sigma at which K of s2 is taken")
+    parser.add_argument("--choosers", nargs="*", default=list(CHOOSERS), choices=CHOOSERS)
+    parser.add_argument("--split", choices=("held_out", "train"), default="held_out")
+    parser.add_argument("--skip", type=int, default=0, help="images left out at the beginning")
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.images < 2 or options.samples < 2 or options.levels < 3:
+        parser.error("expected --images and --samples of 2 or more, and --levels of 3 or more")
+    run = load_run(options.run)
+    if run.problem.config.model.smallest_noise is None or run.problem.model.head is None:
+        error = UserError(f"{options.run} has no second-order model of many noise levels")
+        raise SystemExit(f"error: {error}; train with --config diffusion_mnist5k")
+    data = run.problem.data
+    taken = getattr(data, options.split)[options.skip : options.skip + options.images]
+    clean = jnp.asarray(to_float(taken, data.value_range)).reshape(len(taken), -1)
+    bench = Bench(run, options)
+    rows, pictures = measure(bench, clean, options.choosers)
+    print(
+        f"\n{'mean squared error':<14}"
+        + "".join(f"{mark:>18}" for mark in MARKS)
+        + "     s / image"
+    )
+    for row in rows:
+        pairs = zip(row["mse"], row["standard_error"], strict=True)
+        cells = "".join(f"{mse:>9.4f} ({error:.4f})" for mse, error in pairs)
+        print(f"{row['chooser']:<14}{cells}{row['seconds_per_image']:>12.1f}")
+    if options.json:
+        write_atomically(options.json, json.dumps(rows, indent=1) + "\n")
+    if options.figure:
+        figures.save(draw_figure(bench, clean, pictures, options.choosers), options.figure)
+
+
+if __name__ == "__main__":
+    main()
