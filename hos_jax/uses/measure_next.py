@@ -24,6 +24,7 @@ second is the covariance of samples. `reveal` goes round: believe, choose, measu
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -298,23 +299,28 @@ def belief_of_samples(samples: Array) -> Belief:
 
 def chain(
     key: PRNGKey, posterior_fn: inverse.PosteriorFn, seen: Seen, start: Array, sigmas: Array
-) -> tuple[Array, Array]:
-    """(x, y) at the last level of one chain given what was seen: a draw of x, (D,), and the noisy
-    point, (D,), from which it was drawn. Arguments as of `inverse.descend`."""
+) -> Posterior:
+    """The posterior of x at the end of one chain: at a noisy point drawn at the last level given
+    what was seen, which `condition` and `conditional_sample` take from there.
+
+    Arguments and errors as of `inverse.descend`; one evaluation of `posterior_fn` for each level.
+    """
+    if len(sigmas) == 1:
+        return posterior_fn(start, sigmas[0])
+    descend_key, bridge_key = jax.random.split(key)
 
     def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> tuple[Array, Array]:
         return conditional_sample(draw_key, posterior_fn(noisy, sigma), seen), noisy
 
-    clean, noisy = inverse.descend(key, draw_fn, start, sigmas, has_aux=True)
-    return clean, noisy[-1]
+    before = sigmas[:-1]
+    clean, noisy = inverse.descend(descend_key, draw_fn, start, before, has_aux=True)
+    end = inverse.bridge(bridge_key, clean, noisy[-1], sigmas[-2], sigmas[-1])
+    return posterior_fn(end, sigmas[-1])
 
 
-def belief_of_chains(
-    posterior_fn: inverse.PosteriorFn, seen: Seen, noisy: Array, sigma: Array | float
-) -> Belief:
-    """The belief from noisy points at one level, (N, D), drawn given what was seen (`chain`): the
-    law of total variance with K of the second-order score, at one evaluation for each."""
-    posteriors = jax.vmap(lambda point: posterior_fn(point, sigma))(noisy)
+def belief_of_chains(posteriors: Posterior, seen: Seen) -> Belief:
+    """The belief from the ends of N >= 2 chains given what was seen, as `chain` gives them: by the
+    law of total variance, with K of the second-order score. ValueError for one chain."""
     found = jax.vmap(lambda posterior: condition(posterior, seen))(posteriors)
     belief = belief_of_samples(found.mean)
     return dataclasses.replace(belief, within=posteriors.covariance, removed=found.columns)
@@ -334,6 +340,7 @@ class Revealed(NamedTuple):
     expected: Array
 
 
+@functools.partial(jax.jit, static_argnums=3)
 def greedy(_: PRNGKey, belief: Belief, seen: Seen, count: int) -> Array:
     """Places by `choose`, (count,): the usual `choose_fn` of `reveal`."""
     dim = len(belief.mean)
@@ -354,24 +361,23 @@ def reveal(
 
     Args:
       key: of the chains, and of choices at random.
-      belief_fn: `(key, seen) -> Belief`.
+      belief_fn: `(key, seen) -> Belief`, compiled (`jax.jit`).
       read_fn: places (n,) -> what is measured there, (n,): x + t n.
       noise_std: t.
       rounds: how many values are measured in each round, before the belief is renewed.
       choose_fn: `(key, belief, seen, count) -> places`.
-      room: both functions are compiled for what has room for a multiple of so many values.
+      room: what was seen has room for a multiple of so many values, as another shape is another
+        compilation.
     """
     seen = Seen.none(sum(rounds), noise_std)
-    believe = jax.jit(belief_fn)
-    chosen = jax.jit(choose_fn, static_argnums=3)
     means, expected = [], []
     for number in range(len(rounds) + 1):
         belief_key, choose_key = jax.random.split(jax.random.fold_in(key, number))
         known = seen.trim(room)
-        belief = believe(belief_key, known)
+        belief = belief_fn(belief_key, known)
         means.append(belief.mean)
         expected.append(jnp.mean(belief.diagonal()))
         if number < len(rounds):
-            places = chosen(choose_key, belief, known, rounds[number])
+            places = choose_fn(choose_key, belief, known, rounds[number])
             seen = seen.add(places, read_fn(places))
     return Revealed(seen, jnp.stack(means), jnp.stack(expected))

@@ -126,13 +126,13 @@ def belief():
 
     @jax.jit
     @jax.vmap
-    def noisy(key):
+    def end(key):
         start_key, key = jax.random.split(key)
         start = sigmas[0] * jax.random.normal(start_key, (DIM,))
-        return measure_next.chain(key, posterior_fn, seen, start, sigmas)[1]
+        return measure_next.chain(key, posterior_fn, seen, start, sigmas)
 
-    points = noisy(jax.random.split(jax.random.key(4), 3_000))
-    return measure_next.belief_of_chains(posterior_fn, seen, points, sigmas[-1])
+    posteriors = end(jax.random.split(jax.random.key(4), 3_000))
+    return measure_next.belief_of_chains(posteriors, seen)
 
 
 def test_a_belief_has_the_covariance_of_both_parts(belief):
