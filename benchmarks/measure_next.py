@@ -48,7 +48,7 @@ NOISE_STD = 0.05
 CHOOSERS = ("random", "fixed order", "variance", "samples", "s2")
 # Values measured in each round, and after how many the error is measured.
 ROUNDS = (8, 8, 8, 8, 8, 20, 20)
-MARKS = (8, 24, 40, 80)
+MARKS = (16, 40, 80)
 ROOM = 40
 
 
@@ -109,6 +109,15 @@ class Bench:
         count, many = self.options.samples, jax.vmap(one, (0, None, None))
         return jax.jit(lambda key, *others: many(jax.random.split(key, count), *others))
 
+    def at_first_or(self, by):
+        """What is believed before anything was seen is the same for all images: found once."""
+
+        @functools.cache
+        def at_first():
+            return by(jax.random.key(3), measure_next.Seen.none(ROOM, NOISE_STD))
+
+        return lambda key, seen: by(key, seen) if seen.valid.any() else at_first()
+
     def by_samples(self, key, seen):
         posteriors = self.ends(key, seen, self.sigmas)
         keys = jax.random.split(jax.random.fold_in(key, 1), self.options.samples)
@@ -128,12 +137,13 @@ class Bench:
     @functools.cached_property
     def choosers(self):
         """(belief_fn, choose_fn) of each."""
+        samples, second = self.at_first_or(self.by_samples), self.at_first_or(self.by_second_order)
         return {
             "random": (self.without, randomly),
             "fixed order": (self.without, self.in_order),
-            "variance": (self.by_samples, by_variance),
-            "samples": (self.by_samples, measure_next.greedy),
-            "s2": (self.by_second_order, measure_next.greedy),
+            "variance": (samples, by_variance),
+            "samples": (samples, measure_next.greedy),
+            "s2": (second, measure_next.greedy),
         }
 
     def reveal(self, name, key, clean, index):
@@ -160,11 +170,11 @@ def first(seen, count):
 
 
 def measure(bench, clean, options):
-    """A row for each chooser, and the places and means of each image."""
+    """After each image a row for each chooser so far, and its places and means of the first."""
     choosers = options.choosers
-    errors, expected, seconds, pictures = ({name: [] for name in choosers} for _ in range(4))
-    rows = []
-    for index, image in enumerate(clean):
+    errors, expected, seconds = ({name: [] for name in choosers} for _ in range(3))
+    pictures = {}
+    for index, image in enumerate(clean, options.skip):
         for name in choosers:
             key = jax.random.fold_in(jax.random.key(1), index)
             seen, spent = bench.reveal(name, key, image, index)
@@ -174,22 +184,18 @@ def measure(bench, clean, options):
             seconds[name].append(spent)
             errors[name].append(np.square(means - np.asarray(image)).mean(axis=1))
             expected[name].append([float(belief.diagonal().mean()) for belief in judged])
-            pictures[name].append((np.asarray(seen.places), means))
+            pictures.setdefault(name, (np.asarray(seen.places), means))
         line = "  ".join(f"{name} {errors[name][-1][MARKS.index(40)]:.4f}" for name in choosers)
         print(f"image {index}, error after 40 values: {line}", flush=True)
-        # A long run that is cut off leaves what it has.
-        if index:
-            rows = [_row(name, errors, expected, seconds) for name in choosers]
-            if options.json:
-                write_atomically(options.json, json.dumps(rows, indent=1) + "\n")
-    return rows, pictures
+        yield [_row(name, errors, expected, seconds) for name in choosers], pictures
 
 
 def _row(name, errors, expected, seconds):
-    found, size = np.stack(errors[name]), np.sqrt(len(errors[name]))
+    found = np.stack(errors[name])
+    freedom = max(len(found) - 1, 1) ** 0.5
     row = {"chooser": name, "images": len(found), "values": MARKS}
     row |= {"mse": found.mean(axis=0).tolist()}
-    row |= {"standard_error": (found.std(axis=0, ddof=1) / size).tolist()}
+    row |= {"standard_error": (found.std(axis=0) / freedom).tolist()}
     row |= {"expected": np.mean(expected[name], axis=0).tolist()}
     if "random" in errors:
         random = np.stack(errors["random"])
@@ -197,22 +203,23 @@ def _row(name, errors, expected, seconds):
     if "samples" in errors:
         apart = found - np.stack(errors["samples"])
         row["from_samples"] = apart.mean(axis=0).tolist()
-        row["from_samples_error"] = (apart.std(axis=0, ddof=1) / size).tolist()
-    # The first image pays for compiling.
-    return row | {"seconds_per_image": float(np.mean(seconds[name][1:]))}
+        row["from_samples_error"] = (apart.std(axis=0) / freedom).tolist()
+    row["by_image"] = found.tolist()
+    # The first images pay for compiling.
+    return row | {"seconds_per_image": float(np.median(seconds[name]))}
 
 
 def draw_figure(bench, clean, pictures, choosers):
     """One image: what was seen and the mean, after each mark, by chooser."""
-    shape, index = bench.shape, 0
+    shape = bench.shape
     rows, columns = len(choosers), 1 + 2 * len(MARKS)
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.15 * columns, 1.3 * rows), layout="constrained"
     )
     grey = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "nearest"}
     for row, name in zip(np.atleast_2d(axes), choosers, strict=True):
-        places, means = pictures[name][index]
-        image = np.asarray(clean[index]).reshape(shape)[..., 0]
+        places, means = pictures[name]
+        image = np.asarray(clean[0]).reshape(shape)[..., 0]
         row[0].imshow(image, **grey)
         row[0].set_title(name, fontsize=9)
         for number, mark in enumerate(MARKS):
@@ -252,7 +259,12 @@ def main() -> None:
     taken = getattr(data, options.split)[options.skip : options.skip + options.images]
     clean = jnp.asarray(to_float(taken, data.value_range)).reshape(len(taken), -1)
     bench = Bench(run, options)
-    rows, pictures = measure(bench, clean, options)
+    # A long run that is cut off leaves what it has.
+    for rows, pictures in measure(bench, clean, options):
+        if options.json:
+            write_atomically(options.json, json.dumps(rows, indent=1) + "\n")
+        if options.figure and rows[0]["images"] == 1:
+            figures.save(draw_figure(bench, clean, pictures, options.choosers), options.figure)
     print(
         f"\n{'mean squared error':<14}"
         + "".join(f"{mark:>18}" for mark in MARKS)
@@ -262,8 +274,6 @@ def main() -> None:
         pairs = zip(row["mse"], row["standard_error"], strict=True)
         cells = "".join(f"{mse:>9.4f} ({error:.4f})" for mse, error in pairs)
         print(f"{row['chooser']:<14}{cells}{row['seconds_per_image']:>12.1f}")
-    if options.figure:
-        figures.save(draw_figure(bench, clean, pictures, options.choosers), options.figure)
 
 
 if __name__ == "__main__":

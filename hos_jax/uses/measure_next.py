@@ -187,8 +187,8 @@ class Seen:
     def trim(self, step: int) -> Seen:
         """With room for a multiple of `step` only, the least that holds all. Not to be traced."""
         room = max(-(-int(np.sum(np.asarray(self.valid))) // step), 1) * step
-        arrays = (array[:room] for array in (self.places, self.values, self.valid))
-        return Seen(*arrays, self.noise_std)
+        places, values, valid = self.places[:room], self.values[:room], self.valid[:room]
+        return Seen(places, values, valid, self.noise_std)
 
     @classmethod
     def none(cls, room: int, noise_std: Array | float) -> Seen:
