@@ -1,4 +1,4 @@
-r"""Inpainting and deblurring of held-out images: posterior samples by two laws of x given y.
+r"""Inpainting, deblurring, super-resolution of held-out images: posterior samples by many laws.
 
     python main.py --runner DoubleDiagonalHybridRunner --config annealed_mnist5k --doc annealed --ni
     python benchmarks/inverse_problem.py --run runs/annealed [--json PATH] [--figure PATH] [--quick]
@@ -11,9 +11,21 @@ all of them down the same noise levels:
 * plain guidance: the same with S from r^2 I, the usual heuristic (pseudoinverse guidance).
 * forward only: moment matched with K / sigma^2 for the Jacobian: no backward pass.
 * sampled: `inverse.sample_posterior`, which draws x from its Gaussian in place of the mean.
+* dps: a step of length `--dps_step` along J^T A^T (b - A m), J the Jacobian of the denoiser by
+  automatic differentiation, in place of a solve (Chung et al., "Diffusion Posterior Sampling for
+  General Noisy Inverse Problems", 2023).
+* products: moment matched with sigma^2 J for K, and S^-1 by `--products` conjugate gradients, each
+  with one product with J^T (Rozet et al., "Learning Diffusion Priors from Observations by
+  Expectation Maximization", 2024).
+* row sums: the same with S the diagonal of row sums of t^2 I + sigma^2 A J A^T, from one product
+  (Boys et al., "Tweedie Moment Projected Diffusions for Inverse Problems", 2023).
+
+A method has one pass for an evaluation of the networks and one for each product with J^T. With
+`--passes` each goes down as many levels as these passes allow, in place of `--levels`.
 
 Problems: inpaint (a square of half the image's side in its middle is not seen), scatter (9 in 10
-pixels are not seen), deblur (a Gaussian blur of 1.5 pixels); all with measurement noise 0.05.
+pixels are not seen), deblur (a Gaussian blur of 1.5 pixels), double (means of 2 x 2 pixels are
+seen); all with measurement noise 0.05.
 
 MSE: of the samples' mean; MSE hidden: over the values that are not seen; CRPS: mean over values of
 E|X - x| - E|X - X'| / 2, which scores mean and spread together (smaller is better); coverage:
@@ -35,6 +47,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from jax.scipy.sparse.linalg import cg
 
 from hos_jax import pointwise
 from hos_jax.data import to_float
@@ -46,7 +59,10 @@ from hos_jax.training.runs import load_run
 from hos_jax.uncertainty import inverse
 
 NOISE_STD = 0.05
-METHODS = ("moment matched", "plain guidance", "forward only", "sampled")
+METHODS = (
+    *("moment matched", "plain guidance", "forward only", "sampled"),
+    *("dps", "products", "row sums"),
+)
 
 
 def inpaint(shape):
@@ -84,10 +100,51 @@ def deblur(shape, width=1.5):
     return forward, np.ones(int(np.prod(shape)), bool)
 
 
-PROBLEMS = {"inpaint": inpaint, "scatter": scatter, "deblur": deblur}
+def double(shape):
+    """Half the resolution: the mean of each square of 2 x 2 pixels; no value is hidden."""
+    height, width, channels = shape
+
+    def forward(point):
+        squares = point.reshape(height // 2, 2, width // 2, 2, channels)
+        return jnp.mean(squares, axis=(1, 3)).ravel()
+
+    return forward, np.ones(int(np.prod(shape)), bool)
 
 
-def make_draw_fn(run, method, observation):
+PROBLEMS = {"inpaint": inpaint, "scatter": scatter, "deblur": deblur, "double": double}
+
+
+def passes_of(method, options):
+    """Passes of one level."""
+    known = {"moment matched": 2, "plain guidance": 2, "dps": 2, "row sums": 3}
+    return 2 + options.products if method == "products" else known.get(method, 1)
+
+
+def by_jacobian(mean_fn, method, noisy, sigma, observation, options):
+    """x by methods that know the denoiser and its Jacobian alone."""
+    mean, vjp = jax.vjp(mean_fn, noisy)
+    residual = observation.values - observation.forward(mean)
+
+    def back(vector):
+        """J^T A^T v."""
+        return vjp(observation.adjoint(vector, mean))[0]
+
+    if method == "dps":
+        return mean + options.dps_step * back(residual) / jnp.linalg.norm(residual)
+
+    def product(vector):
+        """S v."""
+        return NOISE_STD**2 * vector + sigma**2 * observation.linear(back(vector))
+
+    if method == "row sums":
+        rows = product(jnp.ones_like(residual))
+        return mean + sigma**2 * back(residual / jnp.maximum(rows, NOISE_STD**2))
+    # J^T of a network is not quite symmetric; a few iterations do not mind.
+    solution, _ = cg(product, residual, tol=0.0, maxiter=options.products)
+    return mean + sigma**2 * back(solution)
+
+
+def make_draw_fn(run, method, observation, options):
     """`(key, y, sigma) -> x` of a method, with the networks of a run."""
     moments, data_std = pointwise.posterior_fn(run), run.problem.config.model.data_std
 
@@ -110,20 +167,27 @@ def make_draw_fn(run, method, observation):
         "forward only": lambda _, y, s: inverse.conditional_mean(moments(y, s), observation),
         "sampled": lambda key, y, s: inverse.conditional_sample(key, moments(y, s), observation),
     }
-    return functions[method]
+    if method in functions:
+        return functions[method]
+    return lambda _, y, s: by_jacobian(
+        lambda noisy: moments(noisy, s).mean, method, y, s, observation, options
+    )
 
 
 def draw(run, method, forward, values, options):
     """Samples (images, S, D) given the measurements (images, M), and the seconds they took."""
     model, data = run.problem.config.model, run.problem.data
-    sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, options.levels)
+    levels = options.levels
+    if options.passes:
+        levels = max(options.passes // passes_of(method, options), 2)
+    sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, levels)
     centre, dim = sum(data.value_range) / 2, int(np.prod(data.image_shape))
 
     def one(key, values):
         start_key, key = jax.random.split(key)
         start = centre + sigmas[0] * jax.random.normal(start_key, (dim,))
         observation = inverse.Observation(values, NOISE_STD, forward)
-        return inverse.descend(key, make_draw_fn(run, method, observation), start, sigmas)
+        return inverse.descend(key, make_draw_fn(run, method, observation, options), start, sigmas)
 
     of_image = jax.jit(jax.vmap(one, (0, None)))
     keys = jax.random.split(jax.random.key(1), (len(values), options.samples))
@@ -198,7 +262,7 @@ def compare(options):
     if run.problem.model.head is None:
         raise UserError(f"{options.run} has no second-order model: choose another runner")
     shape = data.image_shape
-    clean = to_float(data.held_out[: options.images], data.value_range)
+    clean = to_float(getattr(data, options.split)[: options.images], data.value_range)
     clean = np.asarray(clean).reshape(len(clean), -1)
     training = to_float(data.train, data.value_range).reshape(len(data.train), -1)
     varied = np.asarray(training).std(axis=0) > 0.1
@@ -213,7 +277,8 @@ def compare(options):
             samples, seconds = draw(run, method, forward, values, options)
             found = scores(samples, clean, hidden, varied)
             each = seconds / samples[:, :, 0].size
-            rows.append({"problem": name, "method": method, **found, "seconds_per_sample": each})
+            row = {"problem": name, "method": method, **found, "seconds_per_sample": each}
+            rows.append(row | {"passes": options.passes, "images": len(clean)})
             print(_line(rows[-1]), flush=True)
             pictures[name][method] = samples
     return rows, clean.reshape(-1, *shape), pictures, data.value_range
@@ -237,6 +302,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--samples", type=int, default=39)
     parser.add_argument("--levels", type=int, default=30)
+    parser.add_argument("--passes", type=int, help="of each sample, the same for all methods")
+    parser.add_argument("--dps_step", type=float, default=0.3, help="data units")
+    parser.add_argument("--products", type=int, default=3, help="conjugate gradients of `products`")
+    parser.add_argument("--split", choices=("held_out", "train"), default="held_out")
     parser.add_argument("--quick", action="store_true", help="2 images, 19 samples, 8 levels")
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--json", type=Path)

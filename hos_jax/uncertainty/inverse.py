@@ -237,6 +237,16 @@ def conditional_sample(
     return (found.mean, found.converged) if return_converged else found.mean
 
 
+def bridge(
+    key: PRNGKey, clean: Array, noisy: Array, sigma: Array | float, following: Array | float
+) -> Array:
+    """One draw of y' at the level `following` < sigma given x and y at sigma, (D,), as `descend`
+    has it."""
+    noise = jax.random.normal(key, noisy.shape, noisy.dtype)
+    kept = (following / sigma) ** 2
+    return clean + kept * (noisy - clean) + following * jnp.sqrt(1.0 - kept) * noise
+
+
 def descend(
     key: PRNGKey,
     draw_fn: Callable[[PRNGKey, Array, Array], Any],
@@ -275,10 +285,7 @@ def descend(
         index, sigma, following = level
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         clean, more = draw(draw_key, noisy, sigma)
-        noise = jax.random.normal(noise_key, noisy.shape, noisy.dtype)
-        kept = (following / sigma) ** 2
-        noisy = clean + kept * (noisy - clean) + following * jnp.sqrt(1.0 - kept) * noise
-        return noisy, more
+        return bridge(noise_key, clean, noisy, sigma, following), more
 
     last = len(sigmas) - 1
     levels = jnp.arange(last, dtype=jnp.int32), sigmas[:-1], sigmas[1:]

@@ -1,0 +1,383 @@
+r"""Which number to measure next, when what is known of x is a mean and a covariance.
+
+A measurement a^T x + t n, with n standard normal, takes from the covariance K of x
+
+.. math:: \operatorname{tr} K - \operatorname{tr} K' = \frac{|K a|^2}{t^2 + a^T K a}, \qquad
+    K' = K - g g^T, \quad g = \frac{K a}{\sqrt{t^2 + a^T K a}}
+
+whatever value it will show: on a Gaussian the best one is known before it is made (Kalman's update;
+for Gaussian processes it is the "active learning" of Cohn, Ghahramani, Jordan, "Active Learning
+with Statistical Models", 1996). `choose` takes the best one, downdates K, and takes the next. That
+costs one product with K for each candidate, and two for each choice: never a D x D array.
+
+Elsewhere K depends on what was seen. A `Belief` is the mean and the covariance of x given that, by
+the law of total variance over N chains of `hos_jax.uncertainty.inverse.descend`:
+
+.. math:: K = \frac{1}{N} \sum_i \mathrm{Cov}[x \mid y_i, b]
+    + \frac{1}{N - 1} \sum_i (m_i - \bar m)(m_i - \bar m)^T, \qquad m_i = E[x \mid y_i, b]
+
+with y_i a noisy point at one level sigma, given what was measured, b. The first part is the
+second-order score's, K_i = sigma^2 C(y_i) conditioned on b; at a small sigma it vanishes, and the
+second is the covariance of samples. `reveal` goes round: believe, choose, measure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+import numpy as np
+
+from hos_jax.linops import SymmetricMatrix
+from hos_jax.types import Array, PRNGKey
+from hos_jax.uncertainty import inverse
+from hos_jax.uncertainty.posterior import Posterior
+
+Product = Callable[[Array], Array]
+# Products with K that are made at once for candidates: memory D times this.
+_AT_ONCE = 64
+
+
+class Choice(NamedTuple):
+    """Measurements in the order in which they are best made.
+
+    Attributes:
+      places: the index of each among the candidates, (count,).
+      removed: what each takes from tr K after those before it, (count,), data units^2.
+      columns: G, (D, count): with all of them made the covariance is K - G G^T.
+    """
+
+    places: Array
+    removed: Array
+    columns: Array
+
+
+def _count_of(dim: int, candidates: Array | None) -> int:
+    if candidates is None:
+        return dim
+    if candidates.ndim != 2 or candidates.shape[1] != dim:
+        raise ValueError(f"expected candidates of shape (M, {dim}), got {candidates.shape}")
+    return len(candidates)
+
+
+def _row(dim: int, candidates: Array | None, place: Array, dtype: Any) -> Array:
+    """a of one candidate, (D,)."""
+    return jax.nn.one_hot(place, dim, dtype=dtype) if candidates is None else candidates[place]
+
+
+def _variances(
+    product: Product, dim: int, candidates: Array | None, dtype: Any
+) -> tuple[Array, Array]:
+    """a^T K a and |K a|^2 of each candidate, (M,)."""
+
+    def one(place: Array) -> tuple[Array, Array]:
+        row = _row(dim, candidates, place, dtype)
+        spread = product(row)
+        return jnp.sum(row * spread), jnp.sum(jnp.square(spread))
+
+    places = jnp.arange(_count_of(dim, candidates), dtype=jnp.int32)
+    return jax.lax.map(one, places, batch_size=_AT_ONCE)
+
+
+def variance_removed(
+    product: Product, dim: int, noise_std: Array | float, *, candidates: Array | None = None
+) -> Array:
+    """|K a|^2 / (t^2 + a^T K a) of each candidate, (M,), data units^2.
+
+    Args:
+      product: v -> K v, (D,) -> (D,).
+      dim: D.
+      noise_std: t, the deviation of a measurement's noise.
+      candidates: a of each, (M, D); None for the D values of x themselves. ValueError for other
+        shapes.
+    """
+    form, norm = _variances(product, dim, candidates, jnp.result_type(float))
+    return norm / (noise_std**2 + form)
+
+
+def choose(
+    product: Product,
+    dim: int,
+    noise_std: Array | float,
+    count: int,
+    *,
+    candidates: Array | None = None,
+    allowed: Array | None = None,
+) -> Choice:
+    """The `count` measurements that greedily remove most of tr K, each candidate at most once.
+
+    Args:
+      product, dim, noise_std, candidates: as `variance_removed` takes them.
+      count: how many.
+      allowed: which candidates may be taken, bool (M,); all by default. ValueError where fewer than
+        `count` are, unless traced: then the rest remove nothing.
+    """
+    size = _count_of(dim, candidates)
+    known = not isinstance(allowed, jax.core.Tracer)
+    left = size if allowed is None or not known else int(np.sum(np.asarray(allowed)))
+    if not 1 <= count <= left:
+        raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
+    dtype = jnp.result_type(float)
+    form, norm = _variances(product, dim, candidates, dtype)
+    free = jnp.ones(size, bool) if allowed is None else jnp.asarray(allowed)
+    variance = jnp.asarray(noise_std, dtype) ** 2
+
+    def of_candidates(vector: Array) -> Array:
+        return vector if candidates is None else candidates @ vector
+
+    def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
+        form, norm, free, columns = carry
+
+        def current(vector: Array) -> Array:
+            return product(vector) - columns @ (columns.T @ vector)
+
+        gains = jnp.where(free, norm / (variance + form), -jnp.inf)
+        place = jnp.argmax(gains).astype(jnp.int32)
+        row = _row(dim, candidates, place, dtype)
+        spread = current(row)
+        column = spread / jnp.sqrt(variance + jnp.sum(row * spread))
+        column = jnp.where(free[place], column, 0.0)
+        # What a candidate has left follows from one product more, not from one for each.
+        seen, further = of_candidates(column), of_candidates(current(column))
+        size = jnp.sum(jnp.square(column))
+        norm = jnp.maximum(norm - 2.0 * seen * further + jnp.square(seen) * size, 0.0)
+        form = jnp.maximum(form - jnp.square(seen), 0.0)
+        carry = form, norm, free.at[place].set(False), columns.at[:, number].set(column)
+        return carry, (place, size)
+
+    start = form, norm, free, jnp.zeros((dim, count), dtype)
+    (*_, columns), (places, removed) = jax.lax.scan(step, start, jnp.arange(count, dtype=jnp.int32))
+    return Choice(places, removed, columns)
+
+
+class Conditioned(NamedTuple):
+    """x given y and b: its mean, and what b takes from K.
+
+    Attributes:
+      mean: E[x | y, b], (D,), data units.
+      columns: G, (D, m): the covariance is K - G G^T.
+    """
+
+    mean: Array
+    columns: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+    """Values of x that were measured, with room for more: b_j = x[places_j] + t n.
+
+    Attributes:
+      places: indices of the values, (m,), each at most once.
+      values: b, (m,), data units.
+      valid: whether a place is taken, bool (m,); what stands in the others does not count.
+      noise_std: t, positive scalar, data units.
+    """
+
+    places: Array
+    values: Array
+    valid: Array
+    noise_std: Array | float
+
+    def trim(self, step: int) -> Seen:
+        """With room for a multiple of `step` only, the least that holds all. Not to be traced."""
+        room = max(-(-int(np.sum(np.asarray(self.valid))) // step), 1) * step
+        places, values, valid = self.places[:room], self.values[:room], self.valid[:room]
+        return Seen(places, values, valid, self.noise_std)
+
+    @classmethod
+    def none(cls, room: int, noise_std: Array | float) -> Seen:
+        """Nothing measured yet, with room for so many values."""
+        places = jnp.zeros(room, jnp.int32)
+        return cls(places, jnp.zeros(room), jnp.zeros(room, bool), noise_std)
+
+    def add(self, places: Array, values: Array) -> Seen:
+        """With these measured too. Not to be traced; ValueError where there is no room."""
+        begin = int(np.sum(np.asarray(self.valid)))
+        end = begin + len(places)
+        if end > len(self.places):
+            raise ValueError(f"there is room for {len(self.places)} values, not for {end}")
+        return dataclasses.replace(
+            self,
+            places=self.places.at[begin:end].set(jnp.asarray(places, jnp.int32)),
+            values=self.values.at[begin:end].set(jnp.asarray(values, self.values.dtype)),
+            valid=self.valid.at[begin:end].set(True),
+        )
+
+    def unseen(self, dim: int) -> Array:
+        """Which of D values are not measured, bool (D,)."""
+        # A place out of range is dropped.
+        places = jnp.where(self.valid, self.places, dim)
+        return jnp.ones(dim, bool).at[places].set(False, mode="drop")
+
+    def rows(self, dim: int, dtype: Any) -> Array:
+        """A, (m, D); a row that does not count is zero."""
+        return jax.nn.one_hot(self.places, dim, dtype=dtype) * self.valid[:, None].astype(dtype)
+
+
+def _gain(posterior: Posterior, seen: Seen) -> tuple[Callable[[Array, Array], Array], Array]:
+    """(x, b) -> x + K A^T S^-1 (b - A x), and G with G G^T = K A^T S^-1 A K, (D, m)."""
+    rows = seen.rows(posterior.dim, posterior.mean.dtype)
+    spread = posterior.matvec(rows.T)
+    inner = seen.noise_std**2 * jnp.eye(len(rows), dtype=rows.dtype) + rows @ spread
+    root = jnp.linalg.cholesky(inner)
+    columns = jsl.solve_triangular(root, spread.T, lower=True).T
+
+    def move(point: Array, values: Array) -> Array:
+        residual = jnp.where(seen.valid, values - point[seen.places], 0.0)
+        return point + columns @ jsl.solve_triangular(root, residual, lower=True)
+
+    return move, columns
+
+
+def condition(posterior: Posterior, seen: Seen) -> Conditioned:
+    """The Gaussian of x given y, conditioned on what was seen too."""
+    move, columns = _gain(posterior, seen)
+    return Conditioned(move(posterior.mean, seen.values), columns)
+
+
+def conditional_sample(key: PRNGKey, posterior: Posterior, seen: Seen) -> Array:
+    """One draw of x given y and b, (D,), by Matheron's rule: as that of
+    `hos_jax.uncertainty.inverse`, with the solve done directly, in O(m^3 + D m)."""
+    draw_key, noise_key = jax.random.split(key)
+    move, _ = _gain(posterior, seen)
+    draw = posterior.sample(draw_key, 1)[0]
+    noise = jax.random.normal(noise_key, seen.values.shape, draw.dtype)
+    return move(draw, seen.values - seen.noise_std * noise)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Belief:
+    """Mean and covariance of x given what was seen: mean_i (K_i - G_i G_i^T) + V V^T.
+
+    Attributes:
+      mean: (D,), data units.
+      between: V, (D, N): the means of the chains, centred, over sqrt(N - 1).
+      within: K_i of each chain, a batch of N structures, or None for none.
+      removed: G_i, (N, D, m), or None.
+    """
+
+    mean: Array
+    between: Array
+    within: SymmetricMatrix | None = None
+    removed: Array | None = None
+
+    def matvec(self, vector: Array) -> Array:
+        """K v, (D,)."""
+        result = self.between @ (self.between.T @ vector)
+        if self.within is None:
+            return result
+        each = jax.vmap(lambda matrix: matrix.matvec(vector))(self.within)
+        if self.removed is not None:
+            each -= jax.vmap(lambda columns: columns @ (columns.T @ vector))(self.removed)
+        return result + jnp.mean(each, axis=0)
+
+    def diagonal(self) -> Array:
+        """The variance of each value, (D,), data units^2."""
+        result = jnp.sum(jnp.square(self.between), axis=1)
+        if self.within is None:
+            return result
+        each = self.within.diagonal()
+        if self.removed is not None:
+            each -= jnp.sum(jnp.square(self.removed), axis=-1)
+        return result + jnp.mean(each, axis=0)
+
+
+def belief_of_samples(samples: Array) -> Belief:
+    """The mean and the covariance of samples (N, D), N >= 2; ValueError for fewer."""
+    if samples.ndim != 2 or len(samples) < 2:
+        raise ValueError(f"expected two or more samples, (N, D), got {samples.shape}")
+    mean = jnp.mean(samples, axis=0)
+    return Belief(mean, (samples - mean[None]).T / np.sqrt(len(samples) - 1))
+
+
+def chain(
+    key: PRNGKey, posterior_fn: inverse.PosteriorFn, seen: Seen, start: Array, sigmas: Array
+) -> Posterior:
+    """The posterior of x at the end of one chain: at a noisy point drawn at the last level given
+    what was seen, which `condition` and `conditional_sample` take from there.
+
+    Arguments and errors as of `inverse.descend`; one evaluation of `posterior_fn` for each level.
+    """
+    if len(sigmas) == 1:
+        return posterior_fn(start, sigmas[0])
+    descend_key, bridge_key = jax.random.split(key)
+
+    def draw_fn(draw_key: PRNGKey, noisy: Array, sigma: Array) -> tuple[Array, Array]:
+        return conditional_sample(draw_key, posterior_fn(noisy, sigma), seen), noisy
+
+    before = sigmas[:-1]
+    clean, noisy = inverse.descend(descend_key, draw_fn, start, before, has_aux=True)
+    end = inverse.bridge(bridge_key, clean, noisy[-1], sigmas[-2], sigmas[-1])
+    return posterior_fn(end, sigmas[-1])
+
+
+def belief_of_chains(posteriors: Posterior, seen: Seen) -> Belief:
+    """The belief from the ends of N >= 2 chains given what was seen, as `chain` gives them: by the
+    law of total variance, with K of the second-order score. ValueError for one chain."""
+    found = jax.vmap(lambda posterior: condition(posterior, seen))(posteriors)
+    belief = belief_of_samples(found.mean)
+    return dataclasses.replace(belief, within=posteriors.covariance, removed=found.columns)
+
+
+class Revealed(NamedTuple):
+    """What `reveal` found.
+
+    Attributes:
+      seen: what was measured, in the order of measuring.
+      means: the mean before each round and after the last, (rounds + 1, D), data units.
+      expected: tr K / D that was believed at the same times, (rounds + 1,), data units^2.
+    """
+
+    seen: Seen
+    means: Array
+    expected: Array
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def greedy(_: PRNGKey, belief: Belief, seen: Seen, count: int) -> Array:
+    """Places by `choose`, (count,): the usual `choose_fn` of `reveal`."""
+    dim = len(belief.mean)
+    return choose(belief.matvec, dim, seen.noise_std, count, allowed=seen.unseen(dim)).places
+
+
+def reveal(
+    key: PRNGKey,
+    belief_fn: Callable[[PRNGKey, Seen], Belief],
+    read_fn: Callable[[Array], Array],
+    noise_std: Array | float,
+    rounds: Sequence[int],
+    *,
+    choose_fn: Callable[[PRNGKey, Belief, Seen, int], Array] = greedy,
+    room: int = 40,
+) -> Revealed:
+    """Measure x value by value: believe, choose the next values, read them, and again.
+
+    Args:
+      key: of the chains, and of choices at random.
+      belief_fn: `(key, seen) -> Belief`, compiled (`jax.jit`).
+      read_fn: places (n,) -> what is measured there, (n,): x + t n.
+      noise_std: t.
+      rounds: how many values are measured in each round, before the belief is renewed.
+      choose_fn: `(key, belief, seen, count) -> places`.
+      room: what was seen has room for a multiple of so many values, as another shape is another
+        compilation.
+    """
+    seen = Seen.none(sum(rounds), noise_std)
+    means, expected = [], []
+    for number in range(len(rounds) + 1):
+        belief_key, choose_key = jax.random.split(jax.random.fold_in(key, number))
+        known = seen.trim(room)
+        belief = belief_fn(belief_key, known)
+        means.append(belief.mean)
+        expected.append(jnp.mean(belief.diagonal()))
+        if number < len(rounds):
+            places = choose_fn(choose_key, belief, known, rounds[number])
+            seen = seen.add(places, read_fn(places))
+    return Revealed(seen, jnp.stack(means), jnp.stack(expected))

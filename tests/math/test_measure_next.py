@@ -1,0 +1,191 @@
+"""What to measure next, against dense linear algebra and the closed form on a Gaussian."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hos_jax import distributions, uncertainty
+from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.uses import measure_next
+
+DIM, NOISE_STD = 12, 0.3
+LAW = distributions.random_correlated_gaussian(jax.random.key(0), DIM, 30.0)
+K = np.asarray(LAW.covariance)
+ROWS = jax.random.normal(jax.random.key(1), (9, DIM))
+
+
+def product(vector):
+    return LAW.covariance @ vector
+
+
+def posterior_fn(noisy, sigma):
+    smooth = LAW.smooth(sigma)
+    return uncertainty.posterior(
+        noisy, smooth.score(noisy), smooth.hessian(noisy), sigma, floor=1e-9
+    )
+
+
+def conditioned(covariance, rows):
+    """Cov[x | b] by the dense formula."""
+    inner = rows @ covariance @ rows.T + NOISE_STD**2 * np.eye(len(rows))
+    return covariance - covariance @ rows.T @ np.linalg.solve(inner, rows @ covariance)
+
+
+def densely_greedy(covariance, rows, count, allowed):
+    """Each time the row after which, all before it made, the trace is smallest."""
+    taken = []
+    for _ in range(count):
+        traces = [
+            np.trace(conditioned(covariance, rows[[*taken, place]]))
+            if allowed[place] and place not in taken
+            else np.inf
+            for place in range(len(rows))
+        ]
+        taken.append(int(np.argmin(traces)))
+    return taken
+
+
+def seen_of(places, values, room):
+    return measure_next.Seen.none(room, NOISE_STD).add(jnp.asarray(places), jnp.asarray(values))
+
+
+@pytest.mark.parametrize("candidates", [None, ROWS])
+def test_variance_removed_is_the_fall_of_the_trace(candidates):
+    rows = np.eye(DIM) if candidates is None else np.asarray(candidates)
+    found = measure_next.variance_removed(product, DIM, NOISE_STD, candidates=candidates)
+    exact = [np.trace(K) - np.trace(conditioned(K, rows[[place]])) for place in range(len(rows))]
+    np.testing.assert_allclose(found, exact, rtol=1e-10)
+
+
+@pytest.mark.parametrize("candidates", [None, ROWS])
+def test_choices_are_those_of_dense_linear_algebra(candidates):
+    rows = np.eye(DIM) if candidates is None else np.asarray(candidates)
+    allowed = np.ones(len(rows), bool)
+    allowed[densely_greedy(K, rows, 1, allowed)] = False
+    found = jax.jit(
+        lambda allowed: measure_next.choose(
+            product, DIM, NOISE_STD, 5, candidates=candidates, allowed=allowed
+        )
+    )(allowed)
+    exact = densely_greedy(K, rows, 5, allowed)
+    assert found.places.tolist() == exact
+    left = conditioned(K, rows[exact])
+    np.testing.assert_allclose(K - found.columns @ found.columns.T, left, atol=1e-10)
+    np.testing.assert_allclose(found.removed.sum(), np.trace(K) - np.trace(left), rtol=1e-10)
+
+
+def test_the_largest_variance_is_not_the_best_choice():
+    """A value on its own has the largest variance, but two others tell of one another."""
+    covariance = jnp.array([[1.2, 0.0, 0.0], [0.0, 1.0, 0.9], [0.0, 0.9, 1.0]])
+    found = measure_next.choose(lambda v: covariance @ v, 3, NOISE_STD, 1)
+    assert found.places[0] != 0
+
+
+def test_condition_has_the_dense_moments_and_free_room_changes_nothing():
+    keys = jax.random.split(jax.random.key(2), 2)
+    covariance = DiagonalPlusLowRank(
+        jax.random.uniform(keys[0], (DIM,), minval=0.1), jax.random.normal(keys[1], (DIM, 2))
+    )
+    posterior = uncertainty.posterior_from_covariance(jnp.arange(1.0 * DIM), covariance, 1.0)
+    places, values = np.array([4, 7]), np.array([1.0, -2.0])
+    dense, rows = np.asarray(covariance.to_dense()), np.eye(DIM)[places]
+    inner = rows @ dense @ rows.T + NOISE_STD**2 * np.eye(2)
+    residual = values - np.arange(1.0 * DIM)[places]
+    mean = np.arange(1.0 * DIM) + dense @ rows.T @ np.linalg.solve(inner, residual)
+    for room in (2, 5):
+        found = measure_next.condition(posterior, seen_of(places, values, room))
+        np.testing.assert_allclose(found.mean, mean, rtol=1e-10)
+        left = dense - np.asarray(found.columns @ found.columns.T)
+        np.testing.assert_allclose(left, conditioned(dense, rows), atol=1e-10)
+
+
+def test_draws_have_the_conditional_law():
+    posterior = posterior_fn(jnp.ones(DIM), 2.0)
+    dense = np.asarray(posterior.covariance.to_dense())
+    seen = seen_of([1, 5, 6], [0.5, 2.0, -1.0], 4)
+    keys = jax.random.split(jax.random.key(3), 6_000)
+    draw = jax.jit(jax.vmap(measure_next.conditional_sample, (0, None, None)))
+    points = np.asarray(draw(keys, posterior, seen))
+    errors = points.mean(axis=0) - measure_next.condition(posterior, seen).mean
+    assert np.abs(errors / (points.std(axis=0) / np.sqrt(6_000))).max() < 4.0
+    exact = conditioned(dense, np.eye(DIM)[[1, 5, 6]])
+    centred = points - points.mean(axis=0)
+    products = np.einsum("ni,nj->nij", centred, centred)
+    errors = products.mean(axis=0) - exact
+    assert np.abs(errors / (products.std(axis=0) / np.sqrt(6_000))).max() < 4.5
+
+
+@pytest.fixture(scope="module")
+def belief():
+    """Of 3,000 chains that end at a level where K matters, and what they had seen."""
+    seen = seen_of([2, 9], [1.0, -0.5], 3)
+    sigmas = jnp.array([300.0, 3.0, 1.0])
+
+    @jax.jit
+    @jax.vmap
+    def end(key):
+        start_key, key = jax.random.split(key)
+        start = sigmas[0] * jax.random.normal(start_key, (DIM,))
+        return measure_next.chain(key, posterior_fn, seen, start, sigmas)
+
+    posteriors = end(jax.random.split(jax.random.key(4), 3_000))
+    return measure_next.belief_of_chains(posteriors, seen)
+
+
+def test_a_belief_has_the_covariance_of_both_parts(belief):
+    exact = conditioned(K, np.eye(DIM)[[2, 9]])
+    found = jax.vmap(belief.matvec)(jnp.eye(DIM))
+    scale = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))
+    assert np.abs((found - exact) / scale).max() < 5.0 / np.sqrt(3_000)
+    np.testing.assert_allclose(belief.diagonal(), np.diagonal(found), rtol=1e-10)
+    # Neither part is all of it.
+    shares = np.sum(np.square(belief.between)) / np.trace(exact)
+    assert 0.1 < shares < 0.9
+    alone = dataclasses.replace(belief, within=None, removed=None)
+    np.testing.assert_allclose(alone.matvec(jnp.eye(DIM)[0]), (belief.between @ belief.between[0]))
+
+
+def test_samples_have_their_covariance():
+    samples = jax.random.normal(jax.random.key(5), (7, DIM))
+    found = jax.vmap(measure_next.belief_of_samples(samples).matvec)(jnp.eye(DIM))
+    np.testing.assert_allclose(found, np.cov(np.asarray(samples).T), atol=1e-12)
+
+
+def exact_belief(_, seen):
+    """The Gaussian law itself, given what was seen."""
+    root = jnp.linalg.cholesky(LAW.covariance)
+    posterior = uncertainty.Posterior(LAW.mean, DiagonalPlusLowRank(jnp.full(DIM, 1e-12), root))
+    found = measure_next.condition(posterior, seen)
+    within = jax.tree.map(lambda leaf: leaf[None], posterior.covariance)
+    between = jnp.zeros((DIM, 1))
+    return measure_next.Belief(found.mean, between, within, found.columns[None])
+
+
+def test_on_a_gaussian_the_order_is_known_before_measuring():
+    clean = LAW.sample(jax.random.key(6), 1)[0]
+    found = measure_next.reveal(
+        jax.random.key(7), exact_belief, lambda places: clean[places], NOISE_STD, [1, 2, 2], room=2
+    )
+    order = densely_greedy(K, np.eye(DIM), 5, np.ones(DIM, bool))
+    assert found.seen.places.tolist() == order
+    left = [np.trace(conditioned(K, np.eye(DIM)[order[:count]])) for count in (1, 3, 5)]
+    np.testing.assert_allclose(found.expected * DIM, [np.trace(K), *left], rtol=1e-8)
+    rows = np.eye(DIM)[order]
+    inner = rows @ K @ rows.T + NOISE_STD**2 * np.eye(5)
+    gain = K @ rows.T @ np.linalg.inv(inner)
+    np.testing.assert_allclose(found.means[-1], LAW.mean + gain @ rows @ (clean - LAW.mean))
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="candidates of shape"):
+        measure_next.variance_removed(product, DIM, NOISE_STD, candidates=ROWS[:, 1:])
+    allowed = np.arange(DIM) < 2
+    with pytest.raises(ValueError, match="count <= 2"):
+        measure_next.choose(product, DIM, NOISE_STD, 3, allowed=allowed)
+    with pytest.raises(ValueError, match="two or more samples"):
+        measure_next.belief_of_samples(jnp.zeros((1, DIM)))
+    with pytest.raises(ValueError, match="room for 1 values"):
+        seen_of([1, 2], [0.0, 0.0], 1)
