@@ -83,6 +83,39 @@ def test_each_variable_is_asked_with_noise_on_itself_alone():
     assert abs(np.corrcoef(noise[:, 0], noise[:, 2])[0, 1]) < 4 / np.sqrt(2000)
 
 
+@pytest.mark.parametrize("sigma", [0.2, 2.0])
+def test_the_noise_is_taken_out_of_a_gaussian_variance(sigma):
+    exact = jnp.asarray(1.0 / VARIANCES)
+    found = causal.conditional_precisions(VARIANCES / (VARIANCES + sigma**2), sigma)
+    np.testing.assert_allclose(found, exact, rtol=1e-12)
+
+
+def test_a_variance_that_noise_cannot_reduce_gives_a_small_precision():
+    found = causal.conditional_precisions(jnp.array([0.99, 1.0, 5.0]), 0.5)
+    np.testing.assert_allclose(found, (1.0 / 0.99 - 1.0) / 0.25, rtol=1e-9)
+
+
+class Varying:
+    """In place of a network: precisions 2 and 1 on average, with deviations 0.2 and 0.15 in steps
+    of sign, at sigma 1; what is hidden changes nothing."""
+
+    def apply(self, params, points, known, noisy, sigma):
+        signs = jnp.where(jnp.arange(len(points)) % 2 == 0, 1.0, -1.0)[:, None]
+        return points, 1.0 / (1.0 + jnp.array([[2.0, 1.0]]) + signs * jnp.array([[0.2, 0.15]]))
+
+
+def test_precisions_are_compared_by_their_means_or_in_the_units_of_the_noises():
+    def found(variances):
+        points = jnp.zeros((10, 2))
+        return causal.order_by(jax.random.key(0), Varying(), None, points, 1.0, variances=variances)
+
+    np.testing.assert_allclose(found(None).evidence[0], [0.1**2, 0.15**2], rtol=1e-9)
+    assert found(None).order.tolist() == [1, 0]
+    in_units = found(np.array([1.0, 4.0]))
+    np.testing.assert_allclose(in_units.evidence[0], [0.2**2, 0.15**2 / 16.0], rtol=1e-9)
+    assert in_units.order.tolist() == [0, 1]
+
+
 def test_statistics_are_the_same_in_every_unit():
     values = jnp.asarray(1.0 + draw(50) ** 2)
     scaled = causal.relative_variance(values * jnp.array([[1e-3, 5.0, 1e4]]))
