@@ -123,11 +123,10 @@ def on_manifolds(rows: Rows, options: argparse.Namespace) -> None:
 def in_parts(fn: Callable, params: Any, keys: jax.Array, clean: np.ndarray, sigma: Any) -> Any:
     """`fn(params, key, image, sigma)` over images, so many at once."""
     mapped = jax.jit(jax.vmap(fn, (None, 0, 0, None)))
-    parts = [
-        jax.device_get(mapped(params, keys[i : i + AT_ONCE], clean[i : i + AT_ONCE], sigma))
-        for i in range(0, len(clean), AT_ONCE)
-    ]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    # The same number each time, so that it is compiled once.
+    places = np.arange(-(-len(clean) // AT_ONCE) * AT_ONCE).reshape(-1, AT_ONCE) % len(clean)
+    parts = [jax.device_get(mapped(params, keys[at], clean[at], sigma)) for at in places]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(clean)], *parts)
 
 
 def errors_fn(problem: Any, params: Any, key: jax.Array, clean: jax.Array, sigma: Any) -> Any:
