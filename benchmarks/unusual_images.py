@@ -186,7 +186,7 @@ def by_autodiff(rows: Rows, run: Any, images: dict[str, np.ndarray], options: An
     costs = {k: in_parts(bound_fn(run.problem), run.params, v, 9) for k, v in few.items()}
     usual = costs.pop("digits")
     del costs["training"]
-    rows.add(rows_of("bound", "few", usual, costs, passes=1 + len(LEVELS)))
+    rows.add(rows_of("bound", "few", usual, costs, passes=1 + len(LEVELS), few=options.few))
     direct_fn = features_fn(run.problem, 1)
     derived_fn = autodiff_fn(run.problem, options.probes)
     found: dict[str, dict[str, Any]] = {"direct": {}, "autodiff": {}}
@@ -202,7 +202,7 @@ def by_autodiff(rows: Rows, run: Any, images: dict[str, np.ndarray], options: An
         known = values.pop("training")
         judged = {kind: scores(known, value, "excess") for kind, value in values.items()}
         usual = judged.pop("digits")
-        rows.add(rows_of(f"{name}, {way}", "few", usual, judged, passes=passes))
+        rows.add(rows_of(f"{name}, {way}", "few", usual, judged, passes=passes, few=options.few))
 
 
 def map_fn(problem: Any) -> Callable:
@@ -274,7 +274,7 @@ def measure(run: Any, options: argparse.Namespace) -> Rows:
         "report": {"digits": reported[: 4 * count], **kinds(reported, "report", count)},
     }
     settings = {"images": count, "training": options.training, "draws": options.draws}
-    settings |= {"few": options.few, "probes": options.probes, "levels": LEVELS}
+    settings["levels"] = LEVELS
     rows = Rows(options.json, ("score", "part"), settings)
     if "direct" in options.parts:
         directly(rows, run, images, options)

@@ -9,7 +9,8 @@ import pytest
 from exact_scores import derivatives_of
 
 from hos_jax import distributions
-from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.linops import Dense, DiagonalPlusLowRank, Local, LocalPlusLowRank
+from hos_jax.linops.local import count_taps
 from hos_jax.uses import unusual
 
 DIM = 6
@@ -57,6 +58,28 @@ def test_features_are_their_dense_formulas(law):
     np.testing.assert_allclose(np.array(found).T, rows, rtol=1e-8)
     np.testing.assert_allclose(found.stacked(), rows.T.ravel(), rtol=1e-8)
     np.testing.assert_allclose(found.stacked("cost", "trace"), rows.T[[5, 0]].ravel(), rtol=1e-8)
+
+
+def test_a_local_covariance_gives_what_its_dense_form_does():
+    shape, dim = (3, 4, 1), 12
+    keys = jax.random.split(jax.random.key(12), 4)
+    scales = jax.random.uniform(keys[0], (dim,), minval=0.3, maxval=0.9)
+    local = Local(scales, 0.3 * jax.random.normal(keys[1], (dim, count_taps(shape, 1))), shape, 1)
+    covariance = LocalPlusLowRank(local, 0.2 * jax.random.normal(keys[2], (dim, 2)))
+    clean, sigmas = jax.random.normal(keys[3], (dim,)), jnp.array([0.5, 1.0])
+
+    def derivatives_fn(noisy, sigma, *, dense):
+        score2 = covariance.add_identity(-1.0).scale(sigma**-2)
+        return -0.7 * noisy, Dense(score2.to_dense()) if dense else score2
+
+    arguments = {"sigmas": sigmas, "krylov_vectors": dim}
+    local_fn, dense_fn = (functools.partial(derivatives_fn, dense=d) for d in (False, True))
+    found = unusual.features(jax.random.key(13), clean, local_fn, **arguments)
+    expected = unusual.features(jax.random.key(13), clean, dense_fn, **arguments)
+    np.testing.assert_allclose(found.stacked(), expected.stacked(), rtol=1e-7, atol=1e-9)
+    place = unusual.unusual_map(jax.random.key(14), clean, local_fn, sigmas)
+    dense_place = unusual.unusual_map(jax.random.key(14), clean, dense_fn, sigmas)
+    np.testing.assert_allclose(place, dense_place, rtol=1e-9)
 
 
 def test_distances_are_those_of_mahalanobis():
