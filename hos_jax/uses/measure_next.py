@@ -34,7 +34,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_positive
 from hos_jax.uncertainty import inverse
 from hos_jax.uncertainty.posterior import Posterior
 
@@ -92,10 +92,11 @@ def variance_removed(
     Args:
       product: v -> K v, (D,) -> (D,).
       dim: D.
-      noise_std: t, the deviation of a measurement's noise.
+      noise_std: t, the deviation of a measurement's noise; ValueError unless it is positive.
       candidates: a of each, (M, D); None for the D values of x themselves. ValueError for other
         shapes.
     """
+    check_positive(noise_std=noise_std)
     form, norm = _variances(product, dim, candidates, jnp.result_type(float))
     return norm / (noise_std**2 + form)
 
@@ -117,6 +118,7 @@ def choose(
       allowed: which candidates may be taken, bool (M,); all by default. ValueError where fewer than
         `count` are, unless traced: then the rest remove nothing.
     """
+    check_positive(noise_std=noise_std)
     size = _count_of(dim, candidates)
     known = not isinstance(allowed, jax.core.Tracer)
     left = size if allowed is None or not known else int(np.sum(np.asarray(allowed)))
@@ -192,7 +194,8 @@ class Seen:
 
     @classmethod
     def none(cls, room: int, noise_std: Array | float) -> Seen:
-        """Nothing measured yet, with room for so many values."""
+        """Nothing measured yet, with room for so many values. ValueError unless t > 0."""
+        check_positive(noise_std=noise_std)
         places = jnp.zeros(room, jnp.int32)
         return cls(places, jnp.zeros(room), jnp.zeros(room, bool), noise_std)
 
@@ -364,17 +367,24 @@ def reveal(
       belief_fn: `(key, seen) -> Belief`, compiled (`jax.jit`).
       read_fn: places (n,) -> what is measured there, (n,): x + t n.
       noise_std: t.
-      rounds: how many values are measured in each round, before the belief is renewed.
+      rounds: how many values are measured in each round, before the belief is renewed; ValueError
+        unless each is positive and all together are at most D.
       choose_fn: `(key, belief, seen, count) -> places`.
       room: what was seen has room for a multiple of so many values, as another shape is another
         compilation.
     """
+    if not rounds or min(rounds) < 1:
+        raise ValueError(f"expected rounds of one value or more, got {list(rounds)}")
     seen = Seen.none(sum(rounds), noise_std)
     means, expected = [], []
     for number in range(len(rounds) + 1):
         belief_key, choose_key = jax.random.split(jax.random.fold_in(key, number))
         known = seen.trim(room)
         belief = belief_fn(belief_key, known)
+        if sum(rounds) > len(belief.mean):
+            raise ValueError(
+                f"{sum(rounds)} values to measure, of {len(belief.mean)} that are there"
+            )
         means.append(belief.mean)
         expected.append(jnp.mean(belief.diagonal()))
         if number < len(rounds):

@@ -185,6 +185,11 @@ def test_bad_input_is_refused():
     allowed = np.arange(DIM) < 2
     with pytest.raises(ValueError, match="count <= 2"):
         measure_next.choose(product, DIM, NOISE_STD, 3, allowed=allowed)
+    with pytest.raises(ValueError, match="noise_std"):
+        measure_next.choose(product, DIM, 0.0, 3)
+    for rounds, message in [([1, 0], "one value or more"), ([8, 5], "13 values to measure, of 12")]:
+        with pytest.raises(ValueError, match=message):
+            measure_next.reveal(jax.random.key(0), exact_belief, None, NOISE_STD, rounds)
     with pytest.raises(ValueError, match="two or more samples"):
         measure_next.belief_of_samples(jnp.zeros((1, DIM)))
     with pytest.raises(ValueError, match="room for 1 values"):
