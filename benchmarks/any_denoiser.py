@@ -12,6 +12,7 @@ units of sigma as in the table of `--test`; coverage of 90% intervals, Gaussian 
 the share of the squared error in the 5 and 12 leading directions; median seconds per square.
 
 * direct: the run's covariance, one pass. diagonal: that of another run, with a diagonal head.
+  scaled: times the mean of r^T C^-1 r / D on the pictures that choose, one number a level.
 * constant: one variance for all values, the mean squared error at that level.
 * autodiff: the whole Jacobian of the denoiser (`--jacobian`), where there is a derivative.
 * refined: the direct model's directions, corrected by 12 products with the Jacobian; subspace
@@ -124,6 +125,8 @@ def measure(options: argparse.Namespace, table: Rows) -> None:
         direct, seconds, _ = report.timed(report.direct)
         found = judge(report, direct, floor)
         add("direct", seconds, **found, recalibrated_90=recalibrated(choose, report, floor))
+        factor = judge(choose, choose.timed(choose.direct)[0], floor)["calibration"]
+        add("direct, scaled", None, **scaled(report, direct, floor, factor))
         mean_square = float(np.mean(np.square(choose.errors())))
         same = Diagonal(jnp.full(report.noisy.shape[1], mean_square))
         add("constant", **judge(report, [same] * len(report.noisy), floor))
@@ -131,6 +134,9 @@ def measure(options: argparse.Namespace, table: Rows) -> None:
             other = Squares(diagonal, parts[REPORT], sigma, sigma)
             found, seconds, _ = other.timed(other.direct)
             add("diagonal", seconds, **judge(other, found, floor))
+            before = Squares(diagonal, parts[CHOOSE], sigma, sigma)
+            factor = judge(before, before.timed(before.direct)[0], floor)["calibration"]
+            add("diagonal, scaled", None, **scaled(other, found, floor, factor))
         for share in (0.8, 1.2):
             wrong = Squares(run, parts[REPORT], sigma, share * sigma)
             found = judge(wrong, wrong.timed(wrong.direct)[0], floor)
@@ -138,9 +144,11 @@ def measure(options: argparse.Namespace, table: Rows) -> None:
         if not run.model.differentiable:
             continue
         if options.jacobian:
-            known = judge_floors(choose, choose.timed(choose.jacobian)[0])
+            chosen = judge_floors(choose, choose.timed(choose.jacobian)[0])
+            known, factor = chosen["floor"], chosen["calibration"]
             covariances, seconds, _ = report.timed(report.jacobian)
             add("autodiff, whole Jacobian", seconds, **judge(report, covariances, known))
+            add("autodiff, scaled", None, **scaled(report, covariances, known, factor))
         for way, search in (
             ("refined, 12 products", lambda p, y, images=report: images.refined(p, y, 1)),
             (
@@ -173,10 +181,16 @@ def draw(runs: list[LoadedRun], file: Path, level: float, path: Path) -> None:
     figures.save(shown, path)
 
 
-def judge_floors(images: Squares, covariances: list) -> float:
-    """The floor with the best likelihood."""
+def judge_floors(images: Squares, covariances: list) -> dict:
+    """With the floor that has the best likelihood."""
     rows = [judge(images, covariances, floor) for floor in FLOORS]
-    return min(rows, key=lambda row: row["nll_per_dim"])["floor"]
+    return min(rows, key=lambda row: row["nll_per_dim"])
+
+
+def scaled(images: Squares, covariances: list, floor: float, factor: float) -> dict:
+    """With all covariances, raised to the floor, times one factor."""
+    raised = [each.floor(floor)[0].scale(factor) for each in covariances]
+    return judge(images, raised, floor * factor)
 
 
 COLUMNS = (
