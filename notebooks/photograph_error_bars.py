@@ -41,6 +41,7 @@ from hos_jax.linops import Diagonal
 plt.rcParams["figure.dpi"] = 60
 RUN = Path("runs/nl_means")
 STEPS = 800
+SIDE = 256  # of the part of the photograph that is shown
 
 # %% [markdown]
 # ## The denoiser
@@ -95,7 +96,8 @@ low, high = run.problem.data.value_range
 
 # %%
 with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
-    picture = np.asarray(Image.open(file).convert("L"), np.float32)[60:316, 130:386]
+    picture = np.asarray(Image.open(file).convert("L"), np.float32)
+picture = picture[60 : 60 + SIDE, 130 : 130 + SIDE]
 clean = jnp.asarray(low + (high - low) * picture[..., None] / 255)
 noisy = clean + run.sigma * jax.random.normal(jax.random.key(0), clean.shape)
 posterior = pointwise.posterior_fn(run.model, run.params, run.sigma)(noisy)

@@ -44,6 +44,7 @@ def small_runs(small_config, tmp_path):
 def test_notebook_runs(path, small_runs):
     text, count = re.subn(r"STEPS = (0\.3, )?\d+\n", r"STEPS = \g<1>20\n", path.read_text())
     assert count == 1
+    text = re.sub(r"SIDE = \d+", "SIDE = 64", text)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", text],
         cwd=small_runs,
