@@ -45,7 +45,7 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """
     try:
         if path.suffix == ".npy":
-            table = np.load(path, allow_pickle=False)
+            table = np.load(path)
             if table.ndim != 2 or not np.issubdtype(table.dtype, np.number):
                 raise UserError(f"{path} holds {table.dtype} {table.shape}, not numbers (N, D)")
             return [str(j) for j in range(table.shape[1])], table
