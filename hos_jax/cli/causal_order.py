@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +107,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     for row in rows:
         print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
     if output:
-        lines = [",".join(_quoted(text) for text in row) + "\n" for row in rows]
-        write_atomically(output, lines)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_atomically(output, text.getvalue())
         print(f"evidence: {output}")
-
-
-def _quoted(text: str) -> str:
-    special = any(character in text for character in ',"\n')
-    return '"' + text.replace('"', '""') + '"' if special else text

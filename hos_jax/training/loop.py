@@ -308,11 +308,11 @@ def _begin(
     open_files: contextlib.ExitStack,
 ) -> tuple[TrainState, RunFiles]:
     """The state to go on from and the files of the run folder; in the first process only."""
-    config = problem.config
+    config, answer = problem.config, denoiser_answer(problem)
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
         run_config.check_same_images(workdir, problem.identity())
-        run_config.check_same_denoiser(workdir, denoiser_answer(problem))
+        run_config.check_same_denoiser(workdir, answer)
     state, seconds = None if resume else problem.init(), 0.0
     if make_room is not None:
         make_room()
@@ -321,8 +321,7 @@ def _begin(
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
     # The first file of a run: from here on it can be resumed, whenever the process is killed.
-    beside = problem.identity(), problem.data.form, denoiser_answer(problem)
-    run_config.save(config, workdir, *beside)
+    run_config.save(config, workdir, problem.identity(), problem.data.form, answer)
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )

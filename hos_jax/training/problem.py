@@ -202,13 +202,7 @@ def check_denoiser(problem: Problem) -> None:
     levels = {config.noise, config.model.smallest_noise, config.model.largest_noise} - {None}
     for sigma in sorted(levels):
         noisy = clean + np.float32(sigma) * noise
-        try:
-            score = np.stack([np.asarray(problem.model.score_fn(one, sigma)) for one in noisy])
-        # The user's own code, whatever it raises.
-        except Exception as error:
-            # Of an error within a callback the last line is its cause.
-            said = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-            raise UserError(f"{name} fails at sigma {sigma:.4g}: {said[-1].strip()}") from error
+        score = np.stack([_ask_denoiser(problem, one, sigma) for one in noisy])
         if not np.isfinite(score).all():
             raise UserError(f"{name} gives values that are not finite at sigma {sigma:.4g}")
         left = float(np.mean(np.square(noisy + sigma**2 * score - clean)))
@@ -229,15 +223,23 @@ def denoiser_answer(problem: Problem) -> list[float] | None:
     clean = np.full(shape, 0.5 * (low + high), np.float32)
     clean[:, shape[1] // 2 :] = high
     noise = jax.random.normal(stream_key("denoiser answer", config.seed), shape)
-    try:
-        said = problem.model.score_fn(clean + config.noise * noise, jnp.asarray(config.noise))
-        score = np.asarray(said).ravel()
-    # The user's own code, whatever it raises.
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-        raise UserError(f"model.denoiser={config.model.denoiser} fails: {lines[-1]}") from error
+    score = _ask_denoiser(problem, clean + config.noise * noise, config.noise).ravel()
     chosen = np.linspace(0, score.size - 1, 16).astype(int)
     return [round(float(value), 5) for value in config.noise * score[chosen]]
+
+
+def _ask_denoiser(problem: Problem, noisy: Any, sigma: float) -> np.ndarray:
+    """What a denoiser from outside says of one image, as a score; UserError for what it raises."""
+    assert isinstance(problem.model, FixedScoreModel)
+    try:
+        return np.asarray(problem.model.score_fn(noisy, jnp.asarray(sigma)))
+    # The user's own code, whatever it raises.
+    except Exception as error:
+        # Of an error within a callback the last line is its cause.
+        said = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        name = problem.config.model.denoiser
+        what = f"model.denoiser={name} fails at sigma {sigma:.4g}"
+        raise UserError(f"{what}: {said[-1].strip()}") from error
 
 
 def check_batch(problem: Problem) -> None:

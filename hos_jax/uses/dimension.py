@@ -18,7 +18,6 @@ shapes that do not fit and for a sigma that is not positive.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,9 +33,7 @@ from hos_jax.types import (
     check_positive,
     check_vectors,
 )
-
-# (y, sigma) -> s1, (D,), and s2, structured (D, D).
-DerivativesAtLevelFn = Callable[[Array, Array], tuple[Array, SymmetricMatrix]]
+from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
 
 
 def covariance_of(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:

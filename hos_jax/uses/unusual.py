@@ -28,7 +28,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -45,10 +44,9 @@ from hos_jax.types import (
     check_positive,
     check_vectors,
 )
-
-# (y, sigma) -> s1, (D,), and s2, structured (D, D).
-DerivativesAtLevelFn = Callable[[Array, Array], tuple[Array, SymmetricMatrix]]
-DEFAULT_FLOOR = 1e-4
+from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
+from hos_jax.uncertainty.posterior import DEFAULT_FLOOR
+from hos_jax.uses.dimension import covariance_of
 
 
 class Features(NamedTuple):
@@ -134,7 +132,7 @@ def _at(
     """s1, and C made positive definite."""
     score1, score2 = derivatives_fn(noisy, sigma)
     check_vectors(noisy=noisy, score1=score1)
-    return score1, score2.scale(jnp.square(sigma)).add_identity(1.0).floor(floor)[0]
+    return score1, covariance_of(score2, sigma).floor(floor)[0]
 
 
 class Usual(NamedTuple):
