@@ -21,7 +21,8 @@ all of them down the same noise levels:
   (Boys et al., "Tweedie Moment Projected Diffusions for Inverse Problems", 2023).
 
 A method has one pass for an evaluation of the networks and one for each product with J^T. With
-`--passes` each goes down as many levels as these passes allow, in place of `--levels`.
+`--passes` each goes down as many levels as these passes allow, in place of `--levels`; of several
+numbers each gives its rows. Rows in the file of `--json` are kept.
 
 Problems: inpaint (a square of half the image's side in its middle is not seen), scatter (9 in 10
 pixels are not seen), deblur (a Gaussian blur of 1.5 pixels), double (means of 2 x 2 pixels are
@@ -39,7 +40,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
+import itertools
 import time
 from pathlib import Path
 
@@ -48,12 +49,12 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from jax.scipy.sparse.linalg import cg
+from measure import Rows
 
 from hos_jax import pointwise
 from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.evaluation import figures
-from hos_jax.files import write_atomically
 from hos_jax.noise import geometric_sigmas
 from hos_jax.training.runs import load_run
 from hos_jax.uncertainty import inverse
@@ -174,12 +175,9 @@ def make_draw_fn(run, method, observation, options):
     )
 
 
-def draw(run, method, forward, values, options):
+def draw(run, method, forward, values, levels, options):
     """Samples (images, S, D) given the measurements (images, M), and the seconds they took."""
     model, data = run.problem.config.model, run.problem.data
-    levels = options.levels
-    if options.passes:
-        levels = max(options.passes // passes_of(method, options), 2)
     sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, levels)
     centre, dim = sum(data.value_range) / 2, int(np.prod(data.image_shape))
 
@@ -266,22 +264,27 @@ def compare(options):
     clean = np.asarray(clean).reshape(len(clean), -1)
     training = to_float(data.train, data.value_range).reshape(len(data.train), -1)
     varied = np.asarray(training).std(axis=0) > 0.1
-    rows, pictures = [], {}
+    settings = {"images": len(clean), "samples": options.samples, "split": options.split}
+    settings |= {"dps_step": options.dps_step, "products": options.products}
+    rows, pictures = Rows(options.json, ("problem", "method", "levels"), settings), {}
     for name in options.problems:
         forward, hidden = PROBLEMS[name](shape)
         exact = jax.vmap(forward)(jnp.asarray(clean))
         noise = jax.random.normal(jax.random.key(0), exact.shape)
         values = exact + NOISE_STD * noise
         pictures[name] = {"observed": shown(forward, values, shape)}
-        for method in options.methods:
-            samples, seconds = draw(run, method, forward, values, options)
-            found = scores(samples, clean, hidden, varied)
-            each = seconds / samples[:, :, 0].size
-            row = {"problem": name, "method": method, **found, "seconds_per_sample": each}
-            rows.append(row | {"passes": options.passes, "images": len(clean)})
-            print(_line(rows[-1]), flush=True)
-            pictures[name][method] = samples
-    return rows, clean.reshape(-1, *shape), pictures, data.value_range
+        for passes, method in itertools.product(options.passes, options.methods):
+            each = passes_of(method, options)
+            levels = max(passes // each, 2) if passes else options.levels
+            row = rows.find(problem=name, method=method, levels=levels)
+            if row is None or options.figure:
+                samples, seconds = draw(run, method, forward, values, levels, options)
+                pictures[name][method] = samples
+                row = {"problem": name, "method": method, "levels": levels, "passes": levels * each}
+                row |= scores(samples, clean, hidden, varied)
+                row = rows.add(row | {"seconds_per_sample": seconds / samples[:, :, 0].size})
+            print(_line(row), flush=True)
+    return clean.reshape(-1, *shape), pictures, data.value_range
 
 
 COLUMNS = ("mse", "mse_hidden", "crps", "coverage_90")
@@ -291,7 +294,7 @@ def _line(row):
     spread = row["standard_error"]
     cells = "".join(f"{row[name]:>12.4f} ({spread[name]:.4f})" for name in COLUMNS)
     seconds = row["seconds_per_sample"]
-    return f"{row['problem']:<10}{row['method']:<16}{cells}{seconds:>12.3f}"
+    return f"{row['problem']:<10}{row['method']:<16}{row['passes']:>6}{cells}{seconds:>12.3f}"
 
 
 def main() -> None:
@@ -302,7 +305,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--samples", type=int, default=39)
     parser.add_argument("--levels", type=int, default=30)
-    parser.add_argument("--passes", type=int, help="of each sample, the same for all methods")
+    parser.add_argument(
+        "--passes",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="of each sample, for all methods",
+    )
     parser.add_argument("--dps_step", type=float, default=0.3, help="data units")
     parser.add_argument("--products", type=int, default=3, help="conjugate gradients of `products`")
     parser.add_argument("--split", choices=("held_out", "train"), default="held_out")
@@ -315,15 +324,13 @@ def main() -> None:
     if (options.samples + 1) % 20 or options.images < 2:
         parser.error("--samples must be 20 k - 1 (19, 39, ...) and --images at least 2")
     titles = "".join(f"{name:>21}" for name in COLUMNS)
-    print(f"{'problem':<10}{'method':<16}{titles}{'s / sample':>12}")
+    print(f"{'problem':<10}{'method':<16}{'passes':>6}{titles}{'s / sample':>12}")
     try:
-        rows, clean, pictures, value_range = compare(options)
+        clean, pictures, value_range = compare(options)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if options.figure:
         figures.save(draw_figure(clean, pictures, value_range), options.figure)
-    if options.json:
-        write_atomically(options.json, json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
