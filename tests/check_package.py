@@ -35,7 +35,7 @@ def check_files() -> None:
     page = importlib.resources.files("hos_jax.evaluation") / "report.html"
     assert page.read_text().startswith("<!doctype")
     package = pages.ROOT / "hos_jax"
-    for path in [*package.rglob("*.py"), package / "py.typed"]:
+    for path in [*package.rglob("*.py"), *package.rglob("*.safetensors"), package / "py.typed"]:
         file = installed / path.relative_to(package)
         assert file.is_file(), f"{file} is not in the wheel"
     found = importlib.metadata.files("hos_jax")

@@ -48,6 +48,10 @@ def _define_export(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "output", None, "The file; RUN/DOC/parameters.safetensors if left out.", flag_values=values
     )
+    flags.DEFINE_bool("half", False, "Keep numbers in float16, half the size.", flag_values=values)
+    flags.DEFINE_integer(
+        "examples", 0, "Held-out images that go into the file.", 0, flag_values=values
+    )
 
 
 def _import(values: flags.FlagValues, rest: list[str]) -> None:
@@ -90,7 +94,8 @@ def _export(values: flags.FlagValues, rest: list[str]) -> None:
         raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
     workdir = run_folder(values)
     output = Path(values.output or workdir / "parameters.safetensors")
-    step = export_parameters(workdir, output).step
+    options = {"half": values.half, "examples": values.examples}
+    step = export_parameters(workdir, output, **options).step
     print(f"{output}: parameters of step {step}")
 
 

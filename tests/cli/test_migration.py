@@ -113,6 +113,34 @@ def test_export_reads_back_and_becomes_the_same_run(main, small_run, tmp_path):
     assert make_config(values).comment == config.comment
 
 
+def test_an_export_is_a_run_without_its_folder_and_images(main, small_run, tmp_path):
+    workdir, averages = small_run
+    path = tmp_path / "p.st"
+    arguments = ("export_parameters", "--doc", "a", "--output", str(path), "--half", "--examples=3")
+    assert main(*arguments)[0] == 0
+    exact = load_run(workdir)
+    run = migrate.load_exported(path)
+    assert run.step == 40 and run.problem.data.value_range == exact.problem.data.value_range
+    np.testing.assert_array_equal(run.problem.data.held_out, exact.problem.data.held_out[:3])
+    for kept, true in zip(*map(jax.tree.leaves, (run.params["params"], averages)), strict=True):
+        assert kept.dtype == np.float32
+        np.testing.assert_allclose(kept, true, rtol=2**-11, atol=1e-7)
+    noisy = run.problem.data.to_float(run.problem.data.held_out)
+    scores = [each.model.apply(each.params, noisy, 0.5).score1 for each in (run, exact)]
+    np.testing.assert_allclose(*scores, rtol=1e-3)
+
+
+def test_a_file_of_the_first_version_tells_the_shape_alone(small_run, tmp_path):
+    workdir, averages = small_run
+    migrate.export_parameters(workdir, tmp_path / "p.st")
+    arrays, metadata = tensor_files.read(tmp_path / "p.st")
+    del metadata["image_form"]
+    tensor_files.write(tmp_path / "old.st", arrays, metadata)
+    run = migrate.load_exported(tmp_path / "old.st")
+    same(run.params["params"], averages)
+    assert run.problem.data.form == load_run(workdir).problem.data.form
+
+
 def test_a_changed_export_is_refused(small_run, tmp_path):
     workdir, _ = small_run
     migrate.export_parameters(workdir, tmp_path / "p.st")
@@ -123,6 +151,7 @@ def test_a_changed_export_is_refused(small_run, tmp_path):
         "metadata of": (arrays, {**metadata, "config": "{"}),
         "is nothing, the model": ({k: a for k, a in arrays.items() if k != name}, metadata),
         "the model of the config has nothing": ({**arrays, "more": np.zeros(3)}, metadata),
+        "its images are not": ({**arrays, "images/held_out": np.zeros((1, 9, 9, 1))}, metadata),
     }
     for i, (message, (some, about)) in enumerate(changes.items()):
         path = tmp_path / f"{i}.st"
