@@ -63,20 +63,16 @@ def count_taps(image_shape: ImageShape, reach: int) -> int:
 
 def _shifted(image: Array, up: int, right: int) -> Array:
     """The value of the pixel so many rows up and columns to the right, 0 outside: (H, W, ...)."""
-    height, width = image.shape[:2]
-    pads = [(max(up, 0), max(-up, 0)), (max(-right, 0), max(right, 0))]
-    padded = jnp.pad(image, pads + [(0, 0)] * (image.ndim - 2))
-    return jax.lax.dynamic_slice(
-        padded,
-        (max(-up, 0), max(right, 0)) + (0,) * (image.ndim - 2),
-        (height, width, *image.shape[2:]),
-    )
+    pads = [(up, -up, 0), (-right, right, 0)] + [(0, 0, 0)] * (image.ndim - 2)
+    return jax.lax.pad(image, jnp.zeros((), image.dtype), pads)
 
 
 def _times(matrices: Array, columns: Array) -> Array:
     """Small matrices (H, W, C, C) times columns (H, W, C, k), as sums that XLA fuses."""
-    channels = range(matrices.shape[-1])
-    terms = (matrices[..., c, None] * columns[..., c, None, :] for c in channels)
+    channels = matrices.shape[-1]
+    if channels == 1:
+        return matrices * columns
+    terms = (matrices[..., c, None] * columns[..., c, None, :] for c in range(channels))
     return functools.reduce(operator.add, terms)
 
 
@@ -134,11 +130,9 @@ class _Stencil:
             return jnp.take(flat, order, axis=0, mode="fill", fill_value=0)
 
         # What lies outside of the image would be another row's value.
-        inside = jnp.ones((height, width, 1, 1), columns.dtype)
-        taps = [
-            arrange(matrices * _shifted(inside, *offset))
-            for offset, matrices in self.earlier.items()
-        ]
+        inside = jnp.asarray(_inside(height, width, tuple(offsets)), columns.dtype)
+        pairs = zip(self.earlier.values(), inside, strict=True)
+        taps = [arrange(matrices * seen) for matrices, seen in pairs]
 
         def step(before: list[Array], now: tuple) -> tuple[list[Array], Array]:
             matrices, same, value = now
@@ -148,7 +142,7 @@ class _Stencil:
             for c in range(channels):
                 known = (same[:, c, d, None] * solved[d] for d in range(c))
                 solved.append(value[:, c] - sum(known))
-            stacked = jnp.stack(solved, axis=1)
+            stacked = jnp.stack(solved, axis=1) if channels > 1 else value
             return [stacked, *before[:-1]], stacked
 
         start = [jnp.zeros((order.shape[1], channels, count), columns.dtype)] * max(
@@ -160,7 +154,17 @@ class _Stencil:
 
 
 def _turned(matrices: Array) -> Array:
-    return matrices[::-1, ::-1, ::-1, ::-1]
+    return jax.lax.rev(matrices, range(4))
+
+
+@functools.lru_cache(maxsize=32)
+def _inside(height: int, width: int, offsets: tuple[Offset, ...]) -> np.ndarray:
+    """Where each of K earlier pixels lies in the image, (K, H, W, 1, 1)."""
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None]
+    seen = [
+        (rows >= up) & (columns + right >= 0) & (columns + right < width) for up, right in offsets
+    ]
+    return np.reshape(seen, (len(offsets), height, width, 1, 1))
 
 
 @functools.lru_cache(maxsize=32)
@@ -328,8 +332,8 @@ class Local(Solvable):
         taps = self.taps.reshape(height, width, channels, -1)
         offsets = earlier_pixels(self.image_shape, self.reach)
         earlier = {
-            offset: taps[..., channels * index : channels * (index + 1)]
-            for index, offset in enumerate(offsets)
+            offset: jax.lax.slice_in_dim(taps, channels * i, channels * (i + 1), axis=3)
+            for i, offset in enumerate(offsets)
         }
         same = jnp.pad(taps[..., channels * len(offsets) :], [(0, 0)] * 3 + [(0, 1)])
         return _Stencil(earlier, same * np.tri(channels, k=-1, dtype=self.dtype)[None, None])
@@ -362,8 +366,8 @@ def _bands(matrix: Local) -> dict[Offset, Array]:
     (H, W, C, C), each pair of pixels once."""
     stencil, shape = matrix._stencil(), matrix.image_shape
     # What lies outside of the image is no entry of L.
-    inside = jnp.ones((*shape[:2], 1, 1), matrix.dtype)
-    taps = [m * _shifted(inside, *offset) for offset, m in stencil.earlier.items()]
+    inside = jnp.asarray(_inside(*shape[:2], tuple(stencil.earlier)), matrix.dtype)
+    taps = [m * seen for m, seen in zip(stencil.earlier.values(), inside, strict=True)]
     own = jnp.eye(shape[2], dtype=matrix.dtype)[None, None] + stencil.same
     factor = matrix.scales.reshape(*shape, 1, 1) * jnp.stack([own, *taps], axis=-2)
     pairs: dict[Offset, list[tuple[int, int]]] = {}
