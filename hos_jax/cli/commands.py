@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from hos_jax.cli import causal_order, denoise, second_order
 from hos_jax.cli.arguments import check_override_names, describe_flags
+from hos_jax.cli.compiled import keep_compiled
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
 from hos_jax.config import default_config
@@ -147,5 +148,6 @@ def run_command(argv: list[str]) -> int:
     """Run a command with its arguments; returns the exit status, or raises UserError."""
     if parsed := parse(argv):
         start_logging("info")
+        keep_compiled(None)
         return COMMANDS[argv[0]].run(*parsed) or 0
     return 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from hos_jax import config as run_config
 from hos_jax import errors, evaluation
 from hos_jax.cli.arguments import make_config, parse
+from hos_jax.cli.compiled import keep_compiled
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import run_folder
 from hos_jax.cli.train import train
@@ -23,17 +23,6 @@ REMEDIES = {
     errors.StorageError: "; --resume_training goes on from the last checkpoint",
     errors.NonFiniteError: "; try a lower optim.lr, or optim.clip=1",
 }
-
-
-def _keep_compiled(folder: Path) -> None:
-    """Let JAX read and write compiled programs in a folder."""
-    import jax
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--compilation_cache={folder} cannot be made: {error.strerror}") from error
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 def _connect(values: flags.FlagValues) -> None:
@@ -54,8 +43,7 @@ def run(values: flags.FlagValues) -> int:
     workdir = run_folder(values)
     _connect(values)
     run_config.validate(config)
-    if values.compilation_cache:
-        _keep_compiled(Path(values.compilation_cache))
+    keep_compiled(values.compilation_cache)
     if values.test:
         result = evaluation.evaluate_run(config, workdir, values.image_folder)
         print(evaluation.evaluate.table(result))

@@ -7,6 +7,14 @@ import quick_compilation
 from small_runs import runner_in
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_user(tmp_path_factory):
+    """What is kept for the user by default is kept elsewhere here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """Compiled programs are shared between commands, and compiled quickly rather than well."""
