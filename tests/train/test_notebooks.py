@@ -1,5 +1,6 @@
 """The notebooks run, in a short form, and the pictures kept belong to their text."""
 
+import functools
 import json
 import os
 import re
@@ -20,34 +21,55 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@pytest.fixture
-def small_runs(small_config, tmp_path):
-    """A folder with the runs that notebooks read: grey digits, and colour pictures of noise."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (120, 8, 8, 3), dtype=np.uint8)
-    for index, values in enumerate(noise):
-        Image.fromarray(values).save(pictures / f"{index}.png")
-    colour = {
-        "data__name": "image_folder",
-        "data__root": str(pictures),
-        "data__image_size": 8,
-        "data__crop": 0,
-    }
-    for name, options in {"mnist_diagonal": {}, "cifar10_diagonal": colour}.items():
-        config = small_config(model__head="diagonal", **options)
-        train_and_evaluate(config, tmp_path / "runs" / name)
-    return tmp_path
+@pytest.fixture(scope="module")
+def small_run(small_config, tmp_path_factory):
+    """`small_run(name)`: the folder of the run that notebooks read under this name, a small one,
+    made when it is first asked for; None for a run that they train themselves."""
+    folder = tmp_path_factory.mktemp("small_runs")
+
+    def pictures():
+        """Colour pictures of noise."""
+        noise = np.random.default_rng(0).integers(0, 256, (120, 8, 8, 3), dtype=np.uint8)
+        (folder / "pictures").mkdir()
+        for index, values in enumerate(noise):
+            Image.fromarray(values).save(folder / "pictures" / f"{index}.png")
+        return str(folder / "pictures")
+
+    def options_of(name):
+        if name == "mnist_diagonal":
+            return {"model__head": "diagonal"}
+        if name == "cifar10_diagonal":
+            data = {"data__name": "image_folder", "data__root": pictures(), "data__crop": 0}
+            return {"model__head": "diagonal", "data__image_size": 8, **data}
+        if name == "diffusion":
+            network = {"model__name": "unet", "model__ngf": 8, "model__multipliers": (1,)}
+            levels = {"model__smallest_noise": 0.05, "model__largest_noise": 5.0}
+            return {"model__head": "local_low_rank", "model__classes": 10, **network, **levels}
+        return None
+
+    @functools.cache
+    def make(name):
+        options = options_of(name)
+        if options is None:
+            return None
+        train_and_evaluate(small_config(**options), folder / name)
+        return folder / name
+
+    return make
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, small_runs):
+def test_notebook_runs(path, small_run, tmp_path):
     text, count = re.subn(r"STEPS = (0\.3, )?\d+\n", r"STEPS = \g<1>20\n", path.read_text())
     assert count == 1
+    (tmp_path / "runs").mkdir()
+    for name in re.findall(r"RUN = Path\(\"runs/(\w+)\"\)", text):
+        if run := small_run(name):
+            (tmp_path / "runs" / name).symlink_to(run)
     text = re.sub(r"SIDE = \d+", "SIDE = 64", text)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", text],
-        cwd=small_runs,
+        cwd=tmp_path,
         env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(path.parents[1])},
         capture_output=True,
         text=True,
