@@ -64,12 +64,16 @@ derivatives_fn = pointwise.derivatives_fn(run)
 print(f"{run.problem.config.data.name}, {run.step} steps, images of {shape}")
 
 
-def in_parts(fn, seed, images, *args):
-    """`fn(key, image)` over flat images, so many at once."""
-    mapped = jax.jit(jax.vmap(lambda key, image: fn(key, image, *args)))
+def batched(fn):
+    """`fn(key, image, sigma)` for many images, compiled."""
+    return jax.jit(jax.vmap(fn, (0, 0, None)))
+
+
+def in_parts(fn, seed, images, sigma):
+    """The same over flat images, so many at once."""
     keys = jax.random.split(jax.random.key(seed), len(images))
     parts = [slice(i, i + AT_ONCE) for i in range(0, len(images), AT_ONCE)]
-    found = [jax.device_get(mapped(keys[part], images[part])) for part in parts]
+    found = [jax.device_get(fn(keys[part], images[part], jnp.float32(sigma))) for part in parts]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 
@@ -91,6 +95,7 @@ def show(axes, images, **options):
 
 
 # %%
+@batched
 def around(key, image, sigma):
     return dimension.local_dimension(key, image, derivatives_fn, sigma, draws=2)
 
@@ -148,26 +153,28 @@ plt.show()
 SIGMA = 0.5
 
 
-def confirmed_and_stated(key, image):
-    return dimension.confirmed_and_stated(key, image, derivatives_fn, SIGMA)
+@batched
+def confirmed_and_stated(key, image, sigma):
+    return dimension.confirmed_and_stated(key, image, derivatives_fn, sigma)
 
 
-def errors(key, image):
+@batched
+def errors(key, image, sigma):
     """The true squared error, and both estimates, per pixel."""
-    noisy = image + SIGMA * jax.random.normal(key, image.shape)
-    score1, score2 = derivatives_fn(noisy, SIGMA)
-    covariance = dimension.covariance_of(score2, SIGMA)
+    noisy = image + sigma * jax.random.normal(key, image.shape)
+    score1, score2 = derivatives_fn(noisy, sigma)
+    covariance = dimension.covariance_of(score2, sigma)
     return {
-        "true": jnp.mean(jnp.square(noisy + SIGMA**2 * score1 - image)),
-        "own estimate": SIGMA**2 * jnp.mean(covariance.diagonal()),
-        "SURE": jnp.mean(dimension.sure_map(score1, covariance.scale(ratio), SIGMA)),
+        "true": jnp.mean(jnp.square(noisy + sigma**2 * score1 - image)),
+        "own estimate": sigma**2 * jnp.mean(covariance.diagonal()),
+        "SURE": jnp.mean(dimension.sure_map(score1, covariance.scale(ratio), sigma)),
     }
 
 
-both = in_parts(confirmed_and_stated, 2, training)
+both = in_parts(confirmed_and_stated, 2, training, SIGMA)
 ratio = float(both.confirmed.mean() / both.stated.mean())
 print(f"ratio {ratio:.3f}")
-measured = in_parts(errors, 3, held_out)
+measured = in_parts(errors, 3, held_out, SIGMA)
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharex=True, sharey=True)
 for axis, name in zip(axes, ("own estimate", "SURE"), strict=True):
@@ -197,6 +204,7 @@ for name in ("true", "own estimate", "SURE"):
 
 
 # %%
+@batched
 def level(key, image, sigma):
     noisy = image + sigma * jax.random.normal(key, image.shape)
     return noisy, dimension.noise_level(noisy, derivatives_fn, jnp.asarray(levels))
