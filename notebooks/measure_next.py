@@ -264,7 +264,7 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# The fixed order is hard to beat while little was seen, and may be ahead: much of what can be gained
-# over chance is not to look at the margin, which is black in every digit. Only the covariance
-# follows the digit at hand, which counts late in the search if at all. The page "Choose what to
-# measure next" has numbers over more digits.
+# The fixed order is hard to beat while little was seen, and may be ahead: much of what can be
+# gained over chance is not to look at the margin, which is black in every digit. Only the
+# covariance follows the digit at hand, which counts late in the search if at all. The page "Choose
+# what to measure next" has numbers over more digits.
