@@ -312,7 +312,9 @@ def main() -> None:
         default=[0],
         help="of each sample, for all methods",
     )
-    parser.add_argument("--dps_step", type=float, default=0.3, help="data units")
+    parser.add_argument(
+        "--dps_step", type=float, default=10.0, help="data units; chosen with --split train"
+    )
     parser.add_argument("--products", type=int, default=3, help="conjugate gradients of `products`")
     parser.add_argument("--split", choices=("held_out", "train"), default="held_out")
     parser.add_argument("--quick", action="store_true", help="2 images, 19 samples, 8 levels")
