@@ -29,7 +29,7 @@ from hos_jax.linops.matrix_functions import (
     gauss_quadrature,
     lanczos_product,
 )
-from hos_jax.types import Array, PRNGKey, check_counts
+from hos_jax.types import Array, PRNGKey, check_counts, check_floating
 
 OTHER_BATCHES = "use vmap for other batches"
 
@@ -82,8 +82,10 @@ class SymmetricMatrix(abc.ABC):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The floating type of the entries."""
-        return jax.tree.leaves(self)[0].dtype
+        """The floating type of the entries; ValueError for integers."""
+        leaf = jax.tree.leaves(self)[0]
+        check_floating(entries=leaf)
+        return leaf.dtype
 
     @property
     def dim(self) -> int:

@@ -378,3 +378,10 @@ def test_wrong_shapes_raise(structure):
 def test_the_multiple_of_an_isotropic_matrix_is_each_matrixs_own():
     matrix = IsotropicPlusLowRank.from_multiple(jnp.array([2.0, 3.0]), jnp.ones((2, DIM, 1)))
     np.testing.assert_array_equal(matrix.multiple, [2.0, 3.0])
+
+
+@pytest.mark.parametrize("make", [lambda x: Dense(jnp.diag(x)), Diagonal])
+def test_a_matrix_of_whole_numbers_has_no_draws(make):
+    matrix = make(jnp.array([1, 2]))
+    with pytest.raises(ValueError, match="expected floating-point numbers, got entries of int"):
+        matrix.sample(jax.random.key(0), 2)
