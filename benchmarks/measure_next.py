@@ -106,8 +106,13 @@ class Bench:
             start = self.centre + sigmas[0] * jax.random.normal(start_key, self.centre.shape)
             return measure_next.chain(key, self.posterior_fn, seen, start, sigmas)
 
-        count, many = self.options.samples, jax.vmap(one, (0, None, None))
-        return jax.jit(lambda key, *others: many(jax.random.split(key, count), *others))
+        many = jax.jit(jax.vmap(one, (0, None, None)))
+
+        def ends(key, seen, sigmas):
+            count = self.options.samples if seen.valid.any() else self.options.first
+            return many(jax.random.split(key, count), seen, sigmas)
+
+        return ends
 
     def at_first_or(self, by):
         """What is believed before anything was seen is the same for all images: found once."""
@@ -120,7 +125,7 @@ class Bench:
 
     def by_samples(self, key, seen):
         posteriors = self.ends(key, seen, self.sigmas)
-        keys = jax.random.split(jax.random.fold_in(key, 1), self.options.samples)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(posteriors.mean))
         return belief_of_draws(keys, posteriors, seen)
 
     def by_second_order(self, key, seen):
@@ -241,6 +246,12 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--samples", type=int, default=8, help="N, the chains of a round")
+    parser.add_argument(
+        "--first",
+        type=int,
+        default=8,
+        help="chains of the first round, of which there is one for all images",
+    )
     parser.add_argument("--levels", type=int, default=6, help="evaluations of a chain")
     parser.add_argument("--end", type=float, default=0.3, help="sigma at which K of s2 is taken")
     parser.add_argument("--choosers", nargs="*", default=list(CHOOSERS), choices=CHOOSERS)

@@ -99,10 +99,25 @@ def _moments(law, samples):
     return vectors, along.mean(axis=0), along.std(axis=0)
 
 
+def judge(law, positions: np.ndarray) -> tuple[float, bool]:
+    """Of chains (chains, steps, D) the effective sample size of the worst direction, and whether
+    they are biased."""
+    vectors, mean, deviation = _moments(law, law.sample(jax.random.key(1), 100_000))
+    along = positions @ vectors
+    size = np.minimum(
+        diagnostics.effective_sample_size(jnp.asarray(along)),
+        diagnostics.effective_sample_size(jnp.asarray((along - mean) ** 2)),
+    )
+    error = 1.0 / np.sqrt(np.maximum(size, 1.0))
+    mean_bias = np.abs(along.mean(axis=(0, 1)) - mean) / deviation
+    spread_bias = np.abs(along.std(axis=(0, 1)) / deviation - 1.0)
+    # What is not a number is biased.
+    right = np.all(np.maximum(mean_bias, spread_bias) <= 0.1 + 3.0 * error)
+    return float(np.min(size)), not right
+
+
 def measure(law, name: str, step_size: float, dense: str, options) -> dict:
     """Effective sample size, bias and seconds of one sampler at one step size."""
-    reference = law.sample(jax.random.key(1), 100_000)
-    vectors, mean, deviation = _moments(law, reference)
     if name == "ozaki":
         derivatives_fn = ozaki.join(law.score, law.hessian)
         sampler = ozaki.as_top_level_api(derivatives_fn, step_size, dense=dense)
@@ -124,21 +139,8 @@ def measure(law, name: str, step_size: float, dense: str, options) -> dict:
     chains = run(jax.random.key(3))
     if not chains.is_finite.all():
         return {"step_size": step_size, "ess": 0.0, "biased": True, "seconds": seconds}
-    along = np.moveaxis(chains.trajectory, 0, 1) @ vectors
-    size = np.minimum(
-        diagnostics.effective_sample_size(jnp.asarray(along)),
-        diagnostics.effective_sample_size(jnp.asarray((along - mean) ** 2)),
-    )
-    error = 1.0 / np.sqrt(np.maximum(size, 1.0))
-    mean_bias = np.abs(along.mean(axis=(0, 1)) - mean) / deviation
-    spread_bias = np.abs(along.std(axis=(0, 1)) / deviation - 1.0)
-    biased = bool(np.any(np.maximum(mean_bias, spread_bias) > 0.1 + 3.0 * error))
-    return {
-        "step_size": float(step_size),
-        "ess": float(np.min(size)),
-        "biased": biased,
-        "seconds": seconds,
-    }
+    size, biased = judge(law, np.moveaxis(chains.trajectory, 0, 1))
+    return {"step_size": float(step_size), "ess": size, "biased": biased, "seconds": seconds}
 
 
 def compare(target: str, options) -> dict:
