@@ -69,8 +69,8 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string(
         "compilation_cache",
         None,
-        "Folder that keeps compiled programs, 2 GiB at most, so that the next start need not "
-        "compile them; hos_jax in the user's cache folder if left out, empty to keep none.",
+        "Folder that keeps compiled programs, so that the next start need not compile them; if "
+        "left out hos_jax in the user's cache folder, with 2 GiB at most; empty to keep none.",
         **define,
     )
     flags.DEFINE_string(

@@ -32,7 +32,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     )
     flags.DEFINE_float("sigma", 1.0, "Noise level, in standard deviations of a column.", **define)
     flags.DEFINE_integer("steps", 4000, "Steps of training.", **define)
-    flags.DEFINE_integer("seed", 0, "Seed of everything random.", **define)
+    flags.DEFINE_integer("seed", 0, "Seed of everything random.", 0, 2**32 - 1, **define)
 
 
 def read_table(path: Path) -> tuple[list[str], np.ndarray]:
@@ -47,7 +47,7 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         if path.suffix == ".npy":
             table = np.load(path)
-            if table.ndim != 2 or not np.issubdtype(table.dtype, np.number):
+            if table.ndim != 2 or table.dtype.kind not in "iuf":
                 raise UserError(f"{path} holds {table.dtype} {table.shape}, not numbers (N, D)")
             return [str(j) for j in range(table.shape[1])], table
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -82,13 +82,18 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     """Read the table, and print the order and the evidence."""
     if len(rest) != 1:
         raise UserError("causal_order needs the path of one table (see --help)")
-    for name in ("sigma", "steps"):
-        if not 0 < values[name].value < np.inf:
-            raise UserError(f"--{name} must be positive, got {values[name].value}")
+    if values.steps < 1:
+        raise UserError(f"--steps must be positive, got {values.steps}")
+    if not 0.001 <= values.sigma <= 1000:
+        raise UserError(f"--sigma must be between 0.001 and 1000, got {values.sigma}")
     path, output = Path(rest[0]), values.output and Path(values.output)
     if output and (output.suffix != ".csv" or output.absolute() == path.absolute()):
         raise UserError(f"--output={output} must be another file that ends in .csv")
+    if output and not output.parent.is_dir():
+        raise UserError(f"--output={output}: there is no folder {output.parent}")
     names, table = read_table(path)
+    unnamed = names == [str(j) for j in range(len(names))]
+    print(f"{len(table)} rows, {len(names)} columns{', without names' if unnamed else ''}")
     import jax
 
     from hos_jax.uses import causal

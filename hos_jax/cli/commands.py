@@ -96,8 +96,9 @@ def _export(values: flags.FlagValues, rest: list[str]) -> None:
     workdir = run_folder(values)
     output = Path(values.output or workdir / "parameters.safetensors")
     options = {"half": values.half, "examples": values.examples}
-    step = export_parameters(workdir, output, **options).step
-    print(f"{output}: parameters of step {step}")
+    found = export_parameters(workdir, output, **options)
+    images = f", {len(found.data.held_out)} held-out images" if values.examples else ""
+    print(f"{output}: parameters of step {found.step}{images}")
 
 
 COMMANDS = {

@@ -137,17 +137,21 @@ def image_form(workdir: Path) -> dict[str, Any] | None:
     return json.loads((workdir / CONFIG_FILE).read_bytes()).get("image_form")
 
 
-def check_same_denoiser(workdir: Path, answer: list[float] | None) -> None:
-    """Warn of a denoiser that no longer says what it said when the run was begun.
+def saved_denoiser_answer(workdir: Path) -> list[float] | None:
+    """What a denoiser from outside said when the run was begun, of a run that has one."""
+    return json.loads((workdir / CONFIG_FILE).read_bytes()).get("denoiser_answer")
+
+
+def check_same_denoiser(where: Path, saved: list[float] | None, answer: list[float] | None) -> None:
+    """Warn of a denoiser that no longer says what it said when the run in `where` was begun.
 
     The values are in units of sigma; machines and libraries may differ in their last digits.
     """
-    saved = json.loads((workdir / CONFIG_FILE).read_bytes()).get("denoiser_answer")
-    if saved is None or answer is None:
+    if saved is None or answer is None or len(saved) != len(answer):
         return
     if all(abs(then - now) <= 0.01 for then, now in zip(saved, answer, strict=True)):
         return
     logger.warning(
-        f"{workdir}: the denoiser does not say what it said when this run was begun; the run's "
+        f"{where}: the denoiser does not say what it said when this run was begun; the run's "
         "covariance is that of the errors it made then"
     )

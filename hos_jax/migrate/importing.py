@@ -17,12 +17,12 @@ from hos_jax.config.runners import RUNNERS, apply_runner
 from hos_jax.errors import UserError
 from hos_jax.files import locked
 from hos_jax.migrate import tensor_files
-from hos_jax.migrate.parameters import check_fits, from_arrays
+from hos_jax.migrate.parameters import check_fits, from_arrays, with_denoiser
 from hos_jax.migrate.published import PublishedModel, recognise
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import stream_key
 from hos_jax.training.checkpoint import Checkpoints
-from hos_jax.training.problem import Problem
+from hos_jax.training.problem import Problem, denoiser_answer
 from hos_jax.training.state import init_state
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ class Imported:
 
 
 def import_checkpoint(
-    source: Path,
-    workdir: Path,
+    source: Path | str,
+    workdir: Path | str,
     overrides: Mapping[str, Any] | None = None,
     *,
     checked_images: int = 16,
@@ -88,11 +88,14 @@ def import_checkpoint(
     Raises:
       UserError: for a file that cannot be imported, or a folder that holds a run.
     """
+    source, workdir = Path(source), Path(workdir)
     content, metadata = tensor_files.read(source)
-    found = None
+    found, answer = None, None
     if "format" in metadata:
         exported = from_arrays(source, content, metadata)
-        config, step = exported.config, exported.step
+        named = (overrides or {}).get("model.denoiser")
+        config, step = with_denoiser(source, exported.config, named), exported.step
+        answer = exported.denoiser_answer
         params, ema = exported.params, exported.params if exported.config.optim.ema else None
         description = f"exported parameters of {config.runner or 'a run'}, step {step}"
     else:
@@ -109,11 +112,12 @@ def import_checkpoint(
         params, ema = found.params, found.ema_params
     if bool(config.optim.ema) != (ema is not None):
         raise UserError(f"optim.ema={config.optim.ema} does not fit the file: leave it as it is")
-    check_fits(problem, params)
+    check_fits(config, problem.data.image_shape, params)
+    run_config.check_same_denoiser(source, answer, denoiser_answer(problem))
     best = params if ema is None else ema
     mse = _denoise_mse(problem, best["score1"], checked_images) if found else None
     prepare()
-    _write_run(problem, workdir, params, ema, step)
+    _write_run(problem, workdir, params, ema, step, answer)
     return Imported(description, config, mse)
 
 
@@ -143,7 +147,14 @@ def _denoise_mse(problem: Problem, score1: Any, images: int) -> float | None:
     return float(jnp.mean(jnp.square(denoised - clean)))
 
 
-def _write_run(problem: Problem, workdir: Path, params: Any, ema: Any, step: int) -> None:
+def _write_run(
+    problem: Problem,
+    workdir: Path,
+    params: Any,
+    ema: Any,
+    step: int,
+    answer: list[float] | None = None,
+) -> None:
     """The run folder as training leaves it: config, and one checkpoint of an optimizer at rest."""
     if (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: choose another folder")
@@ -157,4 +168,4 @@ def _write_run(problem: Problem, workdir: Path, params: Any, ema: Any, step: int
             # Not evaluated: every checkpoint that training saves after it counts as better.
             state, details = jax.device_get(state), {"seconds": 0.0}
             checkpoints.save(step, state, held_out_loss=float("inf"), details=details)
-        run_config.save(problem.config, workdir)
+        run_config.save(problem.config, workdir, denoiser=answer)

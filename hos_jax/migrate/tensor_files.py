@@ -33,7 +33,10 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
         raise UserError(f"no file {path}: check the path")
     with path.open("rb") as file:
         # A length and a JSON object, as neither zip nor pickle begins.
-        is_safetensors = file.read(9)[8:] == b"{"
+        begin = file.read(9)
+    if len(begin) < 9:
+        raise UserError(f"{path} is empty or cut off")
+    is_safetensors = begin[8:] == b"{"
     return _read_safetensors(path) if is_safetensors else (_read_torch(path), {})
 
 

@@ -312,7 +312,8 @@ def _begin(
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
         run_config.check_same_images(workdir, problem.identity())
-        run_config.check_same_denoiser(workdir, answer)
+        saved = run_config.saved_denoiser_answer(workdir)
+        run_config.check_same_denoiser(workdir, saved, answer)
     state, seconds = None if resume else problem.init(), 0.0
     if make_room is not None:
         make_room()

@@ -72,7 +72,7 @@ class Problem:
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, which a checkpoint must have; raises as `init`."""
-        return jax.eval_shape(self._init_state, self.abstract_params())
+        return jax.eval_shape(self._init_state, self._abstract_params())
 
     def losses(
         self,
@@ -103,13 +103,12 @@ class Problem:
         optimize them than to run them unoptimized, and the time grows faster than their number.
         With hundreds of draws it is quicker to run them one by one, as most share a shape.
         """
-        if len(jax.tree.leaves(self.abstract_params())) > 300:
+        if len(jax.tree.leaves(self._abstract_params())) > 300:
             return self._init_params
         options = {"xla_backend_optimization_level": 0} if parallel.on_cpu() else None
         return jax.jit(self._init_params, compiler_options=options)
 
-    def abstract_params(self) -> Any:
-        """Shapes and dtypes of the parameters; raises as `init`."""
+    def _abstract_params(self) -> Any:
         try:
             return jax.eval_shape(self._init_params, jax.random.key(0))
         except ValueError as error:

@@ -89,7 +89,8 @@ def load_run_as(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
 
 
 def _restored(problem: Problem, workdir: Path) -> LoadedRun:
-    run_config.check_same_denoiser(workdir, denoiser_answer(problem))
+    saved_answer = run_config.saved_denoiser_answer(workdir)
+    run_config.check_same_denoiser(workdir, saved_answer, denoiser_answer(problem))
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no checkpoints yet: train it first")
     keep = problem.config.training.keep_checkpoints

@@ -237,11 +237,34 @@ def standardized(data: Any) -> np.ndarray:
     if not np.isfinite(table).all():
         rows = np.flatnonzero(~np.isfinite(table).all(axis=1))
         raise UserError(f"row {rows[0] + 1} has a value that is not finite: leave such rows out")
+    table, _ = _in_range(table)
     spread = table.std(axis=0)
-    if not (spread > 1e-12 * np.abs(table).max(axis=0)).all():
-        column = int(np.argmin(spread > 1e-12 * np.abs(table).max(axis=0)))
+    if not (spread > 1e-12).all():
+        column = int(np.argmin(spread > 1e-12))
         raise UserError(f"column {column + 1} has one value alone: leave it out")
     return ((table - table.mean(axis=0)) / spread).astype(np.float32)
+
+
+def _in_range(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The table with 1 as the largest size of each column, so that squares are in range, and what
+    the columns were divided by."""
+    largest = np.abs(table).max(axis=0)
+    largest = np.where(largest > 0, largest, 1.0)
+    return table / largest, largest
+
+
+def _relative_units(data: Any) -> np.ndarray:
+    """The variances of the columns over their geometric mean, (D,).
+
+    Raises:
+      UserError: where their deviations are so far apart that single precision has no room for it.
+    """
+    table, largest = _in_range(np.asarray(data, dtype=float))
+    logs = 2.0 * np.log(largest) + np.log(table.var(axis=0))
+    logs -= logs.mean()
+    if np.abs(logs).max() > 40.0:
+        raise UserError("the units of the columns are too far apart for noises of the same size")
+    return np.exp(logs)
 
 
 def order_by(
@@ -256,8 +279,8 @@ def order_by(
     """The order by a trained network, from precisions at standardized points, (N, D).
 
     Args:
-      variances: of the columns in units in which all noises are about equally large, (D,), if there
-        are such units: see `same_noise` of `causal_order`.
+      variances: of the columns in units in which all noises are about equally large, up to one
+        factor for all, (D,), if there are such units: see `same_noise` of `causal_order`.
     """
     units = None if variances is None else jnp.asarray(variances, points.dtype)
 
@@ -305,7 +328,7 @@ def causal_order(
     model = Conditionals(features)
     fit_key, noise_key = jax.random.split(key)
     params = _fit(fit_key, model, table, sigma, steps=steps)
-    variances = np.var(np.asarray(data, float), axis=0) if same_noise else None
+    variances = _relative_units(data) if same_noise else None
     return order_by(noise_key, model, params, table[:rows], sigma, variances=variances)
 
 

@@ -29,12 +29,19 @@ def test_a_table_with_names_gives_an_order_and_its_evidence(run, tmp_path):
     (tmp_path / "table.csv").write_text("\n".join(['"effect, late",cause', *lines, ""]))
     done = run("table.csv", "--steps=300", "--output=evidence.csv")
     assert done.returncode == 0, done.stderr
+    assert "500 rows, 2 columns\n" in done.stdout
     assert "order, causes first: cause effect, late\n" in done.stdout
     with (tmp_path / "evidence.csv").open(newline="") as file:
         header, first, second = csv.reader(file)
     assert header == ["step", "leaf", "effect, late", "cause"]
     assert first[:2] == ["1", "effect, late"] and float(first[2]) < float(first[3])
     assert second[:3] == ["2", "cause", ""]
+
+
+def test_an_array_of_complex_numbers_is_no_table(tmp_path):
+    np.save(tmp_path / "table.npy", np.ones((3, 2)) + 1j)
+    with pytest.raises(UserError, match="holds complex128"):
+        read_table(tmp_path / "table.npy")
 
 
 def test_tables_are_read_as_text_or_as_an_array(tmp_path):
@@ -74,6 +81,8 @@ def test_what_is_no_table_is_named(tmp_path, text, message):
         ((), "needs the path of one table"),
         (("none.csv",), "none.csv cannot be read: No such file or directory"),
         (("table.csv", "--steps=0"), "--steps must be positive"),
+        (("table.csv", "--sigma=1e-30"), "--sigma must be between 0.001 and 1000"),
+        (("table.csv", "--output=nowhere/e.csv"), "there is no folder nowhere"),
         (("table.csv", "--output=table.csv"), "must be another file that ends in .csv"),
     ],
 )

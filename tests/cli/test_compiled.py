@@ -37,10 +37,45 @@ def test_a_command_keeps_what_it_compiles_in_the_users_cache(tmp_path, environme
     assert any(path.name.endswith("-cache") for path in folder.iterdir())
 
 
-def test_the_folder_is_bounded(settings, tmp_path):
-    keep_compiled(str(tmp_path / "a"))
-    assert settings.jax_compilation_cache_dir == str(tmp_path / "a")
+def test_the_users_folder_is_bounded_and_one_that_was_named_is_as_it_is(
+    settings, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "of_another_project-cache").touch()
+    keep_compiled(str(shared))
+    assert settings.jax_compilation_cache_dir == str(shared) and any(shared.iterdir())
+    assert settings.jax_compilation_cache_max_size == -1
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compiled(None)
+    assert settings.jax_compilation_cache_dir == str(cache_folder())
     assert settings.jax_compilation_cache_max_size == LARGEST
+
+
+def test_what_a_kill_left_unfinished_is_removed(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = cache_folder()
+    folder.mkdir(parents=True)
+    for name in ("whole-cache", "whole-atime", "cut-cache", "half-cache"):
+        (folder / name).write_bytes(b"12345678")
+    (folder / "half-atime").touch()
+    keep_compiled(None)
+    assert {path.name for path in folder.glob("*-cache")} == {"whole-cache"}
+
+
+def test_without_a_home_nothing_is_kept(settings, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setattr("pathlib.Path.home", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what is relative does not count
+        cache_folder()
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    keep_compiled(None)
+    assert settings.jax_compilation_cache_dir is None
 
 
 def test_what_jax_was_told_stays(settings, tmp_path):

@@ -5,11 +5,16 @@ import os
 import subprocess
 import sys
 
+import chex
 import numpy as np
 import pytest
 from command_line import ROOT
 from PIL import Image
 from small_runs import runner_in
+
+from hos_jax import load_run
+from hos_jax.errors import UserError
+from hos_jax.migrate import export_parameters, import_checkpoint, load_exported, read_parameters
 
 DENOISER = """
 import numpy as np
@@ -23,6 +28,10 @@ def blur(noisy, sigma):
 
 def crashes(noisy, sigma):
     raise OSError("the licence server is down")
+"""
+OTHER = """
+def blur(noisy, sigma):
+    return 0.5 * other(noisy, sigma)
 """
 # Runs Python with its arguments on these CPUs alone.
 PINNED = """
@@ -92,6 +101,32 @@ def test_a_run_is_resumed_and_tested_as_all_are(place, environment):
     done = run(place, environment, "--doc", "a", "--test", cpus={min(os.sched_getaffinity(0))})
     assert done.returncode == 0 and "recalibrated_90" in done.stdout, done.stderr
     assert (place / "runs" / "a" / "figures" / "posterior_samples.png").exists()
+
+
+def test_parameters_are_given_away_without_the_denoiser(place, tmp_path, caplog):
+    """It is code: nothing of it is executed before the user says where it is."""
+    file, marker = tmp_path / "a.safetensors", tmp_path / "executed"
+    mine = place / "mine.py"
+    text = mine.read_text()
+    export_parameters(place / "runs" / "a", file)
+    mine.write_text(f"open({str(marker)!r}, 'w')\n{text}")
+    with pytest.raises(UserError, match="which is code and not in the file: name it yourself"):
+        load_exported(file)
+    with pytest.raises(UserError, match="which is code and not in the file: name it yourself"):
+        import_checkpoint(file, tmp_path / "b")
+    assert read_parameters(file).image_shape == (16, 16, 1) and not marker.exists()
+    mine.write_text(text)
+    (tmp_path / "moved.py").write_text(text)
+    named = {"model.denoiser": f"{tmp_path}/moved.py:blur"}
+    loaded = load_exported(str(file), denoiser=named["model.denoiser"])
+    exact = load_run(place / "runs" / "a").params
+    chex.assert_trees_all_equal(loaded.params, exact)
+    import_checkpoint(file, tmp_path / "b", named)
+    chex.assert_trees_all_equal(load_run(tmp_path / "b").params, exact)
+    assert "does not say what it said" not in caplog.text
+    (tmp_path / "moved.py").write_text(text.replace("def blur", "def other") + OTHER)
+    load_exported(file, denoiser=named["model.denoiser"])
+    assert "does not say what it said" in caplog.text
 
 
 def test_a_picture_of_another_size_and_all_that_is_known_of_it(place, environment):

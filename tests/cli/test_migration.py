@@ -130,6 +130,16 @@ def test_an_export_is_a_run_without_its_folder_and_images(main, small_run, tmp_p
     np.testing.assert_allclose(*scores, rtol=1e-3)
 
 
+def test_what_float16_has_no_room_for_is_refused(small_run, tmp_path, monkeypatch):
+    workdir, _ = small_run
+    with pytest.raises(ValueError, match="whole number examples >= 0, got -1"):
+        migrate.export_parameters(workdir, tmp_path / "p.st", examples=-1)
+    monkeypatch.setattr("hos_jax.migrate.parameters._LARGEST_HALF", 1e-9)
+    with pytest.raises(UserError, match="too large for float16"):
+        migrate.export_parameters(str(workdir), str(tmp_path / "p.st"), half=True)
+    assert not any(tmp_path.glob("p.st*"))
+
+
 def test_a_file_of_the_first_version_tells_the_shape_alone(small_run, tmp_path):
     workdir, averages = small_run
     migrate.export_parameters(workdir, tmp_path / "p.st")
@@ -148,11 +158,25 @@ def test_a_changed_export_is_refused(small_run, tmp_path):
     name = next(iter(arrays))
     changes = {
         "was not written by": (arrays, {**metadata, "format": "other"}),
-        "metadata of": (arrays, {**metadata, "config": "{"}),
         "is nothing, the model": ({k: a for k, a in arrays.items() if k != name}, metadata),
         "the model of the config has nothing": ({**arrays, "more": np.zeros(3)}, metadata),
-        "its images are not": ({**arrays, "images/held_out": np.zeros((1, 9, 9, 1))}, metadata),
+        "says of itself": (arrays, {**metadata, "config": "{"}),
+        "held-out ones": ({**arrays, "images/held_out": np.zeros((1, 9, 9, 1), "u1")}, metadata),
+        "image_shape|and {'shape'": (arrays, {**metadata, "image_shape": "[9, 9, 1]"}),
+        "no finite number": ({**arrays, name: np.full_like(arrays[name], np.nan)}, metadata),
+        f"array {name} of": ({**arrays, name: arrays[name].astype(int)}, metadata),
+        "has no attribute 'pop'|cannot be read": ({**arrays, "images": np.zeros(3)}, metadata),
     }
+    form = json.loads(metadata["image_form"])
+    for key, wrong in {
+        "value_range": [[1, 0], ["a", "b"], [None, 1], [0, 0], 3],
+        "shape": [[10**7, 10**7, 1], "x"],
+        "dtype": ["float64", "what"],
+    }.items():
+        for value in wrong:
+            said = {**metadata, "image_form": json.dumps({**form, key: value})}
+            changes[f"says of itself cannot be read(?#{key}{value})"] = (arrays, said)
+    changes |= {}
     for i, (message, (some, about)) in enumerate(changes.items()):
         path = tmp_path / f"{i}.st"
         tensor_files.write(path, some, about)

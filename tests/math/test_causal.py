@@ -155,6 +155,23 @@ def test_standardized_columns_have_mean_0_and_variance_1():
     np.testing.assert_allclose(table.std(axis=0), 1.0, rtol=1e-4)
 
 
+def test_units_of_any_size_are_in_range():
+    table = draw(50)
+    units = np.geomspace(1e-200, 1e200, table.shape[1])
+    np.testing.assert_allclose(
+        causal.standardized(table * units), causal.standardized(table), atol=1e-5
+    )
+    for unit in (1e-12, 1e10):
+        np.testing.assert_allclose(
+            causal._relative_units(table * unit), causal._relative_units(table), rtol=1e-9
+        )
+    variances = table.var(axis=0)
+    ratios = causal._relative_units(table) / variances
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-9)
+    with pytest.raises(UserError, match="too far apart"):
+        causal._relative_units(table * units)
+
+
 @pytest.mark.parametrize("options", [{"steps": 0}, {"features": 0}, {"rows": 0}, {"sigma": -1.0}])
 def test_settings_must_be_positive(options):
     with pytest.raises(ValueError, match=next(iter(options))):
