@@ -1,7 +1,7 @@
 r"""Inpainting, deblurring, super-resolution of held-out images: posterior samples by many laws.
 
-    python main.py --runner DoubleDiagonalHybridRunner --config annealed_mnist5k --doc annealed --ni
-    python benchmarks/inverse_problem.py --run runs/annealed [--json PATH] [--figure PATH] [--quick]
+    hos-jax --runner LowRankHybridRunner --config diffusion_mnist5k --doc diffusion --ni
+    python benchmarks/inverse_problem.py --run runs/diffusion [--json PATH] [--figure PATH] [--quick]
 
 Needs a run of many noise levels. The same images, measurements and random numbers for all methods,
 all of them down the same noise levels:
@@ -256,7 +256,7 @@ def compare(options):
     run = load_run(options.run)
     config, data = run.problem.config, run.problem.data
     if config.model.smallest_noise is None:
-        raise UserError(f"{options.run} has one noise level: train with --config annealed_mnist5k")
+        raise UserError(f"{options.run} has one noise level: train with --config diffusion_mnist5k")
     if run.problem.model.head is None:
         raise UserError(f"{options.run} has no second-order model: choose another runner")
     shape = data.image_shape
