@@ -1,7 +1,7 @@
 r"""Inpainting, deblurring, super-resolution of held-out images: posterior samples by many laws.
 
     hos-jax --runner LowRankHybridRunner --config diffusion_mnist5k --doc diffusion --ni
-    python benchmarks/inverse_problem.py --run runs/diffusion [--json PATH] [--figure PATH] [--quick]
+    python benchmarks/inverse_problem.py --run runs/diffusion [--json PATH] [--figure PATH]
 
 Needs a run of many noise levels. The same images, measurements and random numbers for all methods,
 all of them down the same noise levels:
