@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument(
         "--first",
         type=int,
-        default=8,
+        default=64,
         help="chains of the first round, of which there is one for all images",
     )
     parser.add_argument("--levels", type=int, default=6, help="evaluations of a chain")
