@@ -23,11 +23,11 @@ from hos_jax.training.runs import LoadedRun, load_run
 from hos_jax.types import check_counts
 
 EXPORT_FORMAT = "hos_jax parameters 1"
-
-
 # Below it are images in a file, all else is parameters.
 _IMAGES = "images"
 _LARGEST_HALF = float(np.finfo(np.float16).max)
+# What damaged metadata drives JSON, NumPy and dictionaries into.
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +171,6 @@ def from_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, st
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), tree)
     check_fits(config, shape, params)
     return Parameters(config, params, shape, step, data, answer)
-
-
-# What damaged metadata drives JSON, NumPy and dictionaries into.
-_UNREADABLE = (
-    *(ValueError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError, MemoryError),
-)
 
 
 def _is_finite(array: np.ndarray) -> bool:
