@@ -84,7 +84,7 @@ class SymmetricMatrix(abc.ABC):
     def dtype(self) -> jnp.dtype:
         """The floating type of the entries; ValueError for integers."""
         leaf = jax.tree.leaves(self)[0]
-        check_floating(entries=leaf)
+        check_floating(matrix=leaf)
         return leaf.dtype
 
     @property

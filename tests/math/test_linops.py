@@ -383,5 +383,5 @@ def test_the_multiple_of_an_isotropic_matrix_is_each_matrixs_own():
 @pytest.mark.parametrize("make", [lambda x: Dense(jnp.diag(x)), Diagonal])
 def test_a_matrix_of_whole_numbers_has_no_draws(make):
     matrix = make(jnp.array([1, 2]))
-    with pytest.raises(ValueError, match="expected floating-point numbers, got entries of int"):
+    with pytest.raises(ValueError, match="expected floating-point numbers, got matrix of int"):
         matrix.sample(jax.random.key(0), 2)
