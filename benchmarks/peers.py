@@ -49,23 +49,28 @@ PARTS = ("chains", "derivatives", "schedules")
 SIGMA, DIM, POINTS = 0.5, 50, 64
 
 
-def samplers(law: Any, step: float) -> dict[str, Callable[[], Any]]:
-    """What makes each sampler, `step` being in units of what it is limited by."""
+def samplers(law: Any) -> dict[str, Callable[[float], Any]]:
+    """What makes each sampler of a step, in units of what it is limited by."""
     covariance = np.cov(np.asarray(law.sample(jax.random.key(0), 20_000)).T)
     narrow, *_, wide = np.linalg.eigvalsh(covariance)
     joined = ozaki.join(law.score, law.hessian)
-    mass, root = jnp.ones(law.dim), float(np.sqrt(narrow * step))
+    mass = jnp.ones(law.dim)
+
+    def nuts(step: float) -> Any:
+        root = float(np.sqrt(narrow * step))
+        return blackjax.nuts(law.log_density, root, mass, max_num_doublings=6)
+
     return {
-        "Langevin": lambda: langevin.as_top_level_api(law.score, narrow * step),
-        "Ozaki": lambda: ozaki.as_top_level_api(joined, wide * step),
-        "MALA, blackjax": lambda: blackjax.mala(law.log_density, narrow * step),
-        "NUTS, blackjax": lambda: blackjax.nuts(law.log_density, root, mass, max_num_doublings=6),
+        "Langevin": lambda step: langevin.as_top_level_api(law.score, narrow * step),
+        "Ozaki": lambda step: ozaki.as_top_level_api(joined, wide * step),
+        "MALA, blackjax": lambda step: blackjax.mala(law.log_density, narrow * step),
+        "NUTS, blackjax": nuts,
     }
 
 
-def chain_row(law: Any, name: str, step: float, options: argparse.Namespace) -> dict[str, Any]:
+def chain_row(law: Any, make: Callable, step: float, options: argparse.Namespace) -> dict[str, Any]:
     """Effective samples of one sampler at one step size, evaluations, seconds, and the bias."""
-    sampler = samplers(law, step)[name]()
+    sampler = make(step)
     starts = law.sample(jax.random.key(2), options.chains)
     states = jax.jit(jax.vmap(sampler.init))(starts)
 
@@ -93,9 +98,9 @@ def compare_chains(rows: Rows, options: argparse.Namespace) -> None:
     """A row for each target and sampler, at its best step."""
     for target in TARGETS:
         law = mixing.TARGETS[target]()
-        for name in samplers(law, 1.0):
+        for name, make in samplers(law).items():
             if rows.find(part="chains", case=target, way=name) is None:
-                tried = [chain_row(law, name, step, options) for step in GRID]
+                tried = [chain_row(law, make, step, options) for step in GRID]
                 allowed = [row for row in tried if not row["biased"]] or tried[:1]
                 best = max(allowed, key=lambda row: row["ess"] / row["evaluations"])
                 found = rows.add({"part": "chains", "case": target, "way": name, **best})

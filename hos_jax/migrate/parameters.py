@@ -163,7 +163,7 @@ def from_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, st
         if examples is not None:
             data = dataclasses.replace(data, held_out=examples)
     except _UNREADABLE as error:
-        raise UserError(f"what {path} says of itself cannot be read: {reason(error)}") from error
+        raise UserError(f"the metadata of {path} cannot be read: {reason(error)}") from error
     run_config.validate(config)
     for name, array in arrays.items():
         if not name.startswith(f"{_IMAGES}/") and not _is_finite(array):

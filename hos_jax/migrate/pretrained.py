@@ -7,7 +7,7 @@ from hos_jax.migrate.parameters import load_exported
 from hos_jax.training.runs import LoadedRun
 
 _FOLDER = Path(__file__).parent
-# By name: what the weights are of, and the command line that trained them.
+# By name: what the weights are of. `export_parameters --half --examples=16` made the files.
 NAMES = {
     "demo": "the run of `make demo`: MNIST digits, sigma 0.5, local + low rank, 1,000 steps",
 }

@@ -325,10 +325,10 @@ def causal_order(
     check_counts(steps=steps, features=features, rows=rows)
     check_positive(sigma=sigma)
     table = jnp.asarray(standardized(data))
+    variances = _relative_units(data) if same_noise else None
     model = Conditionals(features)
     fit_key, noise_key = jax.random.split(key)
     params = _fit(fit_key, model, table, sigma, steps=steps)
-    variances = _relative_units(data) if same_noise else None
     return order_by(noise_key, model, params, table[:rows], sigma, variances=variances)
 
 

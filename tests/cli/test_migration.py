@@ -160,12 +160,12 @@ def test_a_changed_export_is_refused(small_run, tmp_path):
         "was not written by": (arrays, {**metadata, "format": "other"}),
         "is nothing, the model": ({k: a for k, a in arrays.items() if k != name}, metadata),
         "the model of the config has nothing": ({**arrays, "more": np.zeros(3)}, metadata),
-        "says of itself": (arrays, {**metadata, "config": "{"}),
+        "metadata of": (arrays, {**metadata, "config": "{"}),
         "held-out ones": ({**arrays, "images/held_out": np.zeros((1, 9, 9, 1), "u1")}, metadata),
-        "image_shape|and {'shape'": (arrays, {**metadata, "image_shape": "[9, 9, 1]"}),
+        "cannot be read: shape": (arrays, {**metadata, "image_shape": "[9, 9, 1]"}),
         "no finite number": ({**arrays, name: np.full_like(arrays[name], np.nan)}, metadata),
         f"array {name} of": ({**arrays, name: arrays[name].astype(int)}, metadata),
-        "has no attribute 'pop'|cannot be read": ({**arrays, "images": np.zeros(3)}, metadata),
+        "has no attribute 'get'": ({**arrays, "images": np.zeros(3)}, metadata),
     }
     form = json.loads(metadata["image_form"])
     for key, wrong in {
@@ -175,8 +175,7 @@ def test_a_changed_export_is_refused(small_run, tmp_path):
     }.items():
         for value in wrong:
             said = {**metadata, "image_form": json.dumps({**form, key: value})}
-            changes[f"says of itself cannot be read(?#{key}{value})"] = (arrays, said)
-    changes |= {}
+            changes[f"metadata of .* cannot be read(?#{key}{value})"] = (arrays, said)
     for i, (message, (some, about)) in enumerate(changes.items()):
         path = tmp_path / f"{i}.st"
         tensor_files.write(path, some, about)
