@@ -1,16 +1,19 @@
 r"""The training objective: which points a loss needs, and its value from the outputs there.
 
 The points y+ = x + sigma z, y- = x - sigma z and x that the chosen losses need go through the
-network as one batch. Everything is reported per dimension and dimensionless (sigma^2 times a
-first-order loss, sigma^4 times a published second-order one), so that noise levels and image sizes
-compare, and so that Adam's epsilon does not freeze a head at small sigma.
+network as one batch, or through the network of each order those that it needs. Everything is
+reported per dimension and dimensionless (sigma^2 times a first-order loss, sigma^4 times a
+published second-order one), so that noise levels and image sizes compare, and so that Adam's
+epsilon does not freeze a head at small sigma.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +129,7 @@ class Objective:
         *,
         probes: Array | None = None,
         mean: Callable[[Array], Array] = jnp.mean,
+        apart: bool = False,
     ) -> dict[str, Array]:
         """The losses of a batch, each (N,): "loss", the weighted sum, and "score1" to "score3".
 
@@ -139,6 +143,9 @@ class Objective:
           probes: random signs of the shape of `clean`, drawn apart from it and the noise, where
             `needs_probes` says so.
           mean: the batch mean that the control variates' coefficients use.
+          apart: that s1 does not share a network with the other orders, and `model` takes
+            `orders`, which to evaluate. Then s1 is evaluated only where a loss uses it, and
+            differentiated only where it is trained. The losses are the same.
 
         Raises:
           ValueError: for shapes that do not belong together, integers, or probes that are missing.
@@ -153,10 +160,9 @@ class Objective:
         sigma = jnp.broadcast_to(jnp.asarray(sigma, clean.dtype), (count,))
         pair = jax.vmap(perturb)(flat_clean, flat_noise, sigma)
         locations = {"plus": pair.plus, "minus": pair.minus, "clean": flat_clean}
-        batch = jnp.concatenate([locations[point] for point in self.points])
-        levels = jnp.tile(sigma, len(self.points))
-        outputs = model(batch.reshape(-1, *clean.shape[1:]), levels)
-        at = {p: outputs.at(i * count, (i + 1) * count) for i, p in enumerate(self.points)}
+        locations = {name: at.reshape(clean.shape) for name, at in locations.items()}
+        evaluate = self._evaluate_apart if apart else self._evaluate
+        at = evaluate(model, locations, sigma)
         dim = flat_clean.shape[1]
         first = self._first_order(at, flat_noise, sigma) * (sigma**2 / dim)
         if self.balance_std is not None:
@@ -171,7 +177,7 @@ class Objective:
                 denoised = self._second_order(at, flat_noise, sigma, mean)
                 second += (1.0 - self.jacobian_weight) * denoised
             if self._has_jacobian:
-                points = batch[:count].reshape(clean.shape)
+                points = locations[self.points[0]]
                 if not self.needs_probes:
                     probes = _along_residual(at["plus"].score1, flat_noise, sigma)
                     probes = probes.reshape(clean.shape)
@@ -183,6 +189,32 @@ class Objective:
             values["score3"] = self._third_order(at, flat_noise, sigma) / dim
             total = total + self.third_order_weight * values["score3"]
         return {"loss": total, **values}
+
+    def _evaluate(self, model: Callable, locations: dict, sigma: Array) -> dict[str, Any]:
+        """The outputs of all orders at all points, as one batch."""
+        return _outputs_at(model, self.points, locations, sigma)
+
+    def _evaluate_apart(self, model: Callable, locations: dict, sigma: Array) -> dict[str, Any]:
+        """The outputs of each order where a loss uses them."""
+        first, second = FIRST_ORDER[self.first_order], SECOND_ORDER[self.second_order]
+        third = THIRD_ORDER[self.third_order]
+        # What the adaptive residual loss takes at the clean point is s2 alone.
+        with_score1 = second[:2] if self.second_order == "d2sm_residual" else second
+        bends = self.second_order in ("d2sm", "d2sm_vr") and not self.stop_gradient_score1
+        trained = {*first, *(with_score1 if bends else ())}
+        constant = {*with_score1, *third} - trained
+        ask = functools.partial(_outputs_at, model, locations=locations, sigma=sigma)
+        score1 = ask(self._ordered(trained), orders=(1,))
+        score1 |= jax.lax.stop_gradient(ask(self._ordered(constant), orders=(1,)))
+        higher = ask(self._ordered({*second, *third}), orders=(2, 3))
+        known = {point: outputs.noise_prediction for point, outputs in score1.items()}
+        return score1 | {
+            point: dataclasses.replace(outputs, noise_prediction=known.get(point))
+            for point, outputs in higher.items()
+        }
+
+    def _ordered(self, points: set[str]) -> tuple[str, ...]:
+        return tuple(point for point in self.points if point in points)
 
     def _first_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         loss: Callable[..., Array] = dsm if self.first_order == "dsm" else dsm_vr
@@ -229,6 +261,18 @@ class Objective:
             return jax.vmap(d3sm_diagonal)(at[point].scaled_third_diagonal, residuals, *known)
 
         return loss("plus", noise) + loss("minus", -noise)
+
+
+def _outputs_at(
+    model: Callable, points: Sequence[str], locations: dict, sigma: Array, **options
+) -> dict[str, Any]:
+    """What a model says at these points of N examples each, as one batch."""
+    if not points:
+        return {}
+    count = len(sigma)
+    batch = jnp.concatenate([locations[point] for point in points])
+    outputs = model(batch, jnp.tile(sigma, len(points)), **options)
+    return {p: outputs.at(i * count, (i + 1) * count) for i, p in enumerate(points)}
 
 
 def _along_residual(score1: Array, noise: Array, sigma: Array) -> Array:

@@ -10,7 +10,7 @@ become scores:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -82,7 +82,7 @@ class ModelOutputs:
     """What a model says at a batch of N points; flattened in (H, W, C) order to D values.
 
     Attributes:
-      noise_prediction: prediction of z = (y - x) / sigma, (N, D).
+      noise_prediction: prediction of z = (y - x) / sigma, (N, D), or None if not asked for.
       raw_second_order: input of the head, (N, k, D), or None for a first-order model.
       sigma: noise level at each point, (N,), data units.
       raw_third_order: T_iii = sigma^3 s3_iii, (N, D), or None without a third-order model.
@@ -95,7 +95,7 @@ class ModelOutputs:
       ValueError: where an order is asked for that the model has not.
     """
 
-    noise_prediction: Array
+    noise_prediction: Array | None
     raw_second_order: Array | None
     sigma: Array
     raw_third_order: Array | None = None
@@ -107,6 +107,8 @@ class ModelOutputs:
     @property
     def score1(self) -> Array:
         """s1, (N, D), in 1 / data units."""
+        if self.noise_prediction is None:
+            raise ValueError("these outputs have no first order")
         return -self.noise_prediction / self.sigma[:, None]
 
     @property
@@ -161,9 +163,9 @@ class ModelOutputs:
         return covariance if matrix == asked else covariance.add_identity(-1.0)
 
 
-def outputs_of(model: Any, params: Any, *inputs: Array | float) -> ModelOutputs:
+def outputs_of(model: Any, params: Any, *inputs: Array | float, **options: Any) -> ModelOutputs:
     """What one of the models here says of its inputs: `apply` with the type it has."""
-    outputs: Any = model.apply(params, *inputs)
+    outputs: Any = model.apply(params, *inputs, **options)
     return outputs
 
 
@@ -211,14 +213,25 @@ class ScoreModel(nn.Module):
         """True."""
         return True
 
+    @property
+    def has_score1_apart(self) -> bool:
+        """Whether s1 has a network that no other order needs."""
+        return self.networks in ("per_order", "per_output")
+
     @nn.compact
     def __call__(
-        self, noisy: Array, sigma: Array | float, labels: Array | None = None
+        self,
+        noisy: Array,
+        sigma: Array | float,
+        labels: Array | None = None,
+        *,
+        orders: Collection[int] = (1, 2, 3),
     ) -> ModelOutputs:
         """Evaluate at noisy points y and noise levels sigma, data units, as `as_images` takes them.
 
         y is (N, H, W, C) images or (N, D) vectors, sigma a scalar or (N,), labels whole numbers
         below `classes`, (N,), or `classes` itself where the class is not known, as without labels.
+        Of networks apart only those of `orders` are evaluated.
         ValueError for labels that the model does not take; those out of this range give NaN.
         """
         images, sigma = as_images(noisy, sigma)
@@ -232,14 +245,16 @@ class ScoreModel(nn.Module):
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)
         scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
         blocks = 0 if self.head is None else self.head.blocks(shape_of(noisy) or noisy.shape[1])
-        raw1, raw2, raw3 = self._evaluate(images * scale[:, None, None, None], condition, blocks)
+        scaled = images * scale[:, None, None, None]
+        raw1, raw2, raw3 = self._evaluate(scaled, condition, blocks, orders)
 
         flat, level = images.reshape(images.shape[0], -1), sigma[:, None]
-        raw1 = raw1.reshape(flat.shape)
+        raw1 = None if raw1 is None else raw1.reshape(flat.shape)
         raw3 = None if raw3 is None else raw3.reshape(flat.shape)
         if self.output_units == "score":
-            raw1, raw3 = -raw1 * level, None if raw3 is None else raw3 * level**3
-        elif self.data_std is not None:
+            raw1 = None if raw1 is None else -raw1 * level
+            raw3 = None if raw3 is None else raw3 * level**3
+        elif self.data_std is not None and raw1 is not None:
             skip = level / variance[:, None] * flat
             raw1 = skip + (self.data_std * scale)[:, None] * raw1
         shape, unit = shape_of(noisy), None
@@ -250,8 +265,8 @@ class ScoreModel(nn.Module):
         return ModelOutputs(raw1, raw2, sigma, raw3, self.head, self.output_units, shape, unit)
 
     def _evaluate(
-        self, images: Array, level: tuple[Array, ...], blocks: int
-    ) -> tuple[Array, Array | None, Array | None]:
+        self, images: Array, level: tuple[Array, ...], blocks: int, orders: Collection[int]
+    ) -> tuple[Array | None, Array | None, Array | None]:
         """Raw values of s1 (N, H, W, C), of s2 (N, k, D) and of s3 (N, H, W, C)."""
         channels = images.shape[-1]
         if self.networks not in NETWORKS:
@@ -265,27 +280,32 @@ class ScoreModel(nn.Module):
         def evaluate(name, outputs, images=images):
             return network(name, outputs)(images, *level).astype(images.dtype)
 
+        raw1: Any = None
         raw2: Any = None
         raw3: Any = None
         if self.networks == "shared" and (blocks or self.third_order):
             raw = evaluate("trunk", 1 + blocks + self.third_order)
             raw1, raw2, raw3 = jnp.split(raw, (channels, channels * (1 + blocks)), axis=-1)
         else:
-            score1, seen = network("score1", 1), images
-            raw1 = score1(images, *level).astype(images.dtype)
+            seen = images
+            if 1 in orders or not self.has_score1_apart:
+                score1 = network("score1", 1)
+                raw1 = score1(images, *level).astype(images.dtype)
             if self.networks == "cascade":
                 # Losses of higher orders must not bend s1: its parameters are constants here, its
                 # dependence on the point is not.
                 constant = jax.lax.stop_gradient(score1.variables)
                 known1 = score1.clone(parent=None, name=None).apply(constant, images, *level)
                 seen = jnp.concatenate([images, known1.astype(images.dtype)], axis=-1)
+            if 2 not in orders:
+                blocks = 0
             if blocks and self.networks == "per_output":
                 parts = {"diagonal": 1, "factor": blocks - 1}
                 found = [evaluate(name, size) for name, size in parts.items() if size]
                 raw2 = jnp.concatenate(found, axis=-1)
             elif blocks:
                 raw2 = evaluate("score2", blocks, seen)
-            if self.third_order:
+            if self.third_order and 3 in orders:
                 raw3 = evaluate("score3", 1, seen)
         raw2 = split_blocks(raw2, blocks) if blocks else None
         return raw1, raw2, raw3 if self.third_order else None

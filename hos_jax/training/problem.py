@@ -87,11 +87,12 @@ class Problem:
         At several points of each example the network is told the class at each of them.
         """
 
-        def model(points: jax.Array, sigma: jax.Array) -> ModelOutputs:
+        def model(points: jax.Array, sigma: jax.Array, **orders: Any) -> ModelOutputs:
             known = () if labels is None else (jnp.tile(labels, len(points) // len(labels)),)
-            return outputs_of(self.model, params, points, sigma, *known)
+            return outputs_of(self.model, params, points, sigma, *known, **orders)
 
-        return self.objective.per_example(model, clean, *drawn, **options)
+        apart = isinstance(self.model, ScoreModel) and self.model.has_score1_apart
+        return self.objective.per_example(model, clean, *drawn, apart=apart, **options)
 
     def _init_state(self, params: Any) -> TrainState:
         return init_state(params, self.optimizer, self.config.optim.ema)

@@ -92,6 +92,78 @@ def test_objective_is_the_losses_at_their_points(problem, first_order, second_or
     np.testing.assert_allclose(got["loss"], second + 3.0 * first, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("stop", [True, False])
+@pytest.mark.parametrize("second_order", SECOND_ORDER)
+@pytest.mark.parametrize(
+    ("first_order", "third_order"),
+    [("dsm", "none"), ("dsm_vr", "none"), ("dsm", "d3sm_diagonal")],
+)
+def test_each_order_at_its_own_points_gives_the_same_losses_and_gradients(
+    problem, first_order, third_order, second_order, stop
+):
+    _, clean, noise, params, model = problem
+    if third_order != "none":
+        model = model.clone(third_order=True)
+        params = model.init(jax.random.key(7), clean, SIGMA)
+    objective = Objective(
+        first_order, second_order, third_order=third_order, stop_gradient_score1=stop
+    )
+
+    def value_and_gradient(apart):
+        def loss(params):
+            def evaluate(points, sigma, **orders):
+                return model.apply(params, points, sigma, **orders)
+
+            values = objective.per_example(
+                evaluate, clean, noise, SIGMA, probes=PROBES, apart=apart
+            )
+            return jnp.mean(values["loss"]), values
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    chex.assert_trees_all_close(
+        value_and_gradient(True), value_and_gradient(False), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("first_order", "second_order", "score1_passes", "score2_passes"),
+    [
+        # A pass of the network at one point, forward 1, with its gradient 3.
+        ("dsm", "residual_nll", 3, 3),
+        ("dsm_vr", "residual_nll", 6, 3),
+        ("dsm", "d2sm_residual", 4, 9),
+        ("dsm_vr", "d2sm_vr", 7, 9),
+        ("dsm", "d2sm_vr", 5, 9),
+    ],
+)
+def test_s1_is_evaluated_and_differentiated_only_where_it_is_used(
+    problem, first_order, second_order, score1_passes, score2_passes
+):
+    _, clean, noise, params, model = problem
+    objective = Objective(first_order, second_order)
+    seen = []
+
+    def evaluate(points, sigma, orders):
+        outputs = model.apply(params, points, sigma, orders=orders)
+        seen.append((orders, len(points) // COUNT, outputs))
+        return outputs
+
+    def passes(which):
+        return [count for orders, count, _ in seen if (1 in orders) == (which == 1)]
+
+    objective.per_example(evaluate, clean, noise, SIGMA, apart=True)
+    trained, *constant = passes(1)
+    assert 3 * trained + sum(constant) == score1_passes
+    assert [3 * count for count in passes(2)] == [score2_passes]
+    for orders, _, outputs in seen:
+        assert (outputs.noise_prediction is None) == (1 not in orders)
+        assert (outputs.raw_second_order is None) == (2 not in orders)
+        if 1 not in orders:
+            with pytest.raises(ValueError, match="no first order"):
+                _ = outputs.score1
+
+
 def test_a_head_with_students_tails_is_fitted_by_their_likelihood(problem):
     _, clean, noise, params, model = problem
     heavy = model.clone(head=dataclasses.replace(model.head, tails="student"))
