@@ -1,6 +1,7 @@
 r"""Samples of trained models in few steps, by sampler and number of evaluations, judged on digits.
 
     python benchmarks/few_steps.py learned --run RUN [RUN ...] [--json PATH] [--figure PATH]
+    python benchmarks/few_steps.py learned --run RUN --picture PATH
 
 The runs are of one config and several seeds; numbers are means over them, with the standard error
 where there are two or more. Of `--samples` images: Frechet distance to the training images on the
@@ -210,8 +211,25 @@ def figure(rows: Rows, runs: list[str], evaluations: list[int]) -> Any:
     return shown
 
 
+def picture(run: Any, options: argparse.Namespace) -> Any:
+    """Samples of all classes in turn from the same noise, a row for each number of evaluations."""
+    shown, axes = plt.subplots(
+        len(options.evaluations), 1, figsize=(9, 0.6 * len(options.evaluations)), squeeze=False
+    )
+    for axis, evaluations in zip(axes[:, 0], options.evaluations, strict=True):
+        images, _ = samples_of(run, options.samplers[0], evaluations, options)
+        axis.imshow(np.concatenate(images[..., 0], axis=1), cmap="gray", vmin=0, vmax=1)
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(str(evaluations), rotation=0, ha="right", va="center")
+    shown.subplots_adjust(left=0.04, right=0.995, bottom=0.01, top=0.99, hspace=0.03)
+    return shown
+
+
 def learned(options: argparse.Namespace) -> None:
-    """Rows, tables, figure and grids of trained runs."""
+    """Rows, tables, figure and grids of trained runs, or only a picture of the first one."""
+    if options.picture is not None:
+        figures.save(picture(load_run(options.run[0]), options), options.picture)
+        return
     rows = measure(options)
     runs = [folder.name for folder in options.run]
     print(tables(rows, runs, options.evaluations))
@@ -225,6 +243,9 @@ def add_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--json", type=Path)
     part.add_argument("--figure", type=Path)
     part.add_argument("--grids", type=Path, help=f"a folder for {SHOWN} samples of each kind")
+    part.add_argument(
+        "--picture", type=Path, help="only draw --samples of the first of --samplers, in rows"
+    )
     part.add_argument("--samples", type=int, default=500)
     part.add_argument("--guidance", type=float, default=1.0)
     part.add_argument("--evaluations", type=int, nargs="+", default=EVALUATIONS)

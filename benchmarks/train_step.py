@@ -56,6 +56,8 @@ PUBLISHED_LOSS = (
     " --config.loss.second_order=d2sm_vr"
     " --config.loss.stop_gradient_score1=False --config.model.positive_definite=False"
 )
+# Published in form, s1 a constant in the second order, as is the default here.
+DETACHED = " --config.loss.first_order=dsm_vr --config.model.positive_definite=False"
 FIRST = "--runner UnetDSMRunner --config dsm_mnist --config.data.name=mnist5k"
 LOW_RANK = "--runner LowRankHybridRunner --config unet_mnist --config.data.name=mnist5k"
 DIAGONAL = "--runner DoubleDiagonalHybridRunner --config unet_cifar10 --config.data.name=photos"
@@ -84,6 +86,12 @@ SETTINGS = {
     "low rank MNIST, refinenet, bfloat16": Setting(LOW_RANK + HALF, run=False),
     "low rank MNIST, refinenet, remat": Setting(LOW_RANK + REMAT),
     "low rank MNIST, refinenet, d2sm_vr": Setting(LOW_RANK + PUBLISHED_LOSS),
+    "low rank MNIST, refinenet, d2sm, constant s1": Setting(
+        LOW_RANK + DETACHED + " --config.loss.second_order=d2sm", run=False
+    ),
+    "low rank MNIST, refinenet, d2sm_vr, constant s1": Setting(
+        LOW_RANK + DETACHED + " --config.loss.second_order=d2sm_vr", run=False
+    ),
     "low rank MNIST, unet 64": Setting(LOW_RANK + UNET),
     "low rank MNIST, unet 64, shared": Setting(LOW_RANK + UNET + SHARED),
     "low rank MNIST, unet 64, bfloat16": Setting(LOW_RANK + UNET + HALF),

@@ -9,7 +9,7 @@ from typing import Any
 
 from hos_jax import _names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _find, __dir__ = _names.lazily(
     __name__,

@@ -22,11 +22,9 @@
 # beside the true error, and the likelihood of the noise level of single pictures.
 #
 # The run is read from `runs/diffusion`, that of the page "Samples from noise, in few steps".
-# If it is not there a smaller one is trained first, some minutes on two CPU cores; its numbers
-# are worse.
+# If it is not there, it is made of the weights that come with the package.
 
 # %%
-import logging
 from pathlib import Path
 
 import jax
@@ -34,23 +32,17 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hos_jax import load_run, pointwise, train_and_evaluate
-from hos_jax.config import apply_runner, named_config
+from hos_jax import load_run, pointwise
+from hos_jax.migrate import import_checkpoint
 from hos_jax.uses import dimension
 
 plt.rcParams["figure.dpi"] = 60
 RUN = Path("runs/diffusion")
-STEPS = 1000
 COUNT, MANY, AT_ONCE, SHOWN = 64, 320, 16, 8
 
 # %%
 if not RUN.is_dir():
-    logging.disable(logging.INFO)
-    config = named_config("diffusion_mnist5k")
-    apply_runner(config, "LowRankHybridRunner")
-    config.model.ngf = 16
-    config.training.update(steps=STEPS, evaluate_every=STEPS, checkpoint_every=STEPS)
-    train_and_evaluate(config, RUN)
+    import_checkpoint("diffusion", RUN)
 
 run = load_run(RUN)
 data, shape = run.problem.data, run.image_shape

@@ -22,12 +22,10 @@
 # error beside that of pixels chosen at random or in a fixed order.
 #
 # The run is read from `runs/diffusion`, that of the page "Samples from noise, in few steps".
-# If it is not there a smaller one is trained first, some minutes on two CPU cores; its choices
-# are worse.
+# If it is not there, it is made of the weights that come with the package.
 
 # %%
 import base64
-import logging
 from pathlib import Path
 
 import jax
@@ -37,25 +35,19 @@ import numpy as np
 from matplotlib.animation import PillowWriter
 from matplotlib.ticker import LogLocator
 
-from hos_jax import load_run, noise, pointwise, train_and_evaluate
-from hos_jax.config import apply_runner, named_config
+from hos_jax import load_run, noise, pointwise
 from hos_jax.linops import Dense
+from hos_jax.migrate import import_checkpoint
 from hos_jax.uses import measure_next
 
 plt.rcParams["figure.dpi"] = 60
 RUN = Path("runs/diffusion")
-STEPS = 1000
 DIGITS, CHAINS, LEVELS = 3, 8, 6
 NOISE_STD = 0.05  # of what is measured
 
 # %%
 if not RUN.is_dir():
-    logging.disable(logging.INFO)
-    config = named_config("diffusion_mnist5k")
-    apply_runner(config, "LowRankHybridRunner")
-    config.model.ngf = 16
-    config.training.update(steps=STEPS, evaluate_every=STEPS, checkpoint_every=STEPS)
-    train_and_evaluate(config, RUN)
+    import_checkpoint("diffusion", RUN)
 
 run = load_run(RUN)
 data, shape = run.problem.data, run.image_shape

@@ -71,7 +71,7 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
 
     checked = values.checked_images
     imported = import_checkpoint(
-        Path(rest[0]), workdir, overrides, checked_images=checked, prepare=prepare
+        rest[0], workdir, overrides, checked_images=checked, prepare=prepare
     )
     print(f"found {imported.description}")
     if imported.denoise_mse is not None:
@@ -104,8 +104,8 @@ def _export(values: flags.FlagValues, rest: list[str]) -> None:
 COMMANDS = {
     "import_checkpoint": _Command(
         "import_checkpoint FILE --doc NAME --noise SIGMA: a run out of a checkpoint.pth of the "
-        "published code, of the same state dictionaries as safetensors, or of a file of "
-        "export_parameters.",
+        "published code, of the same state dictionaries as safetensors, of a file of "
+        "export_parameters, or of the weights of the package: FILE is demo or diffusion.",
         _define_import,
         _import,
     ),

@@ -18,6 +18,7 @@ from hos_jax.errors import UserError
 from hos_jax.files import locked
 from hos_jax.migrate import tensor_files
 from hos_jax.migrate.parameters import check_fits, from_arrays, with_denoiser
+from hos_jax.migrate.pretrained import NAMES, path_of
 from hos_jax.migrate.published import PublishedModel, recognise
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import stream_key
@@ -78,7 +79,7 @@ def import_checkpoint(
 
     Args:
       source: the published `checkpoint.pth`, the same state dictionaries as safetensors, or a file
-        of `export_parameters`.
+        of `export_parameters`; or the name of weights that come with the package.
       workdir: the new run folder.
       overrides: config keys that the file does not tell, such as {"noise": 0.5}.
       checked_images: how many held-out images to denoise, to see that s1 removes noise and, where
@@ -88,7 +89,8 @@ def import_checkpoint(
     Raises:
       UserError: for a file that cannot be imported, or a folder that holds a run.
     """
-    source, workdir = Path(source), Path(workdir)
+    source = path_of(str(source)) if source in NAMES else Path(source)
+    workdir = Path(workdir)
     content, metadata = tensor_files.read(source)
     found, answer = None, None
     if "format" in metadata:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from hos_jax.errors import UserError, missing_package, reason
 
@@ -52,7 +52,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(contiguous, temporary, dict(metadata))
+        # `save_file` makes files that nobody else may read.
+        temporary.write_bytes(save(contiguous, dict(metadata)))
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {reason(error)}") from error

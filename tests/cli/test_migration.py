@@ -91,6 +91,9 @@ def test_export_reads_back_and_becomes_the_same_run(main, small_run, tmp_path):
     workdir, averages = small_run
     status, out, _ = main("export_parameters", "--doc", "a", "--output", str(tmp_path / "p.st"))
     assert status == 0 and "step 40" in out
+    (tmp_path / "of_this_user").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("p.st", "of_this_user")]
+    assert modes[0] == modes[1]
     back = migrate.read_parameters(tmp_path / "p.st")
     same(back.params, averages)
     assert back.config == load_config(workdir) and back.step == 40
