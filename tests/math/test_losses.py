@@ -313,6 +313,19 @@ def test_control_coefficients_without_a_second_control_or_any():
     assert not np.any(gradient(jnp.asarray(slopes)))
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize(("beyond", "counts"), [(2e-3, True), (5e-4, False)])
+def test_a_second_control_counts_if_it_is_no_multiple_of_the_first(unit, beyond, counts):
+    """In whatever unit: what it has beyond the first is a thousandth of it or more."""
+    first, second = 3.0, 2.0 * unit**2
+    mixed = np.sqrt((1.0 - beyond) * first * second)
+    gram = np.array([[first, mixed], [mixed, second]])
+    slopes = gram @ np.array([0.5, 0.7])
+    expected = [0.5, 0.7] if counts else np.clip([slopes[0] / first, 0.0], 0.0, 2.0)
+    terms = terms_of(np.tile(slopes, (4, 1)), np.tile(gram, (4, 1, 1)))
+    np.testing.assert_allclose(losses.control_coefficients(terms), expected, rtol=1e-9)
+
+
 def gaussian_problem(dim=4, sigma=0.6, count=40_000):
     """Data N(0, Sigma): exact s1 and s2 of the smoothed law, and a batch of (x, z)."""
     rng = np.random.default_rng(4)

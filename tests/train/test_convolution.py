@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from plain_convolution import arrays, plain
 
 from hos_jax.models.heads import SecondOrderHead
@@ -240,3 +240,15 @@ def test_scores_of_a_bfloat16_network_are_float32(networks):
     images = jnp.zeros((1, 8, 8, 1))
     outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images, 0.5)
     assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
+
+
+def test_images_that_are_split_over_devices_share_their_kernel():
+    """A kernel for each of them would be a convolution by itself, many times slower."""
+    images, kernel = arrays((4, 1, 16, 16, 64), (3, 3, 64, 64))
+    mesh = jax.make_mesh((1,), ("chains",), axis_types=(AxisType.Auto,))
+    split = jax.device_put(images, NamedSharding(mesh, PartitionSpec("chains")))
+    each = jax.jit(jax.vmap(lambda one: convolve(one, kernel)))
+    for given in (images, split):
+        traced = str(each.trace(given).jaxpr)
+        assert "same_size_convolution" in traced and "conv_general_dilated" not in traced
+    np.testing.assert_allclose(each(split), each(images), rtol=1e-5, atol=1e-4)

@@ -162,7 +162,10 @@ def _varying_alike(x: Array, y: Array) -> tuple[Array, Array]:
 
     As JAX's own operations do; the transpose is the sum of a gradient over the devices.
     """
-    if jax.typeof(x).update(shape=(1,) * 4) == jax.typeof(y).update(shape=(1,) * 4):
+    # Elsewhere types differ where one array is sharded and the other is not, and a kernel made to
+    # vary as a batch of images does would be a kernel for each of them.
+    mapped = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    if not mapped or jax.typeof(x).update(shape=(1,) * 4) == jax.typeof(y).update(shape=(1,) * 4):
         return x, y
 
     def like(array, other):
