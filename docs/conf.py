@@ -70,6 +70,11 @@ def _escape_prose(app, what, name, obj, options, lines):
             lines[index] = re.sub(r"(^|: )(\w\.)$", r"\1\\\2", line)
 
 
+def _link_notebooks(app, name, source):
+    """Pages link to the notebooks where the repository has them; the site has copies in `docs`."""
+    source[0] = re.sub(r"\]\(\.\./((?:\.\./)?)notebooks/", r"](\1notebooks/", source[0])
+
+
 def _skip_fields(app, what, name, obj, skip, options):
     """Fields of named tuples are described by their class."""
     return True if str(obj.__doc__).startswith("Alias for field number") else None
@@ -87,6 +92,7 @@ def _resolve_repository_link(app, env, node, contnode):
 
 
 def setup(app):
+    app.connect("source-read", _link_notebooks)
     app.connect("missing-reference", _resolve_repository_link)
     app.connect("autodoc-process-docstring", _escape_prose)
     app.connect("autodoc-skip-member", _skip_fields)

@@ -51,7 +51,7 @@ THIRD_ORDER = {"none": (), "d3sm_diagonal": ("plus", "minus")}
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """Which losses are trained together: L_2 + first_order_weight L_1 + third_order_weight L_3,
-    dimensionless. ValueError for an unknown loss.
+    dimensionless; L_1 itself where it is alone.
 
     Attributes:
       first_order: "dsm" or "dsm_vr".
@@ -67,7 +67,8 @@ class Objective:
         count by their variance, so that the leading ones are learned first.
       stop_gradient_score1: whether s1 is a constant in the published second-order losses; in the
         residual losses it always is.
-      third_order: "none" or "d3sm_diagonal", centred by the model's covariance where it has one.
+      third_order: "none" or "d3sm_diagonal", centred by the model's covariance where a second-order
+        loss trains it.
       third_order_weight: the weight of L_3.
       balance_std: for a range of noise levels, the data's standard deviation s: L_1 is multiplied
         by 1 + sigma^2 / s^2, so that large sigma counts, where the noise is all there is to see and
@@ -177,7 +178,7 @@ class Objective:
                 denoised = self._second_order(at, flat_noise, sigma, mean)
                 second += (1.0 - self.jacobian_weight) * denoised
             if self._has_jacobian:
-                points = locations[self.points[0]]
+                points = locations["plus"]
                 if not self.needs_probes:
                     probes = _along_residual(at["plus"].score1, flat_noise, sigma)
                     probes = probes.reshape(clean.shape)
@@ -199,7 +200,8 @@ class Objective:
         first, second = FIRST_ORDER[self.first_order], SECOND_ORDER[self.second_order]
         third = THIRD_ORDER[self.third_order]
         # What the adaptive residual loss takes at the clean point is s2 alone.
-        with_score1 = second[:2] if self.second_order == "d2sm_residual" else second
+        adaptive = self.second_order == "d2sm_residual"
+        with_score1 = ("plus", "minus") if adaptive else second
         bends = self.second_order in ("d2sm", "d2sm_vr") and not self.stop_gradient_score1
         trained = {*first, *(with_score1 if bends else ())}
         constant = {*with_score1, *third} - trained

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,12 +90,14 @@ def import_checkpoint(
     Raises:
       UserError: for a file that cannot be imported, or a folder that holds a run.
     """
-    source = path_of(str(source)) if source in NAMES else Path(source)
-    workdir = Path(workdir)
+    source, workdir = Path(source), Path(workdir)
+    if str(source) in NAMES and not source.exists():
+        source = path_of(str(source))
     content, metadata = tensor_files.read(source)
     found, answer = None, None
     if "format" in metadata:
         exported = from_arrays(source, content, metadata)
+        _check_overrides(exported.config, overrides or {})
         named = (overrides or {}).get("model.denoiser")
         config, step = with_denoiser(source, exported.config, named), exported.step
         answer = exported.denoiser_answer
@@ -121,6 +124,17 @@ def import_checkpoint(
     prepare()
     _write_run(problem, workdir, params, ema, step, answer)
     return Imported(description, config, mse)
+
+
+def _check_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """UserError for settings under which the parameters of an exported file were not trained."""
+    known = config.copy_and_resolve_references()
+    for key, value in overrides.items():
+        if (key != "noise" and not key.startswith("model.")) or key == "model.denoiser":
+            continue
+        saved = functools.reduce(getattr, key.split("."), known)
+        if value != saved:
+            raise UserError(f"{key}={value}, but the file is of {key}={saved}: leave it as it is")
 
 
 def _in_order(problem: Problem, found: PublishedModel, images: int) -> PublishedModel:

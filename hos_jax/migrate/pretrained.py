@@ -8,7 +8,7 @@ from hos_jax.training.runs import LoadedRun
 
 _FOLDER = Path(__file__).parent
 # By name: what the weights are of. `export_parameters --half --examples=16` made the files. Of
-# `diffusion_mnist5k` itself, with 48 features, the file would be larger than 3 MB.
+# `diffusion_mnist5k` itself, with 48 features, the file would be larger than the 3 MB allowed here.
 NAMES = {
     "demo": "the run of `make demo`: MNIST digits, sigma 0.5, local + low rank, 1,000 steps",
     "diffusion": "`diffusion_mnist5k` with model.ngf=40: MNIST digits by class, sigma 0.05 to 5",
@@ -26,8 +26,8 @@ def load_pretrained(name: str) -> LoadedRun:
     """A trained run that comes with the package, used as `load_run` gives it, by one of `NAMES`.
 
     Of its images a few held-out ones come with it, in `problem.data.held_out`; those that it was
-    trained on do not: `import_checkpoint(name, folder)` makes a run with all of them. Parameters
-    were kept in float16.
+    trained on do not: `hos_jax.migrate.import_checkpoint(name, folder)` makes a run with all of
+    them. Parameters were kept in float16.
 
     Raises:
       UserError: for an unknown name.

@@ -143,7 +143,7 @@ class ModelOutputs:
 
     @property
     def tails(self) -> Tails:
-        """Those of the residual's law, as its head says."""
+        """Those of the law of the residual, Gaussian or Student's, as the head says."""
         return "gaussian" if self.head is None else self.head.tails
 
     def at(self, start: int, stop: int) -> ModelOutputs:
@@ -242,6 +242,12 @@ class ScoreModel(nn.Module):
             condition += (_as_labels(labels, self.classes, len(images)),)
         elif labels is not None:
             raise ValueError("this model is not told the class: leave the labels out")
+        if self.data_std is not None and not self.data_std > 0:
+            raise ValueError(f"expected data_std > 0, or None, got {self.data_std}")
+        if self.output_units == "score" and self.data_std is not None:
+            raise ValueError(
+                "output_units='score' needs data_std=None: the network gives s1 itself"
+            )
         variance = sigma**2 + (0.0 if self.data_std is None else self.data_std**2)
         scale = jnp.ones_like(sigma) if self.data_std is None else 1.0 / jnp.sqrt(variance)
         blocks = 0 if self.head is None else self.head.blocks(shape_of(noisy) or noisy.shape[1])

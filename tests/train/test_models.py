@@ -213,6 +213,18 @@ def test_networks_that_give_scores_are_taken_at_their_word():
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data_std": 0.0}, "expected data_std > 0, or None, got 0.0"),
+        ({"data_std": 0.5, "output_units": "score"}, "needs data_std=None"),
+    ],
+)
+def test_a_scale_of_the_data_that_no_network_can_have_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(ScoreModel(small_mlp, None, **settings))
+
+
 def test_zero_network_is_the_best_linear_denoiser():
     model = ScoreModel(small_mlp, None, data_std=0.5)
     images, params, _ = run(model)

@@ -58,6 +58,13 @@ def test_the_weights_become_a_run_with_all_images(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, run.params, here.params)
 
 
+@pytest.mark.parametrize("key", ["noise", "model.data_std"])
+def test_weights_are_not_taken_for_those_of_other_settings(key, tmp_path):
+    with pytest.raises(UserError, match=f"{key}=0.7, but the file is of {key}=0.5: leave it"):
+        hos_jax.migrate.import_checkpoint("demo", tmp_path / "demo", {key: 0.7})
+    assert not (tmp_path / "demo").exists()
+
+
 def test_an_unknown_name_is_one_line_with_the_known_ones():
     with pytest.raises(UserError, match="no pretrained run 'dmeo'; choose one of demo, diffusion"):
         hos_jax.load_pretrained("dmeo")
