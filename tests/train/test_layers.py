@@ -36,7 +36,8 @@ DEVICES = {
 }
 OF_ARRAYS = {"addressable_data", "addressable_shards", "devices", "sharding"}
 KNOWS_PROCESSES = {"training/parallel.py"}
-KNOWS_DEVICES = {"training/parallel.py", "samplers/devices.py", "models/winograd/__init__.py"}
+KNOWS_DEVICES = {"training/parallel.py", "samplers/devices.py"}
+KNOWS_DEVICES |= {f"models/winograd/{file}.py" for file in ("__init__", "convolution")}
 
 
 class Import(NamedTuple):

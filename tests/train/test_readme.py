@@ -91,7 +91,8 @@ def test_command_line_parses(page, line, monkeypatch):
         return
     if "--runner" not in words and ("--test" in words or "--resume_training" in words):
         # The run decides; tests/cli runs such a line with one.
-        words += ["--runner", "LowRankHybridRunner", "--config", "demo"]
+        config = "diffusion_mnist5k" if "diffusion" in words else "demo"
+        words[1:1] = ["--runner", "LowRankHybridRunner", "--config", config]
     run_config.validate(arguments.make_config(arguments.parse(words)))
 
 
@@ -99,6 +100,10 @@ def test_command_line_parses(page, line, monkeypatch):
 def test_benchmark_exists_with_its_flags(page, line):
     script, *arguments = without_environment(line)[1:]
     source = (ROOT / script).read_text()
+    # A script's parts may be in files of their own, beside it.
+    for name in re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE):
+        part = (ROOT / script).with_name(f"{name}.py")
+        source += part.read_text() if part.exists() else ""
     for argument in arguments:
         if argument.startswith("--"):
             assert f'"{argument.partition("=")[0]}"' in source, f"{page}: {argument}"
