@@ -207,7 +207,7 @@ def figure(rows: Rows, runs: list[str], evaluations: list[int]) -> Any:
         axis.minorticks_off()
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes[0].legend(fontsize="small")
+    axes[1].legend(fontsize="small")
     return shown
 
 
