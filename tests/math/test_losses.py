@@ -326,6 +326,13 @@ def test_a_second_control_counts_if_it_is_no_multiple_of_the_first(unit, beyond,
     np.testing.assert_allclose(losses.control_coefficients(terms), expected, rtol=1e-9)
 
 
+def test_the_plain_residual_form_has_terms_of_the_same_shapes():
+    s1, s2, noise = random_outputs(5, "diagonal", seed=6)
+    pair = s1[0], s2[0], s1[1], s2[1], noise
+    plain, adaptive = losses.d2sm_residual_terms(*pair), losses.d2sm_residual_terms(*pair, s2[2])
+    assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, adaptive)
+
+
 def gaussian_problem(dim=4, sigma=0.6, count=40_000):
     """Data N(0, Sigma): exact s1 and s2 of the smoothed law, and a batch of (x, z)."""
     rng = np.random.default_rng(4)
