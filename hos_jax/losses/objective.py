@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -43,6 +43,7 @@ SECOND_ORDER = {
     "residual_nll": ("plus",),
     "jacobian": ("plus",),
 }
+PUBLISHED = ("d2sm", "d2sm_vr")
 RESIDUAL = ("d2sm_residual", "d2sm_residual_plain", "residual_nll")
 JACOBIAN_PROBES = ("signs", "residual")
 THIRD_ORDER = {"none": (), "d3sm_diagonal": ("plus", "minus")}
@@ -162,8 +163,10 @@ class Objective:
         pair = jax.vmap(perturb)(flat_clean, flat_noise, sigma)
         locations = {"plus": pair.plus, "minus": pair.minus, "clean": flat_clean}
         locations = {name: at.reshape(clean.shape) for name, at in locations.items()}
-        evaluate = self._evaluate_apart if apart else self._evaluate
-        at = evaluate(model, locations, sigma)
+        if apart:
+            at = self._evaluate_apart(model, locations, sigma)
+        else:
+            at = _outputs_at(model, self.points, locations, sigma)
         dim = flat_clean.shape[1]
         first = self._first_order(at, flat_noise, sigma) * (sigma**2 / dim)
         if self.balance_std is not None:
@@ -191,10 +194,6 @@ class Objective:
             total = total + self.third_order_weight * values["score3"]
         return {"loss": total, **values}
 
-    def _evaluate(self, model: Callable, locations: dict, sigma: Array) -> dict[str, Any]:
-        """The outputs of all orders at all points, as one batch."""
-        return _outputs_at(model, self.points, locations, sigma)
-
     def _evaluate_apart(self, model: Callable, locations: dict, sigma: Array) -> dict[str, Any]:
         """The outputs of each order where a loss uses them."""
         first, second = FIRST_ORDER[self.first_order], SECOND_ORDER[self.second_order]
@@ -202,21 +201,18 @@ class Objective:
         # What the adaptive residual loss takes at the clean point is s2 alone.
         adaptive = self.second_order == "d2sm_residual"
         with_score1 = ("plus", "minus") if adaptive else second
-        bends = self.second_order in ("d2sm", "d2sm_vr") and not self.stop_gradient_score1
+        bends = self.second_order in PUBLISHED and not self.stop_gradient_score1
         trained = {*first, *(with_score1 if bends else ())}
         constant = {*with_score1, *third} - trained
         ask = functools.partial(_outputs_at, model, locations=locations, sigma=sigma)
-        score1 = ask(self._ordered(trained), orders=(1,))
-        score1 |= jax.lax.stop_gradient(ask(self._ordered(constant), orders=(1,)))
-        higher = ask(self._ordered({*second, *third}), orders=(2, 3))
+        score1 = ask(trained, orders=(1,))
+        score1 |= jax.lax.stop_gradient(ask(constant, orders=(1,)))
+        higher = ask({*second, *third}, orders=(2, 3))
         known = {point: outputs.noise_prediction for point, outputs in score1.items()}
         return score1 | {
             point: dataclasses.replace(outputs, noise_prediction=known.get(point))
             for point, outputs in higher.items()
         }
-
-    def _ordered(self, points: set[str]) -> tuple[str, ...]:
-        return tuple(point for point in self.points if point in points)
 
     def _first_order(self, at: dict, noise: Array, sigma: Array | float) -> Array:
         loss: Callable[..., Array] = dsm if self.first_order == "dsm" else dsm_vr
@@ -225,7 +221,7 @@ class Objective:
 
     def _second_order(self, at: dict, noise: Array, sigma, mean: Callable) -> Array:
         name = self.second_order
-        if name in ("d2sm", "d2sm_vr"):
+        if name in PUBLISHED:
             detach = jax.lax.stop_gradient if self.stop_gradient_score1 else lambda s1: s1
             points = [at[point] for point in SECOND_ORDER[name]]
             scores = [item for point in points for item in (detach(point.score1), point.score2)]
@@ -266,15 +262,15 @@ class Objective:
 
 
 def _outputs_at(
-    model: Callable, points: Sequence[str], locations: dict, sigma: Array, **options
+    model: Callable, points: Collection[str], locations: dict, sigma: Array, **options
 ) -> dict[str, Any]:
-    """What a model says at these points of N examples each, as one batch."""
+    """What a model says at these points of N examples each, as one batch in `locations`' order."""
     if not points:
         return {}
-    count = len(sigma)
-    batch = jnp.concatenate([locations[point] for point in points])
-    outputs = model(batch, jnp.tile(sigma, len(points)), **options)
-    return {p: outputs.at(i * count, (i + 1) * count) for i, p in enumerate(points)}
+    count, places = len(sigma), [name for name in locations if name in points]
+    batch = jnp.concatenate([locations[name] for name in places])
+    outputs = model(batch, jnp.tile(sigma, len(places)), **options)
+    return {name: outputs.at(i * count, (i + 1) * count) for i, name in enumerate(places)}
 
 
 def _along_residual(score1: Array, noise: Array, sigma: Array) -> Array:

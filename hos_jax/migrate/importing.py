@@ -91,7 +91,7 @@ def import_checkpoint(
       UserError: for a file that cannot be imported, or a folder that holds a run.
     """
     source, workdir = Path(source), Path(workdir)
-    if str(source) in NAMES and not source.exists():
+    if str(source) in NAMES and not source.is_file():
         source = path_of(str(source))
     content, metadata = tensor_files.read(source)
     found, answer = None, None
@@ -128,11 +128,10 @@ def import_checkpoint(
 
 def _check_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> None:
     """UserError for settings under which the parameters of an exported file were not trained."""
-    known = config.copy_and_resolve_references()
     for key, value in overrides.items():
         if (key != "noise" and not key.startswith("model.")) or key == "model.denoiser":
             continue
-        saved = functools.reduce(getattr, key.split("."), known)
+        saved = functools.reduce(getattr, key.split("."), config)
         if value != saved:
             raise UserError(f"{key}={value}, but the file is of {key}={saved}: leave it as it is")
 

@@ -73,8 +73,9 @@ class FixedScoreModel:
     score_fn: Callable[[Array, Array], Array]
     differentiable: bool = True
 
-    # What a `ScoreModel` may be told.
+    # What a `ScoreModel` may be told, and may have.
     classes = 0
+    has_score1_apart = False
 
     @property
     def head(self) -> SecondOrderHead:

@@ -255,14 +255,16 @@ class ScoreModel(nn.Module):
         raw1, raw2, raw3 = self._evaluate(scaled, condition, blocks, orders)
 
         flat, level = images.reshape(images.shape[0], -1), sigma[:, None]
-        raw1 = None if raw1 is None else raw1.reshape(flat.shape)
-        raw3 = None if raw3 is None else raw3.reshape(flat.shape)
-        if self.output_units == "score":
-            raw1 = None if raw1 is None else -raw1 * level
-            raw3 = None if raw3 is None else raw3 * level**3
-        elif self.data_std is not None and raw1 is not None:
-            skip = level / variance[:, None] * flat
-            raw1 = skip + (self.data_std * scale)[:, None] * raw1
+        if raw1 is not None:
+            raw1 = raw1.reshape(flat.shape)
+            if self.output_units == "score":
+                raw1 = -raw1 * level
+            elif self.data_std is not None:
+                skip = level / variance[:, None] * flat
+                raw1 = skip + (self.data_std * scale)[:, None] * raw1
+        if raw3 is not None:
+            raw3 = raw3.reshape(flat.shape)
+            raw3 = raw3 * level**3 if self.output_units == "score" else raw3
         shape, unit = shape_of(noisy), None
         if self.precondition_covariance:
             if self.data_std is None or not (self.head is None or self.head.positive_definite):

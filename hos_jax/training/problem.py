@@ -91,8 +91,8 @@ class Problem:
             known = () if labels is None else (jnp.tile(labels, len(points) // len(labels)),)
             return outputs_of(self.model, params, points, sigma, *known, **orders)
 
-        apart = isinstance(self.model, ScoreModel) and self.model.has_score1_apart
-        return self.objective.per_example(model, clean, *drawn, apart=apart, **options)
+        options["apart"] = self.model.has_score1_apart
+        return self.objective.per_example(model, clean, *drawn, **options)
 
     def _init_state(self, params: Any) -> TrainState:
         return init_state(params, self.optimizer, self.config.optim.ema)

@@ -61,7 +61,8 @@ def small_run(small_config, tmp_path_factory):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, small_run, tmp_path):
     text, count = re.subn(r"STEPS = (0\.3, )?\d+\n", r"STEPS = \g<1>20\n", path.read_text())
-    assert count == 1 or "import_checkpoint" in text
+    # It trains, which is made short, or takes the weights of the package.
+    assert count == ("import_checkpoint" not in text)
     (tmp_path / "runs").mkdir()
     for name in re.findall(r"RUN = Path\(\"runs/(\w+)\"\)", text):
         if run := small_run(name):

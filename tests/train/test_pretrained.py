@@ -35,7 +35,7 @@ def test_the_weights_give_posteriors_of_digits(
     """Nothing is looked for on disk but the file itself."""
     monkeypatch.chdir(tmp_path)
     run = hos_jax.load_pretrained(name)
-    assert (run.step, run.image_shape) == (steps, (28, 28, 1))
+    assert (run.sigma, run.step, run.image_shape) == (0.5, steps, (28, 28, 1))
     clean = run.problem.data.to_float(run.problem.data.held_out)
     assert len(clean) == 16
     noise = jax.random.normal(jax.random.key(0), clean.shape)
@@ -48,7 +48,10 @@ def test_the_weights_give_posteriors_of_digits(
     assert 0.7 < float(calibration) < 1.4
 
 
-def test_the_weights_become_a_run_with_all_images(tmp_path):
+def test_the_weights_become_a_run_with_all_images(tmp_path, monkeypatch):
+    """Where a folder has their name too, as that of a run does."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
     found = hos_jax.migrate.import_checkpoint("demo", tmp_path / "demo")
     assert "step 1000" in found.description
     run, here = hos_jax.load_run(tmp_path / "demo"), hos_jax.load_pretrained("demo")

@@ -100,10 +100,9 @@ def test_command_line_parses(page, line, monkeypatch):
 def test_benchmark_exists_with_its_flags(page, line):
     script, *arguments = without_environment(line)[1:]
     source = (ROOT / script).read_text()
-    # A script's parts may be in files of their own, beside it.
-    for name in re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE):
-        part = (ROOT / script).with_name(f"{name}.py")
-        source += part.read_text() if part.exists() else ""
+    # A part of a script may be in a file of its own, which adds its arguments.
+    for name in re.findall(r"(\w+)\.add_arguments\(", source):
+        source += (ROOT / script).with_name(f"{name}.py").read_text()
     for argument in arguments:
         if argument.startswith("--"):
             assert f'"{argument.partition("=")[0]}"' in source, f"{page}: {argument}"
