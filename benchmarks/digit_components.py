@@ -88,7 +88,8 @@ def measure(run: Any, law: Law, name: str, sigma: float, fraction: float, option
     late = chains.trajectory[len(chains.trajectory) // 2 :]
     residual = float(np.mean([law.residual(jnp.asarray(one)) for one in late[::5]]))
     along = np.moveaxis((late - law.mean) @ law.directions, 0, 1)
-    spread = float(np.mean(np.var(along, axis=(0, 1)) / law.variances))
+    # About the law's mean: that of chains that are not yet mixed would take a part of the variance.
+    spread = float(np.mean(np.mean(np.square(along), axis=(0, 1)) / law.variances))
     size = np.asarray(diagnostics.effective_sample_size(jnp.asarray(along)))
     steps = len(late) * options.every
     median = float(np.median(size))

@@ -163,6 +163,24 @@ def check_override_names(argv: list[str]) -> None:
             check_key(path.removeprefix("config."), known, "--config.")
 
 
+def _without_unset(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without those that set a key of the config to None, which absl cannot read,
+    and these keys. Of several arguments for one key the last counts."""
+    kept: list[str] = []
+    unset: dict[str, None] = {}
+    for argument in argv:
+        path, given, value = argument.partition("=")
+        key = path.lstrip("-").removeprefix("config.")
+        if given and path in (f"-config.{key}", f"--config.{key}"):
+            unset.pop(key, None)
+            if value == "None":
+                kept = [other for other in kept if not other.startswith(f"{path}=")]
+                unset[key] = None
+                continue
+        kept.append(argument)
+    return kept, list(unset)
+
+
 def _without_traceback(message: str) -> str:
     """What ml-collections says of a config file that raises, without the traceback in it."""
     before, traceback, after = message.partition("Traceback (most recent call last):\n")
@@ -185,9 +203,10 @@ def parse(
     original = _with_config_path(argv)
     arguments = _with_saved_config(original)
     check_override_names(arguments)
-    define_flags(values, arguments)
+    readable, unset = _without_unset(arguments)
+    define_flags(values, readable)
     try:
-        rest = values(arguments)
+        rest = values(readable)
     except flags.Error as error:
         raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
     except Exception as error:
@@ -200,6 +219,7 @@ def parse(
         # A config read back from a run names its runner.
         if not values[name].present and arguments == original:
             raise UserError(f"--{name} is needed (see --help)")
+    values.config.update_from_flattened_dict(dict.fromkeys(unset))
     return values
 
 

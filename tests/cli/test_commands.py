@@ -95,6 +95,7 @@ MISTAKES = [
     ((*LOW_RANK, "--config.model.nfg=3"), "did you mean --config.model.ngf"),
     ((*LOW_RANK, "--config.model.ngf=wide"), "invalid literal"),
     ((*LOW_RANK, "--config.model.ngf=1.5"), "1.5"),
+    ((*LOW_RANK, "--config.model.ngf=None"), "model.ngf must be an integer, got None"),
     ((*LOW_RANK, "--noize", "0.5"), "Unknown command line flag 'noize'"),
     ((*LOW_RANK, "--noise", "loud"), "noise"),
     ((*LOW_RANK, "--noise", "0"), "noise must be positive"),

@@ -89,3 +89,20 @@ def test_published_settings_are_the_defaults(name):
     if "rank" in expected:
         assert config.model.rank == expected["rank"]
         assert config.loss.first_order_weight == 10.0
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("overrides", "classes"),
+    [
+        ((), 10),
+        (("--config.model.classes=None",), None),
+        (("--config.model.classes=3", "--config.model.classes=None"), None),
+        (("--config.model.classes=None", "--config.model.classes=7"), 7),
+    ],
+)
+def test_none_takes_an_optional_setting_away_and_the_last_of_a_key_counts(overrides, classes):
+    from hos_jax.cli.arguments import make_config, parse
+
+    argv = "main.py --runner LowRankHybridRunner --config diffusion_mnist5k".split()
+    assert make_config(parse([*argv, *overrides])).model.classes == classes
