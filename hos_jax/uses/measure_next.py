@@ -19,6 +19,10 @@ the law of total variance over N chains of `hos_jax.uncertainty.inverse.descend`
 with y_i a noisy point at one level sigma, given what was measured, b. The first part is the
 second-order score's, K_i = sigma^2 C(y_i) conditioned on b; at a small sigma it vanishes, and the
 second is the covariance of samples. `reveal` goes round: believe, choose, measure.
+
+What is measured need not be values of x: with `rows_fn` it is any inner products, as values of a
+Fourier transform; and where an instrument gives many at once, as a line of it, `choose_groups`
+takes the best group.
 """
 
 from __future__ import annotations
@@ -37,124 +41,10 @@ from hos_jax.linops import SymmetricMatrix
 from hos_jax.types import Array, PRNGKey, check_positive
 from hos_jax.uncertainty import inverse
 from hos_jax.uncertainty.posterior import Posterior
-
-Product = Callable[[Array], Array]
-# Products with K that are made at once for candidates: memory D times this.
-_AT_ONCE = 64
-
-
-class Choice(NamedTuple):
-    """Measurements in the order in which they are best made.
-
-    Attributes:
-      places: the index of each among the candidates, (count,).
-      removed: what each takes from tr K after those before it, (count,), data units^2.
-      columns: G, (D, count): with all of them made the covariance is K - G G^T.
-    """
-
-    places: Array
-    removed: Array
-    columns: Array
-
-
-def _count_of(dim: int, candidates: Array | None) -> int:
-    if candidates is None:
-        return dim
-    if candidates.ndim != 2 or candidates.shape[1] != dim:
-        raise ValueError(f"expected candidates of shape (M, {dim}), got {candidates.shape}")
-    return len(candidates)
-
-
-def _row(dim: int, candidates: Array | None, place: Array, dtype: Any) -> Array:
-    """a of one candidate, (D,)."""
-    return jax.nn.one_hot(place, dim, dtype=dtype) if candidates is None else candidates[place]
-
-
-def _variances(
-    product: Product, dim: int, candidates: Array | None, dtype: Any
-) -> tuple[Array, Array]:
-    """a^T K a and |K a|^2 of each candidate, (M,)."""
-
-    def one(place: Array) -> tuple[Array, Array]:
-        row = _row(dim, candidates, place, dtype)
-        spread = product(row)
-        return jnp.sum(row * spread), jnp.sum(jnp.square(spread))
-
-    places = jnp.arange(_count_of(dim, candidates), dtype=jnp.int32)
-    return jax.lax.map(one, places, batch_size=_AT_ONCE)
-
-
-def variance_removed(
-    product: Product, dim: int, noise_std: Array | float, *, candidates: Array | None = None
-) -> Array:
-    """|K a|^2 / (t^2 + a^T K a) of each candidate, (M,), data units^2.
-
-    Args:
-      product: v -> K v, (D,) -> (D,).
-      dim: D.
-      noise_std: t, the deviation of a measurement's noise; ValueError unless it is positive.
-      candidates: a of each, (M, D); None for the D values of x themselves. ValueError for other
-        shapes.
-    """
-    check_positive(noise_std=noise_std)
-    form, norm = _variances(product, dim, candidates, jnp.result_type(float))
-    return norm / (noise_std**2 + form)
-
-
-def choose(
-    product: Product,
-    dim: int,
-    noise_std: Array | float,
-    count: int,
-    *,
-    candidates: Array | None = None,
-    allowed: Array | None = None,
-) -> Choice:
-    """The `count` measurements that greedily remove most of tr K, each candidate at most once.
-
-    Args:
-      product, dim, noise_std, candidates: as `variance_removed` takes them.
-      count: how many.
-      allowed: which candidates may be taken, bool (M,); all by default. ValueError where fewer than
-        `count` are, unless traced: then the rest remove nothing.
-    """
-    check_positive(noise_std=noise_std)
-    size = _count_of(dim, candidates)
-    known = not isinstance(allowed, jax.core.Tracer)
-    left = size if allowed is None or not known else int(np.sum(np.asarray(allowed)))
-    if not 1 <= count <= left:
-        raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
-    dtype = jnp.result_type(float)
-    form, norm = _variances(product, dim, candidates, dtype)
-    free = jnp.ones(size, bool) if allowed is None else jnp.asarray(allowed)
-    variance = jnp.asarray(noise_std, dtype) ** 2
-
-    def of_candidates(vector: Array) -> Array:
-        return vector if candidates is None else candidates @ vector
-
-    def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
-        form, norm, free, columns = carry
-
-        def current(vector: Array) -> Array:
-            return product(vector) - columns @ (columns.T @ vector)
-
-        gains = jnp.where(free, norm / (variance + form), -jnp.inf)
-        place = jnp.argmax(gains).astype(jnp.int32)
-        row = _row(dim, candidates, place, dtype)
-        spread = current(row)
-        column = spread / jnp.sqrt(variance + jnp.sum(row * spread))
-        column = jnp.where(free[place], column, 0.0)
-        # What a candidate has left follows from one product more, not from one for each.
-        seen, further = of_candidates(column), of_candidates(current(column))
-        size = jnp.sum(jnp.square(column))
-        norm = jnp.maximum(norm - 2.0 * seen * further + jnp.square(seen) * size, 0.0)
-        form = jnp.maximum(form - jnp.square(seen), 0.0)
-        carry = form, norm, free.at[place].set(False), columns.at[:, number].set(column)
-        return carry, (place, size)
-
-    start = form, norm, free, jnp.zeros((dim, count), dtype)
-    (*_, columns), (places, removed) = jax.lax.scan(step, start, jnp.arange(count, dtype=jnp.int32))
-    return Choice(places, removed, columns)
+from hos_jax.uses.greedy import Choice as Choice
+from hos_jax.uses.greedy import RowsFn, choose, columns_of_gain
+from hos_jax.uses.greedy import choose_groups as choose_groups
+from hos_jax.uses.greedy import variance_removed as variance_removed
 
 
 class Conditioned(NamedTuple):
@@ -172,32 +62,34 @@ class Conditioned(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Seen:
-    """Values of x that were measured, with room for more: b_j = x[places_j] + t n.
+    """What was measured, with room for more: b_j = x[places_j] + t n, or a_j^T x + t n.
 
     Attributes:
       places: indices of the values, (m,), each at most once.
       values: b, (m,), data units.
       valid: whether a place is taken, bool (m,); what stands in the others does not count.
       noise_std: t, positive scalar, data units.
+      rows_fn: places (m,) -> a of each, (m, D), for a place in [0, D); None for values of x.
     """
 
     places: Array
     values: Array
     valid: Array
     noise_std: Array | float
+    rows_fn: RowsFn | None = dataclasses.field(default=None, metadata={"static": True})
 
     def trim(self, step: int) -> Seen:
         """With room for a multiple of `step` only, the least that holds all. Not to be traced."""
         room = max(-(-int(np.sum(np.asarray(self.valid))) // step), 1) * step
         places, values, valid = self.places[:room], self.values[:room], self.valid[:room]
-        return Seen(places, values, valid, self.noise_std)
+        return dataclasses.replace(self, places=places, values=values, valid=valid)
 
     @classmethod
-    def none(cls, room: int, noise_std: Array | float) -> Seen:
+    def none(cls, room: int, noise_std: Array | float, rows_fn: RowsFn | None = None) -> Seen:
         """Nothing measured yet, with room for so many values. ValueError unless t > 0."""
         check_positive(noise_std=noise_std)
         places = jnp.zeros(room, jnp.int32)
-        return cls(places, jnp.zeros(room), jnp.zeros(room, bool), noise_std)
+        return cls(places, jnp.zeros(room), jnp.zeros(room, bool), noise_std, rows_fn)
 
     def add(self, places: Array, values: Array) -> Seen:
         """With these measured too. Not to be traced; ValueError where there is no room."""
@@ -220,19 +112,21 @@ class Seen:
 
     def rows(self, dim: int, dtype: Any) -> Array:
         """A, (m, D); a row that does not count is zero."""
-        return jax.nn.one_hot(self.places, dim, dtype=dtype) * self.valid[:, None].astype(dtype)
+        if self.rows_fn is None:
+            rows = jax.nn.one_hot(self.places, dim, dtype=dtype)
+        else:
+            rows = self.rows_fn(self.places).astype(dtype)
+        return rows * self.valid[:, None].astype(dtype)
 
 
 def _gain(posterior: Posterior, seen: Seen) -> tuple[Callable[[Array, Array], Array], Array]:
     """(x, b) -> x + K A^T S^-1 (b - A x), and G with G G^T = K A^T S^-1 A K, (D, m)."""
     rows = seen.rows(posterior.dim, posterior.mean.dtype)
-    spread = posterior.matvec(rows.T)
-    inner = seen.noise_std**2 * jnp.eye(len(rows), dtype=rows.dtype) + rows @ spread
-    root = jnp.linalg.cholesky(inner)
-    columns = jsl.solve_triangular(root, spread.T, lower=True).T
+    columns, root = columns_of_gain(rows, posterior.matvec(rows.T), seen.noise_std)
 
     def move(point: Array, values: Array) -> Array:
-        residual = jnp.where(seen.valid, values - point[seen.places], 0.0)
+        expected = point[seen.places] if seen.rows_fn is None else rows @ point
+        residual = jnp.where(seen.valid, values - expected, 0.0)
         return point + columns @ jsl.solve_triangular(root, residual, lower=True)
 
     return move, columns
@@ -359,23 +253,25 @@ def reveal(
     *,
     choose_fn: Callable[[PRNGKey, Belief, Seen, int], Array] = greedy,
     room: int = 40,
+    rows_fn: RowsFn | None = None,
 ) -> Revealed:
     """Measure x value by value: believe, choose the next values, read them, and again.
 
     Args:
       key: of the chains, and of choices at random.
       belief_fn: `(key, seen) -> Belief`, compiled (`jax.jit`).
-      read_fn: places (n,) -> what is measured there, (n,): x + t n.
+      read_fn: places (n,) -> what is measured there, (n,): x + t n, or a^T x + t n.
       noise_std: t.
       rounds: how many values are measured in each round, before the belief is renewed; ValueError
         unless each is positive and all together are at most D.
       choose_fn: `(key, belief, seen, count) -> places`.
       room: what was seen has room for a multiple of so many values, as another shape is another
         compilation.
+      rows_fn: see `Seen`.
     """
     if not rounds or min(rounds) < 1:
         raise ValueError(f"expected rounds of one value or more, got {list(rounds)}")
-    seen = Seen.none(sum(rounds), noise_std)
+    seen = Seen.none(sum(rounds), noise_std, rows_fn)
     means, expected = [], []
     for number in range(len(rounds) + 1):
         belief_key, choose_key = jax.random.split(jax.random.fold_in(key, number))

@@ -104,5 +104,5 @@ def test_published_settings_are_the_defaults(name):
 def test_none_takes_an_optional_setting_away_and_the_last_of_a_key_counts(overrides, classes):
     from hos_jax.cli.arguments import make_config, parse
 
-    argv = "main.py --runner LowRankHybridRunner --config diffusion_mnist5k".split()
+    argv = ["main.py", "--runner", "LowRankHybridRunner", "--config", "diffusion_mnist5k"]
     assert make_config(parse([*argv, *overrides])).model.classes == classes

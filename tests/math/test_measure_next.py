@@ -179,7 +179,69 @@ def test_on_a_gaussian_the_order_is_known_before_measuring():
     np.testing.assert_allclose(found.means[-1], LAW.mean + gain @ rows @ (clean - LAW.mean))
 
 
+# Orthonormal, so that together they say all of x; the last group is smaller.
+BASIS = jnp.linalg.qr(jax.random.normal(jax.random.key(8), (DIM, DIM)))[0]
+GROUPS = jnp.array([[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, -1]])
+
+
+def rows_fn(places):
+    return BASIS[places]
+
+
+def densely_greedy_groups(count):
+    taken = []
+    for _ in range(count):
+        traces = []
+        for group in range(len(GROUPS)):
+            places = [int(place) for one in [*taken, group] for place in GROUPS[one] if place >= 0]
+            trace = np.trace(conditioned(K, np.asarray(BASIS)[places]))
+            traces.append(np.inf if group in taken else trace)
+        taken.append(int(np.argmin(traces)))
+    return taken
+
+
+def test_groups_are_chosen_as_dense_algebra_does():
+    order = densely_greedy_groups(4)
+    found = measure_next.choose_groups(product, GROUPS, rows_fn, NOISE_STD, 4)
+    assert found.tolist() == order
+    allowed = jnp.arange(len(GROUPS)) != order[0]
+    found = measure_next.choose_groups(product, GROUPS, rows_fn, NOISE_STD, 1, allowed=allowed)
+    assert found.tolist() != order[:1]
+
+
+def test_inner_products_are_measured_group_by_group():
+    clean = LAW.sample(jax.random.key(6), 1)[0]
+
+    def choose_fn(_, belief, seen, count):
+        unseen = seen.unseen(DIM)[GROUPS[:, 0]]
+        chosen = measure_next.choose_groups(
+            belief.matvec, GROUPS, rows_fn, NOISE_STD, 1, allowed=unseen
+        )
+        return GROUPS[chosen[0]][:count]
+
+    found = measure_next.reveal(
+        jax.random.key(7),
+        exact_belief,
+        lambda places: BASIS[places] @ clean,
+        NOISE_STD,
+        [3, 3],
+        choose_fn=choose_fn,
+        room=3,
+        rows_fn=rows_fn,
+    )
+    places = np.asarray(found.seen.places)
+    rows = np.asarray(BASIS)[places]
+    left = conditioned(K, rows)
+    np.testing.assert_allclose(found.expected[-1] * DIM, np.trace(left), rtol=1e-8)
+    mean = LAW.mean + left @ rows.T @ rows @ (clean - LAW.mean) / NOISE_STD**2
+    np.testing.assert_allclose(found.means[-1], mean, rtol=1e-6, atol=1e-9)
+
+
 def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="count <= 4, the groups left"):
+        measure_next.choose_groups(product, GROUPS, rows_fn, NOISE_STD, 5)
+    with pytest.raises(ValueError, match="groups of shape"):
+        measure_next.choose_groups(product, GROUPS[0], rows_fn, NOISE_STD, 1)
     with pytest.raises(ValueError, match="candidates of shape"):
         measure_next.variance_removed(product, DIM, NOISE_STD, candidates=ROWS[:, 1:])
     allowed = np.arange(DIM) < 2

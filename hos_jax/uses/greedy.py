@@ -1,0 +1,199 @@
+r"""Which of many measurements of a Gaussian removes most of its variance; see `measure_next`.
+
+A measurement a^T x + t n takes |K a|^2 / (t^2 + a^T K a) from tr K. A group of them, with rows A,
+takes
+
+.. math:: \operatorname{tr} K - \operatorname{tr} K'
+    = \operatorname{tr} \big( (t^2 I + A K A^T)^{-1} A K K A^T \big).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+import numpy as np
+
+from hos_jax.types import Array, check_positive
+
+Product = Callable[[Array], Array]
+# Places (m,) -> a of each, (m, D).
+RowsFn = Callable[[Array], Array]
+# Products with K that are made at once for candidates: memory D times this.
+_AT_ONCE = 64
+
+
+class Choice(NamedTuple):
+    """Measurements in the order in which they are best made.
+
+    Attributes:
+      places: the index of each among the candidates, (count,).
+      removed: what each takes from tr K after those before it, (count,), data units^2.
+      columns: G, (D, count): with all of them made the covariance is K - G G^T.
+    """
+
+    places: Array
+    removed: Array
+    columns: Array
+
+
+def _count_of(dim: int, candidates: Array | None) -> int:
+    if candidates is None:
+        return dim
+    if candidates.ndim != 2 or candidates.shape[1] != dim:
+        raise ValueError(f"expected candidates of shape (M, {dim}), got {candidates.shape}")
+    return len(candidates)
+
+
+def _row(dim: int, candidates: Array | None, place: Array, dtype: Any) -> Array:
+    """a of one candidate, (D,)."""
+    return jax.nn.one_hot(place, dim, dtype=dtype) if candidates is None else candidates[place]
+
+
+def _variances(
+    product: Product, dim: int, candidates: Array | None, dtype: Any
+) -> tuple[Array, Array]:
+    """a^T K a and |K a|^2 of each candidate, (M,)."""
+
+    def one(place: Array) -> tuple[Array, Array]:
+        row = _row(dim, candidates, place, dtype)
+        spread = product(row)
+        return jnp.sum(row * spread), jnp.sum(jnp.square(spread))
+
+    places = jnp.arange(_count_of(dim, candidates), dtype=jnp.int32)
+    return jax.lax.map(one, places, batch_size=_AT_ONCE)
+
+
+def variance_removed(
+    product: Product, dim: int, noise_std: Array | float, *, candidates: Array | None = None
+) -> Array:
+    """|K a|^2 / (t^2 + a^T K a) of each candidate, (M,), data units^2.
+
+    Args:
+      product: v -> K v, (D,) -> (D,).
+      dim: D.
+      noise_std: t, the deviation of a measurement's noise; ValueError unless it is positive.
+      candidates: a of each, (M, D); None for the D values of x themselves. ValueError for other
+        shapes.
+    """
+    check_positive(noise_std=noise_std)
+    form, norm = _variances(product, dim, candidates, jnp.result_type(float))
+    return norm / (noise_std**2 + form)
+
+
+def choose(
+    product: Product,
+    dim: int,
+    noise_std: Array | float,
+    count: int,
+    *,
+    candidates: Array | None = None,
+    allowed: Array | None = None,
+) -> Choice:
+    """The `count` measurements that greedily remove most of tr K, each candidate at most once.
+
+    Args:
+      product, dim, noise_std, candidates: as `variance_removed` takes them.
+      count: how many.
+      allowed: which candidates may be taken, bool (M,); all by default. ValueError where fewer than
+        `count` are, unless traced: then the rest remove nothing.
+    """
+    check_positive(noise_std=noise_std)
+    size = _count_of(dim, candidates)
+    known = not isinstance(allowed, jax.core.Tracer)
+    left = size if allowed is None or not known else int(np.sum(np.asarray(allowed)))
+    if not 1 <= count <= left:
+        raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
+    dtype = jnp.result_type(float)
+    form, norm = _variances(product, dim, candidates, dtype)
+    free = jnp.ones(size, bool) if allowed is None else jnp.asarray(allowed)
+    variance = jnp.asarray(noise_std, dtype) ** 2
+
+    def of_candidates(vector: Array) -> Array:
+        return vector if candidates is None else candidates @ vector
+
+    def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
+        form, norm, free, columns = carry
+
+        def current(vector: Array) -> Array:
+            return product(vector) - columns @ (columns.T @ vector)
+
+        gains = jnp.where(free, norm / (variance + form), -jnp.inf)
+        place = jnp.argmax(gains).astype(jnp.int32)
+        row = _row(dim, candidates, place, dtype)
+        spread = current(row)
+        column = spread / jnp.sqrt(variance + jnp.sum(row * spread))
+        column = jnp.where(free[place], column, 0.0)
+        # What a candidate has left follows from one product more, not from one for each.
+        seen, further = of_candidates(column), of_candidates(current(column))
+        size = jnp.sum(jnp.square(column))
+        norm = jnp.maximum(norm - 2.0 * seen * further + jnp.square(seen) * size, 0.0)
+        form = jnp.maximum(form - jnp.square(seen), 0.0)
+        carry = form, norm, free.at[place].set(False), columns.at[:, number].set(column)
+        return carry, (place, size)
+
+    start = form, norm, free, jnp.zeros((dim, count), dtype)
+    (*_, columns), (places, removed) = jax.lax.scan(step, start, jnp.arange(count, dtype=jnp.int32))
+    return Choice(places, removed, columns)
+
+
+def choose_groups(
+    product: Product,
+    groups: Array,
+    rows_fn: RowsFn,
+    noise_std: Array | float,
+    count: int,
+    *,
+    allowed: Array | None = None,
+) -> Array:
+    """The indices of the `count` groups that greedily remove most of tr K, (count,).
+
+    Makes the D x r array of one group at a time; R products with K for each choice, where R is how
+    many measurements all groups have together.
+
+    Args:
+      product, noise_std, count: as `choose` takes them.
+      groups: the places that are measured together, integers (groups, r); a place below 0 is none,
+        for groups of fewer than r.
+      rows_fn: places (m,) -> a of each, (m, D).
+      allowed: which groups may be taken, bool (groups,); all by default. ValueError where fewer
+        than `count` are, unless traced.
+    """
+    check_positive(noise_std=noise_std)
+    if groups.ndim != 2:
+        raise ValueError(f"expected groups of shape (groups, r), got {groups.shape}")
+    known = not isinstance(allowed, jax.core.Tracer)
+    left = len(groups) if allowed is None or not known else int(np.sum(np.asarray(allowed)))
+    if not 1 <= count <= left:
+        raise ValueError(f"expected 1 <= count <= {left}, the groups left, got {count}")
+    free = jnp.ones(len(groups), bool) if allowed is None else jnp.asarray(allowed)
+    taken: list[Array] = []
+    removed: list[Array] = []
+
+    def columns_of(group: Array) -> Array:
+        """G, (D, r), of a group whose measurements follow those already chosen."""
+        rows = rows_fn(jnp.maximum(group, 0))
+        rows *= (group >= 0).astype(rows.dtype)[:, None]
+        spread = jax.vmap(product, in_axes=0, out_axes=1)(rows)
+        for columns in removed:
+            spread -= columns @ (rows @ columns).T
+        return columns_of_gain(rows, spread, noise_std)[0]
+
+    for _ in range(count):
+        gains = jax.lax.map(lambda group: jnp.sum(jnp.square(columns_of(group))), groups)
+        place = jnp.argmax(jnp.where(free, gains, -jnp.inf)).astype(jnp.int32)
+        taken.append(place)
+        removed.append(columns_of(groups[place]))
+        free = free.at[place].set(False)
+    return jnp.stack(taken)
+
+
+def columns_of_gain(rows: Array, spread: Array, noise_std: Array | float) -> tuple[Array, Array]:
+    """G with G G^T = K A^T S^-1 A K, (D, m), and the Cholesky factor of S = t^2 I + A K A^T, from
+    A and K A^T."""
+    inner = noise_std**2 * jnp.eye(len(rows), dtype=rows.dtype) + rows @ spread
+    root = jnp.linalg.cholesky(inner)
+    return jsl.solve_triangular(root, spread.T, lower=True).T, root
