@@ -40,13 +40,16 @@ from hos_jax.uncertainty import bound
 EVALUATIONS = (5, 10, 20, 40)
 BOUND_IMAGES = 64
 SHOWN = 50
-SAMPLERS = {
+# By name: the sampler, the covariance, and perhaps up to which noise level it is used.
+SAMPLERS: dict[str, tuple] = {
     "ancestral, small": ("ancestral", "small"),
     "ancestral, scalar": ("ancestral", "scalar"),
     "ancestral, diagonal": ("ancestral", "diagonal"),
     "ancestral, full": ("ancestral", "full"),
+    "ancestral, full below 1": ("ancestral", "full", 1.0),
     "ddim": ("ddim", "small"),
     "ddim, full": ("ddim", "full"),
+    "ddim, full below 1": ("ddim", "full", 1.0),
     "heun": ("heun", None),
     "second order": ("second_order", None),
 }
@@ -85,11 +88,12 @@ class Judge:
 
 def samples_of(run: Any, sampler: str, evaluations: int, options: argparse.Namespace) -> Any:
     """What `--test` would draw of the run with these settings, and the seconds that it took."""
-    kind, covariance = SAMPLERS[sampler]
+    kind, covariance, *below = SAMPLERS[sampler]
     with run.problem.config.unlocked():
         run.problem.config.sampling.update(
             sampler=kind,
             covariance=covariance,
+            covariance_below=below[0] if below else None,
             evaluations=evaluations,
             chains=options.samples,
             guidance=options.guidance,

@@ -203,6 +203,10 @@ def parse(
     original = _with_config_path(argv)
     arguments = _with_saved_config(original)
     check_override_names(arguments)
+    words = [argument.lstrip("-") for argument in arguments if argument.startswith("-")]
+    overrides = [word.partition("=")[0] for word in words if word.startswith("config.")]
+    if overrides and not any(word.startswith("config=") for word in words):
+        raise UserError(f"--config is needed, of which --{overrides[0]} is a key (see --help)")
     readable, unset = _without_unset(arguments)
     define_flags(values, readable)
     try:

@@ -215,6 +215,11 @@ def _validate_sampling(config: ml_collections.ConfigDict) -> None:
         covariance in COVARIANCES,
         f"sampling.covariance is {covariance!r}; choose one of {', '.join(COVARIANCES)}",
     )
+    below = sampling.covariance_below
+    _require(
+        below is None or (below > 0 and sampler in ("ancestral", "ddim")),
+        f"sampling.covariance_below={below} must be positive, and is of ancestral and ddim",
+    )
     has_head = model.head != "none"
     _require(
         has_head or not ("ozaki" in sampler or sampler == "second_order"),

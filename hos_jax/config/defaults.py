@@ -125,6 +125,8 @@ def default_config() -> ml_collections.ConfigDict:
     # What stands for the posterior covariance: `full` unless given in ancestral steps, and none,
     # which is `small`, in ddim.
     config.sampling.covariance = none(str)
+    # The largest noise level at which it is used; above it `small` is.
+    config.sampling.covariance_below = none(float)
     config.sampling.churn = 0.0
     # Of models that are told the class: that of all samples, or else all in turn; and by how much
     # it is overstated, for two evaluations in place of one.

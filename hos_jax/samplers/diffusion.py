@@ -15,6 +15,10 @@ that knows s1 alone. `covariance` says what stands for it:
   mean of tr C / D over data at each level is Analytic-DPM (Bao, Li, Zhu, Zhang 2022)
 * "diagonal": diag C(y) (SN-DPM, Bao et al. 2022; OCM-DPM, Ou et al. 2024)
 * "full": C(y) itself, drawn by its structure; on a Gaussian the step is exact in law
+
+Above the noise level `below` it is "small" whatever the name: where a posterior is of many separate
+modes, as that of an image under much noise, a draw of the Gaussian with its covariance lies between
+them.
 """
 
 from __future__ import annotations
@@ -125,7 +129,7 @@ def step_covariance(
     return Diagonal(jnp.maximum(simplified(posterior, covariance).diagonal(), 0.0))
 
 
-def _check_covariance(covariance: Covariance) -> None:
+def _check_covariance(covariance: Covariance, below: float) -> None:
     named = isinstance(covariance, str) and covariance in COVARIANCES
     number = isinstance(covariance, float | int) and 0 <= covariance < np.inf
     if not (named or number or callable(covariance)):
@@ -133,6 +137,21 @@ def _check_covariance(covariance: Covariance) -> None:
             f"expected a covariance of {', '.join(COVARIANCES)}, a number >= 0 or a function of "
             f"sigma, got {covariance!r}"
         )
+    if not below > 0:
+        raise ValueError(f"expected below > 0, got {below}")
+
+
+def _posterior_noise(
+    key: PRNGKey,
+    hessian: SymmetricMatrix | None,
+    level: Array,
+    covariance: Covariance,
+    below: float,
+    like: Array,
+) -> Array:
+    """A draw of N(0, C), (D,), dimensionless, or 0 above the level `below`."""
+    noise = step_covariance(hessian, level, covariance, like).sample(key, 1)[0]
+    return noise if below == math.inf else jnp.where(level <= below, noise, 0.0)
 
 
 def _moved(state: ReverseState, jump: Array, sigma: Array, error: Array | float = 0.0):
@@ -145,15 +164,16 @@ def _moved(state: ReverseState, jump: Array, sigma: Array, error: Array | float 
 
 # Equal settings give the same function, for which loops are compiled once.
 @functools.lru_cache(maxsize=32)
-def ancestral(covariance: Covariance = "full") -> Callable:
+def ancestral(covariance: Covariance = "full", *, below: float = math.inf) -> Callable:
     r"""A draw of the Gaussian with the mean, and with C the covariance, of y_s given y_t.
 
     .. math:: y_s = y + \Delta s_1 + \sqrt{\Delta} \big( \sqrt{\rho} w_1 + \sqrt{1 - \rho} \,
         C^{1/2} w_2 \big), \quad \Delta = \sigma_t^2 - \sigma_s^2, \ \rho = \sigma_s^2 / \sigma_t^2
 
-    One evaluation. ValueError for a covariance that is none of those of the module's head.
+    One evaluation. C is used at levels up to `below`, data units. ValueError for a covariance that
+    is none of those of the module's head, or unless below > 0.
     """
-    _check_covariance(covariance)
+    _check_covariance(covariance, below)
 
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
@@ -162,32 +182,32 @@ def ancestral(covariance: Covariance = "full") -> Callable:
         score, hessian = derivatives_fn(y, level)
         step, ratio = (level - sigma) * (level + sigma), jnp.square(sigma / level)
         noise_key, posterior_key = jax.random.split(rng_key)
-        matrix = step_covariance(hessian, level, covariance, y)
         noise = jnp.sqrt(ratio) * jax.random.normal(noise_key, y.shape, y.dtype)
-        noise += jnp.sqrt(1.0 - ratio) * matrix.sample(posterior_key, 1)[0]
+        drawn = _posterior_noise(posterior_key, hessian, level, covariance, below, y)
+        noise += jnp.sqrt(1.0 - ratio) * drawn
         return _moved(state, step * score + jnp.sqrt(step) * noise, sigma)
 
     return kernel
 
 
 @functools.lru_cache(maxsize=32)
-def ddim(covariance: Covariance = "small") -> Callable:
+def ddim(covariance: Covariance = "small", *, below: float = math.inf) -> Callable:
     r"""The straight line to the posterior mean ("small"), or to a draw x of the posterior.
 
     .. math:: y_s = y + (\sigma_t - \sigma_s) (\sigma_t s_1 + C^{1/2} w), \qquad
         \text{which is } x + \sigma_s (y - x) / \sigma_t
 
     Without C it is deterministic and of order 1. One evaluation. See Song, Meng, Ermon, "Denoising
-    Diffusion Implicit Models", 2021. ValueError as `ancestral`.
+    Diffusion Implicit Models", 2021. `below` and ValueError as of `ancestral`.
     """
-    _check_covariance(covariance)
+    _check_covariance(covariance, below)
 
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
         y, level = state.position, state.sigma
         score, hessian = derivatives_fn(y, level)
-        noise = step_covariance(hessian, level, covariance, y).sample(rng_key, 1)[0]
+        noise = _posterior_noise(rng_key, hessian, level, covariance, below, y)
         return _moved(state, (level - sigma) * (level * score + noise), sigma)
 
     return kernel

@@ -92,6 +92,7 @@ MISTAKES = [
     (("--runner", "UnetDSMRuner", "--config", "demo"), "did you mean UnetDSMRunner"),
     (("--runner", "UnetDSMRunner", "--config", "demmo"), "did you mean demo"),
     (("--runner", "UnetDSMRunner", "--config"), "--config needs the name"),
+    (("--doc", "a", "--ni", "--config.model.ngf=8"), "--config is needed"),
     ((*LOW_RANK, "--config.model.nfg=3"), "did you mean --config.model.ngf"),
     ((*LOW_RANK, "--config.model.ngf=wide"), "invalid literal"),
     ((*LOW_RANK, "--config.model.ngf=1.5"), "1.5"),

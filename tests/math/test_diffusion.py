@@ -147,6 +147,16 @@ def test_a_step_draws_with_the_covariance_of_the_mixture(covariance):
     assert_moments(np.asarray(moved.position), mean, expected)
 
 
+@pytest.mark.parametrize("make", [diffusion.ancestral, diffusion.ddim])
+@pytest.mark.parametrize(("level", "name"), [(1.9, "full"), (2.0, "full"), (2.1, "small")])
+def test_above_a_level_the_covariance_is_not_used(make, level, name):
+    derivatives_fn, key = derivatives_of(GAUSSIAN), jax.random.key(3)
+    state = diffusion.init(jnp.arange(float(DIM)), level)
+    found, _ = make("full", below=2.0)(key, state, derivatives_fn, jnp.asarray(0.5))
+    exact, _ = make(name)(key, state, derivatives_fn, jnp.asarray(0.5))
+    np.testing.assert_array_equal(found.position, exact.position)
+
+
 def test_ddim_with_the_covariance_goes_through_a_draw_of_the_clean_point():
     noisy, start, end = jnp.array([0.1, -0.2, 0.1]), 1.2, 0.5
     score, hessian = derivatives_of(MIXTURE)(noisy, start)
@@ -346,6 +356,8 @@ def test_bad_arguments_are_refused():
     ):
         with pytest.raises(ValueError, match=r"noise levels|floating-point"):
             run(sigmas=sigmas)
+    with pytest.raises(ValueError, match="below > 0"):
+        diffusion.ddim("full", below=0.0)
     for covariance in ("whole", -1.0, np.nan, None):
         for kernel in (diffusion.ancestral, diffusion.ddim):
             with pytest.raises(ValueError, match="expected a covariance of small, large"):
