@@ -150,10 +150,11 @@ def test_a_step_draws_with_the_covariance_of_the_mixture(covariance):
 @pytest.mark.parametrize("make", [diffusion.ancestral, diffusion.ddim])
 @pytest.mark.parametrize(("level", "name"), [(1.9, "full"), (2.0, "full"), (2.1, "small")])
 def test_above_a_level_the_covariance_is_not_used(make, level, name):
-    derivatives_fn, key = derivatives_of(GAUSSIAN), jax.random.key(3)
     state = diffusion.init(jnp.arange(float(DIM)), level)
-    found, _ = make("full", below=2.0)(key, state, derivatives_fn, jnp.asarray(0.5))
-    exact, _ = make(name)(key, state, derivatives_fn, jnp.asarray(0.5))
+    found, exact = (
+        kernel(jax.random.key(3), state, derivatives_of(GAUSSIAN), jnp.asarray(0.5))[0]
+        for kernel in (make("full", below=2.0), make(name))
+    )
     np.testing.assert_array_equal(found.position, exact.position)
 
 

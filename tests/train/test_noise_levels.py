@@ -145,6 +145,10 @@ def test_samples_by_reverse_diffusion_within_their_evaluations(small_config):
         ({"sampler": "ancestral", "covariance": "scalar"}, diffusion.ancestral("scalar")),
         ({"sampler": "ddim"}, diffusion.ddim("small")),
         ({"sampler": "ddim", "covariance": "full"}, diffusion.ddim("full")),
+        (
+            {"sampler": "ddim", "covariance": "full", "covariance_below": 2.0},
+            diffusion.ddim("full", below=2.0),
+        ),
         ({"sampler": "heun", "churn": 0.2}, diffusion.heun(0.2)),
         ({"sampler": "second_order"}, diffusion.second_order(krylov_vectors=20)),
     ],
@@ -419,6 +423,10 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
         ({"sampling__covariance": "whole"}, "choose one of small, large, scalar"),
         ({"sampling__sampler": "heun", "sampling__evaluations": 2}, "at least 3"),
         ({"sampling__churn": 0.5}, "from 0 to 0.414"),
+        (
+            {"sampling__sampler": "heun", "sampling__covariance_below": 1.0},
+            "covariance_below=1.0 must be positive, and is of ancestral and ddim",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(small_config, changes, message):
