@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -241,8 +240,9 @@ def reverse_kernel(problem: Problem) -> Callable:
     if sampling.sampler == "second_order":
         return diffusion.second_order(krylov_vectors=sampling.krylov_vectors)
     step = {"ancestral": diffusion.ancestral, "ddim": diffusion.ddim}[sampling.sampler]
-    below = math.inf if sampling.covariance_below is None else sampling.covariance_below
-    return step(reverse_covariance(sampling), below=below)
+    if sampling.covariance_below is None:
+        return step(reverse_covariance(sampling))
+    return step(reverse_covariance(sampling), below=sampling.covariance_below)
 
 
 def _noisy_start(problem: Problem, key: jax.Array, sigma: Array) -> Array:
