@@ -1,0 +1,14 @@
+"""Images of a folder of yours, 64 x 64, from noise in few steps: as `diffusion_photos`, in colour.
+
+hos-jax --runner LowRankHybridRunner --config diffusion_folder --config.data.root=FOLDER --doc mine
+"""
+
+from hos_jax.config import named_config
+
+
+def get_config():
+    config = named_config("diffusion_photos")
+    config.data.update(name="image_folder", image_size=64, grey=False)
+    config.model.update(ngf=48, multipliers=(1, 2, 3))
+    config.training.steps = 50_000
+    return config
