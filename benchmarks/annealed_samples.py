@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 from classify import TrainedClassifier, train_classifier
 
-from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.generate import draw_samples
 from hos_jax.files import write_atomically
@@ -55,7 +54,7 @@ def main() -> None:
     begun = time.perf_counter()
     images = draw_samples(run.problem, run.params, progress=True).images
     seconds = time.perf_counter() - begun
-    held_out = to_float(data.held_out, data.value_range)[: options.samples]
+    held_out = data.to_float(data.held_out)[: options.samples]
     result = {
         "sampler": config.sampling.sampler,
         "training_steps": run.step,

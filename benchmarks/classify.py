@@ -126,7 +126,7 @@ def train_classifier(
         found = np.asarray(jax.nn.softmax(logits))
         return Verdict(found.argmax(axis=1), found.max(axis=1), np.asarray(features))
 
-    verdict = judge(to_float(data.held_out, data.value_range))
+    verdict = judge(data.to_float(data.held_out))
     accuracy = float(np.mean(verdict.classes == data.held_out_labels))
     return TrainedClassifier(judge, accuracy, classes)
 

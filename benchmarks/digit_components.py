@@ -27,7 +27,6 @@ from chain_timing import timed_positions
 from measure import Rows
 
 from hos_jax import pointwise, samplers
-from hos_jax.data import to_float
 from hos_jax.linops import Diagonal
 from hos_jax.samplers import diagnostics
 from hos_jax.training.runs import load_run
@@ -61,7 +60,7 @@ class Law:
 
     def __init__(self, run: Any, sigma: float, chains: int):
         data = run.problem.data
-        clean = to_float(data.held_out, data.value_range).reshape(len(data.held_out), -1)
+        clean = data.to_float(data.held_out).reshape(len(data.held_out), -1)
         rng = np.random.default_rng(0)
         noisy = clean + sigma * rng.normal(size=clean.shape)
         noisy = noisy[rng.permutation(len(noisy))].astype(np.float32)

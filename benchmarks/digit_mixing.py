@@ -25,7 +25,6 @@ import numpy as np
 from chain_timing import timed_positions
 from classify import class_change_rate, train_classifier
 
-from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation.generate import make_denoiser, sampler_at
 from hos_jax.files import write_atomically
@@ -46,7 +45,7 @@ class Digits:
         self.denoise = make_denoiser(self.problem)
         self.classifier = train_classifier(self.problem.data)
         data = self.problem.data
-        clean = to_float(data.held_out, data.value_range).reshape(len(data.held_out), -1)
+        clean = data.to_float(data.held_out).reshape(len(data.held_out), -1)
         order = np.random.default_rng(0).permutation(len(clean))
         noise = np.random.default_rng(1).normal(size=clean.shape).astype(np.float32)
         noisy = (clean + self.sigma * noise)[order]

@@ -35,10 +35,9 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from measure_next import NOISE_STD, belief_of_chains, belief_of_draws, levels
+from measure_next import NOISE_STD, belief_of_chains, belief_of_draws, chains_from, levels
 
 from hos_jax import pointwise
-from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
 from hos_jax.training.runs import load_run
@@ -84,16 +83,17 @@ class Bench:
     """A run's chains, what the training images say of the order, and one way to choose for each."""
 
     def __init__(self, run, options):
-        self.posterior_fn, self.options = pointwise.posterior_fn(run), options
+        self.options = options
         data, model = run.problem.data, run.problem.config.model
         height, width, _ = self.shape = data.image_shape
         self.lines = Lines(height, width)
         # A bound method is another object each time, and a static part of what is compiled.
         self.rows_fn = self.lines.rows_fn
         self.room = 5 * 2 * width
-        training = to_float(data.train, data.value_range).reshape(len(data.train), -1)
+        training = data.to_float(data.train).reshape(len(data.train), -1)
         self.centre = jnp.mean(jnp.asarray(training), axis=0)
         centred = (jnp.asarray(training) - self.centre) / len(training) ** 0.5
+        self.ends = chains_from(self.centre, pointwise.posterior_fn(run))
         groups = self.lines.groups
         self.order = np.asarray(
             measure_next.choose_groups(
@@ -102,17 +102,6 @@ class Bench:
         )
         self.sigmas = levels(model.largest_noise, model.smallest_noise, options.levels)
         self.short = levels(model.largest_noise, options.end, options.levels)
-
-    @functools.cached_property
-    def ends(self):
-        """(keys, seen, sigmas) -> the posteriors at the ends of chains."""
-
-        def one(key, seen, sigmas):
-            start_key, key = jax.random.split(key)
-            start = self.centre + sigmas[0] * jax.random.normal(start_key, self.centre.shape)
-            return measure_next.chain(key, self.posterior_fn, seen, start, sigmas)
-
-        return jax.jit(jax.vmap(one, (0, None, None)))
 
     @functools.cached_property
     def best_line(self):
@@ -197,7 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     run = load_run(options.run)
     data, bench = run.problem.data, Bench(run, options)
-    clean = jnp.asarray(to_float(data.held_out[0], data.value_range)).ravel()
+    clean = jnp.asarray(data.to_float(data.held_out[0])).ravel()
     rows = []
     pictures = {}
     for name in options.choosers:

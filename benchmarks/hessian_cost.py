@@ -48,7 +48,7 @@ from measure import (
 )
 
 from hos_jax import autodiff, distributions, fit, pointwise
-from hos_jax.data import load, to_float
+from hos_jax.data import load
 from hos_jax.linops.lanczos import top_eigenpairs
 from hos_jax.losses.objective import Objective
 from hos_jax.models.heads import SecondOrderHead
@@ -127,7 +127,7 @@ def examples(size: Size, count: int) -> jax.Array:
         return law.sample(jax.random.key(1), count)
     crop = None if size.data == "mnist5k" else CROPS[size.shape[0]]
     data = load(size.data, image_size=crop)
-    images = to_float(data.train[:count], data.value_range)
+    images = data.to_float(data.train[:count])
     tiles = size.shape[0] // images.shape[1]
     return jnp.tile(images, (1, tiles, tiles, 1))
 

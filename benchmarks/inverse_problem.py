@@ -52,7 +52,6 @@ from jax.scipy.sparse.linalg import cg
 from measure import Rows
 
 from hos_jax import pointwise
-from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.evaluation import figures
 from hos_jax.noise import geometric_sigmas
@@ -260,9 +259,9 @@ def compare(options):
     if run.problem.model.head is None:
         raise UserError(f"{options.run} has no second-order model: choose another runner")
     shape = data.image_shape
-    clean = to_float(getattr(data, options.split)[: options.images], data.value_range)
+    clean = data.to_float(getattr(data, options.split)[: options.images])
     clean = np.asarray(clean).reshape(len(clean), -1)
-    training = to_float(data.train, data.value_range).reshape(len(data.train), -1)
+    training = data.to_float(data.train).reshape(len(data.train), -1)
     varied = np.asarray(training).std(axis=0) > 0.1
     settings = {"images": len(clean), "samples": options.samples, "split": options.split}
     settings |= {"dps_step": options.dps_step, "products": options.products}

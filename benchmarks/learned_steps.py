@@ -28,7 +28,6 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 from measure import Rows
 
 from hos_jax.config import validate
-from hos_jax.data import to_float
 from hos_jax.evaluation import figures
 from hos_jax.evaluation import likelihood as of_run
 from hos_jax.evaluation.generate import draw_samples
@@ -69,7 +68,7 @@ class Judge:
 
     def __init__(self, data: Any):
         self.classifier = train_classifier(data)
-        self.training = to_float(data.train, data.value_range)
+        self.training = data.to_float(data.train)
         self.known = self.classifier.judge(self.training).features
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
@@ -135,7 +134,7 @@ def measure(options: argparse.Namespace) -> Rows:
         judge = judge or Judge(data)
         key = {"run": folder.name, "sampler": "held out", "evaluations": 0}
         if not rows.find(**key):
-            real = to_float(data.held_out, data.value_range)[: options.samples]
+            real = data.to_float(data.held_out)[: options.samples]
             rows.add({**key, **judge(real)})
         for evaluations in options.evaluations:
             for sampler in options.samplers:

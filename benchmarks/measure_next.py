@@ -36,7 +36,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from hos_jax import pointwise
-from hos_jax.data import to_float
 from hos_jax.errors import UserError
 from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
@@ -80,6 +79,17 @@ def belief_of_draws(keys, posteriors, seen):
     return measure_next.belief_of_samples(draw(keys, posteriors, seen))
 
 
+def chains_from(centre, posterior_fn):
+    """(keys, seen, sigmas) -> the posteriors at the ends of chains that start around a centre."""
+
+    def one(key, seen, sigmas):
+        start_key, key = jax.random.split(key)
+        start = centre + sigmas[0] * jax.random.normal(start_key, centre.shape)
+        return measure_next.chain(key, posterior_fn, seen, start, sigmas)
+
+    return jax.jit(jax.vmap(one, (0, None, None)))
+
+
 class Bench:
     """A run's chains, and what the training images say of the order."""
 
@@ -87,7 +97,7 @@ class Bench:
         self.posterior_fn = pointwise.posterior_fn(run)
         data, model = run.problem.data, run.problem.config.model
         self.shape, self.options = data.image_shape, options
-        training = to_float(data.train, data.value_range).reshape(len(data.train), -1)
+        training = data.to_float(data.train).reshape(len(data.train), -1)
         self.centre = jnp.mean(jnp.asarray(training), axis=0)
         covariance = Dense(jnp.cov(jnp.asarray(training).T))
         self.order = measure_next.choose(
@@ -100,13 +110,7 @@ class Bench:
     @functools.cached_property
     def ends(self):
         """(key, seen, sigmas) -> the posteriors at the ends of N chains."""
-
-        def one(key, seen, sigmas):
-            start_key, key = jax.random.split(key)
-            start = self.centre + sigmas[0] * jax.random.normal(start_key, self.centre.shape)
-            return measure_next.chain(key, self.posterior_fn, seen, start, sigmas)
-
-        many = jax.jit(jax.vmap(one, (0, None, None)))
+        many = chains_from(self.centre, self.posterior_fn)
 
         def ends(key, seen, sigmas):
             count = self.options.samples if seen.valid.any() else self.options.first
@@ -268,7 +272,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}; train with --config diffusion_mnist5k")
     data = run.problem.data
     taken = getattr(data, options.split)[options.skip : options.skip + options.images]
-    clean = jnp.asarray(to_float(taken, data.value_range)).reshape(len(taken), -1)
+    clean = jnp.asarray(data.to_float(taken)).reshape(len(taken), -1)
     bench = Bench(run, options)
     # A long run that is cut off leaves what it has.
     for rows, pictures in measure(bench, clean, options):
