@@ -2,6 +2,11 @@
 
 hos-jax --runner LowRankHybridRunner --config diffusion_photos --doc photos --ni
 hos-jax --doc photos --test
+
+5,600 steps in 41 minutes on one core (78 images a second). Held out, at sigma 0.5: denoise_mse
+0.0124 (0.0003), nll_per_dim -1.81 (0.02), calibration 0.957 (0.021), coverage_90 0.920
+(recalibrated 0.900). 3.98 (0.24) bits per dimension by the flow, 4.02 (0.24) by the bound of 20
+steps. Samples with 20 evaluations are skies, walls, leaves and edges, as the patches are.
 """
 
 from hos_jax.config import named_config
