@@ -22,6 +22,8 @@ from hos_jax.types import Array, check_positive
 Product = Callable[[Array], Array]
 # Places (m,) -> a of each, (m, D).
 RowsFn = Callable[[Array], Array]
+# a of each candidate, (M, D); or of D ones by their places; None for the D values of x themselves.
+Candidates = Array | RowsFn | None
 # Products with K that are made at once for candidates: memory D times this.
 _AT_ONCE = 64
 
@@ -40,21 +42,36 @@ class Choice(NamedTuple):
     columns: Array
 
 
-def _count_of(dim: int, candidates: Array | None) -> int:
-    if candidates is None:
-        return dim
+def _checked(dim: int, candidates: Candidates) -> tuple[Candidates, int]:
+    """The candidates as JAX takes them, and how many there are."""
+    if candidates is None or callable(candidates):
+        return candidates, dim
+    candidates = jnp.asarray(candidates)
     if candidates.ndim != 2 or candidates.shape[1] != dim:
         raise ValueError(f"expected candidates of shape (M, {dim}), got {candidates.shape}")
-    return len(candidates)
+    return candidates, len(candidates)
 
 
-def _row(dim: int, candidates: Array | None, place: Array, dtype: Any) -> Array:
+def _left(size: int, allowed: Any) -> tuple[Array, int]:
+    """Which of so many candidates may be taken, and how many; all that there are where it is
+    traced."""
+    if allowed is None:
+        return jnp.ones(size, bool), size
+    if jnp.shape(allowed) != (size,):
+        raise ValueError(f"expected allowed of shape ({size},), got {jnp.shape(allowed)}")
+    known = not isinstance(allowed, jax.core.Tracer)
+    return jnp.asarray(allowed, bool), int(np.sum(np.asarray(allowed))) if known else size
+
+
+def _row(dim: int, candidates: Candidates, place: Array, dtype: Any) -> Array:
     """a of one candidate, (D,)."""
-    return jax.nn.one_hot(place, dim, dtype=dtype) if candidates is None else candidates[place]
+    if candidates is None:
+        return jax.nn.one_hot(place, dim, dtype=dtype)
+    return candidates(place[None])[0] if callable(candidates) else candidates[place]
 
 
 def _variances(
-    product: Product, dim: int, candidates: Array | None, dtype: Any
+    product: Product, dim: int, candidates: Candidates, dtype: Any
 ) -> tuple[Array, Array]:
     """a^T K a and |K a|^2 of each candidate, (M,)."""
 
@@ -63,12 +80,12 @@ def _variances(
         spread = product(row)
         return jnp.sum(row * spread), jnp.sum(jnp.square(spread))
 
-    places = jnp.arange(_count_of(dim, candidates), dtype=jnp.int32)
+    places = jnp.arange(_checked(dim, candidates)[1], dtype=jnp.int32)
     return jax.lax.map(one, places, batch_size=_AT_ONCE)
 
 
 def variance_removed(
-    product: Product, dim: int, noise_std: Array | float, *, candidates: Array | None = None
+    product: Product, dim: int, noise_std: Array | float, *, candidates: Candidates = None
 ) -> Array:
     """|K a|^2 / (t^2 + a^T K a) of each candidate, (M,), data units^2.
 
@@ -76,10 +93,11 @@ def variance_removed(
       product: v -> K v, (D,) -> (D,).
       dim: D.
       noise_std: t, the deviation of a measurement's noise; ValueError unless it is positive.
-      candidates: a of each, (M, D); None for the D values of x themselves. ValueError for other
-        shapes.
+      candidates: a of each, (M, D); of D ones also a function, places (m,) -> (m, D); None for the
+        D values of x themselves. ValueError for other shapes.
     """
     check_positive(noise_std=noise_std)
+    candidates, _ = _checked(dim, candidates)
     form, norm = _variances(product, dim, candidates, jnp.result_type(float))
     return norm / (noise_std**2 + form)
 
@@ -90,7 +108,7 @@ def choose(
     noise_std: Array | float,
     count: int,
     *,
-    candidates: Array | None = None,
+    candidates: Candidates = None,
     allowed: Array | None = None,
 ) -> Choice:
     """The `count` measurements that greedily remove most of tr K, each candidate at most once.
@@ -102,18 +120,20 @@ def choose(
         `count` are, unless traced: then the rest remove nothing.
     """
     check_positive(noise_std=noise_std)
-    size = _count_of(dim, candidates)
-    known = not isinstance(allowed, jax.core.Tracer)
-    left = size if allowed is None or not known else int(np.sum(np.asarray(allowed)))
+    candidates, size = _checked(dim, candidates)
+    free, left = _left(size, allowed)
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
     dtype = jnp.result_type(float)
     form, norm = _variances(product, dim, candidates, dtype)
-    free = jnp.ones(size, bool) if allowed is None else jnp.asarray(allowed)
     variance = jnp.asarray(noise_std, dtype) ** 2
 
     def of_candidates(vector: Array) -> Array:
-        return vector if candidates is None else candidates @ vector
+        if candidates is None or not callable(candidates):
+            return vector if candidates is None else candidates @ vector
+        places = jnp.arange(size, dtype=jnp.int32)
+        inner = lambda place: jnp.sum(_row(dim, candidates, place, dtype) * vector)  # noqa: E731
+        return jax.lax.map(inner, places, batch_size=_AT_ONCE)
 
     def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
         form, norm, free, columns = carry
@@ -151,8 +171,7 @@ def choose_groups(
 ) -> Array:
     """The indices of the `count` groups that greedily remove most of tr K, (count,).
 
-    Makes the D x r array of one group at a time; R products with K for each choice, where R is how
-    many measurements all groups have together.
+    Makes the D x r array of one group at a time; (groups + 1) r products with K for each choice.
 
     Args:
       product, noise_std, count: as `choose` takes them.
@@ -160,16 +179,15 @@ def choose_groups(
         for groups of fewer than r.
       rows_fn: places (m,) -> a of each, (m, D).
       allowed: which groups may be taken, bool (groups,); all by default. ValueError where fewer
-        than `count` are, unless traced.
+        than `count` are, unless traced: then -1 stands for the rest.
     """
     check_positive(noise_std=noise_std)
+    groups = jnp.asarray(groups)
     if groups.ndim != 2:
         raise ValueError(f"expected groups of shape (groups, r), got {groups.shape}")
-    known = not isinstance(allowed, jax.core.Tracer)
-    left = len(groups) if allowed is None or not known else int(np.sum(np.asarray(allowed)))
+    free, left = _left(len(groups), allowed)
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the groups left, got {count}")
-    free = jnp.ones(len(groups), bool) if allowed is None else jnp.asarray(allowed)
     taken: list[Array] = []
     removed: list[Array] = []
 
@@ -185,7 +203,7 @@ def choose_groups(
     for _ in range(count):
         gains = jax.lax.map(lambda group: jnp.sum(jnp.square(columns_of(group))), groups)
         place = jnp.argmax(jnp.where(free, gains, -jnp.inf)).astype(jnp.int32)
-        taken.append(place)
+        taken.append(jnp.where(free[place], place, -1))
         removed.append(columns_of(groups[place]))
         free = free.at[place].set(False)
     return jnp.stack(taken)

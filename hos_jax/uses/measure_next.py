@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 
+from hos_jax.errors import NonFiniteError
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.types import Array, PRNGKey, check_positive
 from hos_jax.uncertainty import inverse
@@ -66,7 +67,7 @@ class Seen:
 
     Attributes:
       places: indices of the values, (m,), each at most once.
-      values: b, (m,), data units.
+      values: b, (m,), data units times those of a.
       valid: whether a place is taken, bool (m,); what stands in the others does not count.
       noise_std: t, positive scalar, data units.
       rows_fn: places (m,) -> a of each, (m, D), for a place in [0, D); None for values of x.
@@ -92,7 +93,16 @@ class Seen:
         return cls(places, jnp.zeros(room), jnp.zeros(room, bool), noise_std, rows_fn)
 
     def add(self, places: Array, values: Array) -> Seen:
-        """With these measured too. Not to be traced; ValueError where there is no room."""
+        """With these measured too, (n,) each. Not to be traced; ValueError where there is no room,
+        for places that are no whole numbers from 0, and for values that are not finite."""
+        known = np.asarray(places)
+        if known.ndim != 1 or known.shape != np.shape(values) or known.dtype.kind not in "iu":
+            raise ValueError(
+                f"expected integers (n,) and as many values, got {known.dtype} {known.shape} and "
+                f"{np.shape(values)}"
+            )
+        if (known < 0).any() or not np.isfinite(np.asarray(values)).all():
+            raise ValueError("places must not be negative, and values must be finite")
         begin = int(np.sum(np.asarray(self.valid)))
         end = begin + len(places)
         if end > len(self.places):
@@ -241,7 +251,14 @@ class Revealed(NamedTuple):
 def greedy(_: PRNGKey, belief: Belief, seen: Seen, count: int) -> Array:
     """Places by `choose`, (count,): the usual `choose_fn` of `reveal`."""
     dim = len(belief.mean)
-    return choose(belief.matvec, dim, seen.noise_std, count, allowed=seen.unseen(dim)).places
+    return choose(
+        belief.matvec,
+        dim,
+        seen.noise_std,
+        count,
+        candidates=seen.rows_fn,
+        allowed=seen.unseen(dim),
+    ).places
 
 
 def reveal(
@@ -255,7 +272,7 @@ def reveal(
     room: int = 40,
     rows_fn: RowsFn | None = None,
 ) -> Revealed:
-    """Measure x value by value: believe, choose the next values, read them, and again.
+    """Measure x round by round: believe, choose the next values, read them, and again.
 
     Args:
       key: of the chains, and of choices at random.
@@ -264,10 +281,12 @@ def reveal(
       noise_std: t.
       rounds: how many values are measured in each round, before the belief is renewed; ValueError
         unless each is positive and all together are at most D.
-      choose_fn: `(key, belief, seen, count) -> places`.
+      choose_fn: `(key, belief, seen, count) -> places`; a place below 0 is none.
       room: what was seen has room for a multiple of so many values, as another shape is another
         compilation.
-      rows_fn: see `Seen`.
+      rows_fn: see `Seen`; of at most D places.
+
+    Raises NonFiniteError where a belief is not finite.
     """
     if not rounds or min(rounds) < 1:
         raise ValueError(f"expected rounds of one value or more, got {list(rounds)}")
@@ -284,6 +303,9 @@ def reveal(
         means.append(belief.mean)
         expected.append(jnp.mean(belief.diagonal()))
         if number < len(rounds):
-            places = choose_fn(choose_key, belief, known, rounds[number])
+            if not np.isfinite(np.asarray(belief.mean)).all():
+                raise NonFiniteError("the belief is not finite: look at the chains behind it")
+            places = np.asarray(choose_fn(choose_key, belief, known, rounds[number]))
+            places = jnp.asarray(places[places >= 0])
             seen = seen.add(places, read_fn(places))
     return Revealed(seen, jnp.stack(means), jnp.stack(expected))

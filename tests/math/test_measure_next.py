@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import distributions, uncertainty
+from hos_jax import distributions, errors, uncertainty
 from hos_jax.linops import DiagonalPlusLowRank
 from hos_jax.uses import measure_next
 
@@ -179,7 +179,7 @@ def test_on_a_gaussian_the_order_is_known_before_measuring():
     np.testing.assert_allclose(found.means[-1], LAW.mean + gain @ rows @ (clean - LAW.mean))
 
 
-# Orthonormal, so that together they say all of x; the last group is smaller.
+# Orthonormal rows; the last group is smaller, and the last row in none.
 BASIS = jnp.linalg.qr(jax.random.normal(jax.random.key(8), (DIM, DIM)))[0]
 GROUPS = jnp.array([[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, -1]])
 
@@ -209,32 +209,54 @@ def test_groups_are_chosen_as_dense_algebra_does():
     assert found.tolist() != order[:1]
 
 
-def test_inner_products_are_measured_group_by_group():
+def revealed_by_rows(rounds, **options):
     clean = LAW.sample(jax.random.key(6), 1)[0]
-
-    def choose_fn(_, belief, seen, count):
-        unseen = seen.unseen(DIM)[GROUPS[:, 0]]
-        chosen = measure_next.choose_groups(
-            belief.matvec, GROUPS, rows_fn, NOISE_STD, 1, allowed=unseen
-        )
-        return GROUPS[chosen[0]][:count]
-
     found = measure_next.reveal(
         jax.random.key(7),
         exact_belief,
         lambda places: BASIS[places] @ clean,
         NOISE_STD,
-        [3, 3],
-        choose_fn=choose_fn,
+        rounds,
         room=3,
         rows_fn=rows_fn,
+        **options,
     )
-    places = np.asarray(found.seen.places)
+    places = np.asarray(found.seen.places)[np.asarray(found.seen.valid)]
     rows = np.asarray(BASIS)[places]
     left = conditioned(K, rows)
     np.testing.assert_allclose(found.expected[-1] * DIM, np.trace(left), rtol=1e-8)
     mean = LAW.mean + left @ rows.T @ rows @ (clean - LAW.mean) / NOISE_STD**2
     np.testing.assert_allclose(found.means[-1], mean, rtol=1e-6, atol=1e-9)
+    return places.tolist()
+
+
+def test_inner_products_are_measured_group_by_group():
+    def choose_fn(_, belief, seen, count):
+        unseen = seen.unseen(DIM)[GROUPS[:, 0]]
+        chosen = measure_next.choose_groups(
+            belief.matvec, GROUPS, rows_fn, NOISE_STD, 1, allowed=unseen
+        )
+        return GROUPS[chosen[0]]
+
+    # The group of two counts as two, whenever it comes.
+    places = revealed_by_rows([3, 3, 3, 3], choose_fn=choose_fn)
+    assert sorted(places) == list(range(11))
+
+
+def test_inner_products_are_chosen_one_by_one_as_dense_algebra_does():
+    places = revealed_by_rows([1, 2, 2])
+    assert places == densely_greedy(K, np.asarray(BASIS), 5, np.ones(DIM, bool))
+    table = measure_next.choose(product, DIM, NOISE_STD, 5, candidates=np.asarray(BASIS))
+    assert table.places.tolist() == places
+
+
+def test_a_belief_that_is_not_finite_ends_the_search():
+    def broken(key, seen):
+        belief = exact_belief(key, seen)
+        return dataclasses.replace(belief, mean=belief.mean.at[0].set(jnp.nan))
+
+    with pytest.raises(errors.NonFiniteError, match="belief is not finite"):
+        measure_next.reveal(jax.random.key(7), broken, lambda places: places, NOISE_STD, [1])
 
 
 def test_bad_input_is_refused():
@@ -254,5 +276,15 @@ def test_bad_input_is_refused():
             measure_next.reveal(jax.random.key(0), exact_belief, None, NOISE_STD, rounds)
     with pytest.raises(ValueError, match="two or more samples"):
         measure_next.belief_of_samples(jnp.zeros((1, DIM)))
+    for places, values, message in [
+        ([-1], [0.0], "must not be negative"),
+        ([1], [np.nan], "must be finite"),
+        ([1, 2], [0.0], "as many values"),
+        ([1.5], [0.0], "expected integers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            seen_of(places, values, 2)
+    with pytest.raises(ValueError, match="allowed of shape"):
+        measure_next.choose(product, DIM, NOISE_STD, 1, allowed=np.ones(1, bool))
     with pytest.raises(ValueError, match="room for 1 values"):
         seen_of([1, 2], [0.0, 0.0], 1)
