@@ -8,7 +8,8 @@ from hos_jax.config import named_config
 
 def get_config():
     config = named_config("diffusion_photos")
-    config.data.update(name="image_folder", image_size=64, grey=False)
+    # Whole pictures, made smaller; as they are, not mirrored.
+    config.data.update(name="image_folder", image_size=64, grey=False, crop=0, random_flip=False)
     config.model.update(ngf=48, multipliers=(1, 2, 3))
     config.training.steps = 50_000
     return config

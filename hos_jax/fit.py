@@ -21,6 +21,7 @@ With data in an array, `sample = fit.rows(np.load("measurements.npy"))` draws fr
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Required, TypedDict, Unpack
 
@@ -32,6 +33,7 @@ from flax import traverse_util
 
 from hos_jax import losses, pointwise
 from hos_jax._names import key_first
+from hos_jax.errors import NonFiniteError
 from hos_jax.linops import HessianFn
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
@@ -342,6 +344,11 @@ def train_second_order(
     def judge(hessian_fn: HessianFn) -> float:
         at, draw = jax.random.clone(held_out_key), held_out or sample
         values = held_out_losses(at, score_fn, hessian_fn, draw, sigma, dim=settings["dim"])
-        return float(jnp.mean(values))
+        found = float(jnp.mean(values))
+        return found if math.isfinite(found) else math.inf
 
-    return min((learn(weight) for weight in JACOBIAN_WEIGHTS), key=judge)
+    fits = [learn(weight) for weight in JACOBIAN_WEIGHTS]
+    losses = [judge(hessian_fn) for hessian_fn in fits]
+    if min(losses) == math.inf:
+        raise NonFiniteError("every fit of s2 diverged: take a smaller learning_rate")
+    return fits[losses.index(min(losses))]

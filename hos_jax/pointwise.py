@@ -119,9 +119,12 @@ def _at_a_point(
     score_fn: Score = None,
 ) -> Callable[..., Any]:
     """`fn(noisy, sigma, label)`: `read(points, outputs, sigma)` at a batch of one, without it."""
+    known = None
     if not hasattr(model, "apply"):
         params = model.params if params is None else params
-        sigma = model.sigma if sigma is None else sigma
+        known = model.sigma_range
+        # Of several levels none is the usual one.
+        sigma = model.sigma if sigma is None and known[0] == known[1] else sigma
         image_shape = model.image_shape if image_shape is None else image_shape
         model = model.model
 
@@ -144,11 +147,21 @@ def _at_a_point(
         if params is None or sigma is None:
             raise ValueError("a model needs its params, and sigma here or at every call")
         check_positive(sigma=sigma)
+        if known is not None:
+            _check_level(sigma, *known)
         noisy = jnp.asarray(noisy)
         _check_point(noisy, image_shape)
         return evaluate(params, noisy, sigma, *_checked_label(label, model))
 
     return at_a_point
+
+
+def _check_level(sigma: Sigma, low: float, high: float) -> None:
+    """ValueError for a level, unless it is traced, at which the run was not trained."""
+    if isinstance(sigma, jax.core.Tracer) or low * 0.999 <= sigma <= high * 1.001:
+        return
+    trained = f"at sigma {low:.4g}" if low == high else f"from sigma {low:.4g} to {high:.4g}"
+    raise ValueError(f"the run was trained {trained}, in data units, not {float(sigma):.4g}")
 
 
 def _checked_label(label: Array | int | None, model: Any) -> tuple[Array, ...]:

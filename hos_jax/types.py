@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,17 @@ PRNGKey = jax.Array
 
 # First-order score s1(y) = grad log q(y) at one point: (D,) -> (D,).
 ScoreFn = Callable[[Array], Array]
+
+
+# Of the law of x given y beside its mean and covariance.
+Tails = Literal["gaussian", "student"]
+TAILS = get_args(Tails)
+
+
+def check_tails(tails: str) -> None:
+    """Raise ValueError for what is none of `TAILS`."""
+    if tails not in TAILS:
+        raise ValueError(f"unknown tails {tails!r}: {', '.join(TAILS)}")
 
 
 def check_vectors(**vectors: Array | tuple[int, ...]) -> None:

@@ -24,7 +24,7 @@ Layout = Literal["HWC", "CHW", "flat"]
 PREDICTIONS, LEVELS, LAYOUTS = get_args(Prediction), get_args(Level), get_args(Layout)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class AdaptedScore:
     r"""s1 of the smoothed density by a network of others; made by `score_fn`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from absl import flags
 
 from hos_jax.errors import UserError, reason
 from hos_jax.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 USAGE = """\
 causal_order TABLE: an order of the columns of a .csv or .npy file, causes first, and for each step
@@ -62,6 +65,15 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     first = 1
     if not all(map(_is_number, lines[0])):
         names, first = [name.strip() for name in lines.pop(0)], 2
+        if "" in names:
+            column = names.index("") + 1
+            remedy = "leave it out if it numbers the rows (pandas: to_csv(index=False)), or name it"
+            raise UserError(f"{path}: column {column} has no name: {remedy}")
+    elif len(lines) > 1 and lines[0] == names:
+        logger.warning(
+            "%s: the first row, 0 to %d, is taken for names of the columns", path, len(names) - 1
+        )
+        lines, first = lines[1:], 2
     for number, row in enumerate(lines, start=first):
         wrong = [value for value in row if not _is_number(value)]
         if len(row) != len(names) or wrong:

@@ -53,8 +53,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         SECOND_ORDER,
         THIRD_ORDER,
     )
-    from hos_jax.models.heads import TAILS
     from hos_jax.models.score_model import NETWORKS
+    from hos_jax.types import TAILS
 
     check_keys_and_types(config, default_config())
     choices = {
@@ -217,8 +217,9 @@ def _validate_sampling(config: ml_collections.ConfigDict) -> None:
     )
     below = sampling.covariance_below
     _require(
-        below is None or (below > 0 and sampler in ("ancestral", "ddim")),
-        f"sampling.covariance_below={below} must be positive, and is of ancestral and ddim",
+        below is None or (below > 0 and sampler in ("ancestral", "ddim") and covariance != "small"),
+        f"sampling.covariance_below={below} must be positive, and needs sampling.sampler=ancestral "
+        "or ddim and a sampling.covariance other than small",
     )
     has_head = model.head != "none"
     _require(

@@ -48,7 +48,8 @@ def load_denoiser(
         # In the same units as a function: black 0 and white 1.
         low, high = value_range
         unit = high - low
-        return dataclasses.replace(found, mean=low + unit * found.mean, std=unit * found.std)
+        mean = low + unit * np.asarray(found.mean)
+        return dataclasses.replace(found, mean=mean, std=unit * found.std)
     if not callable(found) or inspect.isclass(found):
         what = "a class" if inspect.isclass(found) else type(found).__name__
         raise UserError(f"model.denoiser={name} is {what}, which is no function")

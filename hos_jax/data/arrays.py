@@ -100,8 +100,10 @@ def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
         raise UserError(f"{what}: images are {array.dtype}: save them as uint8 or as float32")
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        wanted = "(N, H, W) or (N, H, W, C), with 1 or 3 channels on the last axis"
-        raise UserError(f"{what}: images are {array.shape}: reshape them to {wanted}")
+        wanted = "reshape them to (N, H, W) or (N, H, W, C), with 1 or 3 channels on the last axis"
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            wanted = "move the channels to the last axis: numpy.moveaxis(images, 1, -1)"
+        raise UserError(f"{what}: images are {array.shape}: {wanted}")
     with np.errstate(over="ignore"):
         images = np.ascontiguousarray(images, np.uint8 if array.dtype == np.uint8 else np.float32)
     if not np.isfinite(images).all():

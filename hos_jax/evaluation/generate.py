@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -239,10 +240,9 @@ def reverse_kernel(problem: Problem) -> Callable:
         return diffusion.heun(sampling.churn)
     if sampling.sampler == "second_order":
         return diffusion.second_order(krylov_vectors=sampling.krylov_vectors)
-    step = {"ancestral": diffusion.ancestral, "ddim": diffusion.ddim}[sampling.sampler]
-    if sampling.covariance_below is None:
-        return step(reverse_covariance(sampling))
-    return step(reverse_covariance(sampling), below=sampling.covariance_below)
+    step: Callable = {"ancestral": diffusion.ancestral, "ddim": diffusion.ddim}[sampling.sampler]
+    below = math.inf if sampling.covariance_below is None else sampling.covariance_below
+    return step(reverse_covariance(sampling), below=below)
 
 
 def _noisy_start(problem: Problem, key: jax.Array, sigma: Array) -> Array:

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 
 from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, Local, SymmetricMatrix
 from hos_jax.linops.local import ImageShape, count_taps
-from hos_jax.types import Array
+from hos_jax.types import Array, Tails, check_tails
 
 Structure = Literal["diagonal", "low_rank", "local", "local_low_rank", "dense"]
-Tails = Literal["gaussian", "student"]
-STRUCTURES, TAILS = get_args(Structure), get_args(Tails)
+STRUCTURES = get_args(Structure)
 DIAGONAL_FLOOR = 1e-4
 # Variances within one image span three orders of magnitude, seven units of the softplus' argument;
 # the gain lets a network of unit-sized outputs get there in hundreds of steps.
@@ -84,8 +83,7 @@ class SecondOrderHead:
             raise ValueError(f"the structure {self.structure!r} is positive definite by its form")
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale must be in (0, 1], got {self.scale}")
-        if self.tails not in TAILS:
-            raise ValueError(f"unknown tails {self.tails!r}: {', '.join(TAILS)}")
+        check_tails(self.tails)
         if self.tails == "student" and not self.positive_definite:
             raise ValueError("the tails 'student' need a positive definite structure")
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.linops.local import ImageShape
-from hos_jax.models.heads import SecondOrderHead, Tails
-from hos_jax.types import Array
+from hos_jax.models.heads import SecondOrderHead
+from hos_jax.types import Array, Tails
 
 Networks = Literal["shared", "per_order", "cascade", "per_output"]
 NETWORKS = get_args(Networks)

@@ -129,9 +129,12 @@ def step_covariance(
     return Diagonal(jnp.maximum(simplified(posterior, covariance).diagonal(), 0.0))
 
 
-def _check_covariance(covariance: Covariance, below: float) -> None:
+def _checked_covariance(covariance: Covariance, below: float) -> tuple[Covariance, float]:
+    """Both, numbers of NumPy and JAX as Python's: what is cached by them has to be hashable."""
+    if isinstance(covariance, int | np.number | jax.Array) and not jnp.ndim(covariance):
+        covariance = float(covariance)
     named = isinstance(covariance, str) and covariance in COVARIANCES
-    number = isinstance(covariance, float | int) and 0 <= covariance < np.inf
+    number = isinstance(covariance, float) and 0 <= covariance < np.inf
     if not (named or number or callable(covariance)):
         raise ValueError(
             f"expected a covariance of {', '.join(COVARIANCES)}, a number >= 0 or a function of "
@@ -139,6 +142,7 @@ def _check_covariance(covariance: Covariance, below: float) -> None:
         )
     if not below > 0:
         raise ValueError(f"expected below > 0, got {below}")
+    return covariance, float(below)
 
 
 def _posterior_noise(
@@ -162,8 +166,6 @@ def _moved(state: ReverseState, jump: Array, sigma: Array, error: Array | float 
     )
 
 
-# Equal settings give the same function, for which loops are compiled once.
-@functools.lru_cache(maxsize=32)
 def ancestral(covariance: Covariance = "full", *, below: float = math.inf) -> Callable:
     r"""A draw of the Gaussian with the mean, and with C the covariance, of y_s given y_t.
 
@@ -173,8 +175,12 @@ def ancestral(covariance: Covariance = "full", *, below: float = math.inf) -> Ca
     One evaluation. C is used at levels up to `below`, data units. ValueError for a covariance that
     is none of those of the module's head, or unless below > 0.
     """
-    _check_covariance(covariance, below)
+    return _ancestral(*_checked_covariance(covariance, below))
 
+
+# Equal settings give the same function, for which loops are compiled once.
+@functools.lru_cache(maxsize=32)
+def _ancestral(covariance: Covariance, below: float) -> Callable:
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
@@ -190,7 +196,6 @@ def ancestral(covariance: Covariance = "full", *, below: float = math.inf) -> Ca
     return kernel
 
 
-@functools.lru_cache(maxsize=32)
 def ddim(covariance: Covariance = "small", *, below: float = math.inf) -> Callable:
     r"""The straight line to the posterior mean ("small"), or to a draw x of the posterior.
 
@@ -200,8 +205,11 @@ def ddim(covariance: Covariance = "small", *, below: float = math.inf) -> Callab
     Without C it is deterministic and of order 1. One evaluation. See Song, Meng, Ermon, "Denoising
     Diffusion Implicit Models", 2021. `below` and ValueError as of `ancestral`.
     """
-    _check_covariance(covariance, below)
+    return _ddim(*_checked_covariance(covariance, below))
 
+
+@functools.lru_cache(maxsize=32)
+def _ddim(covariance: Covariance, below: float) -> Callable:
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:

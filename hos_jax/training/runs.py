@@ -45,6 +45,14 @@ class LoadedRun:
         return self.problem.config.noise
 
     @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The smallest and the largest noise level that it was trained at, data units; the same for
+        a run of one."""
+        config = self.problem.config
+        low, high = config.model.smallest_noise, config.model.largest_noise
+        return (config.noise, config.noise) if low is None else (low, high)
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return self.problem.data.image_shape

@@ -115,7 +115,9 @@ def recalibrated_interval(
     if multipliers.shape != (len(VARIANCE_EDGES) - 1, len(LEVELS)):
         raise ValueError(f"expected shape (bins, levels), got {tuple(multipliers.shape)}")
     places = bin_of(posterior.diagonal() / sigma**2)
-    half = multipliers[places, LEVELS.index(level)] * posterior.standard_deviation()
+    # NumPy's arrays cannot be indexed by what is traced.
+    table = jnp.asarray(multipliers, posterior.mean.dtype)
+    half = table[places, LEVELS.index(level)] * posterior.standard_deviation()
     return Interval(posterior.mean - half, posterior.mean + half)
 
 

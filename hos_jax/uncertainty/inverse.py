@@ -34,7 +34,7 @@ from jax.scipy.sparse.linalg import cg
 
 from hos_jax.errors import reason
 from hos_jax.linops import Diagonal
-from hos_jax.types import Array, PRNGKey, check_vectors
+from hos_jax.types import Array, PRNGKey, check_floating, check_vectors
 from hos_jax.uncertainty.posterior import Posterior
 
 PosteriorFn = Callable[[Array, Array | float], Posterior]
@@ -124,7 +124,9 @@ def isotropic(mean: Array, sigma: Array | float, data_std: Array | float) -> Pos
     .. math:: r^2 = \frac{\sigma^2 s^2}{\sigma^2 + s^2}
 
     which is right for independent Gaussian values of standard deviation s = `data_std`, data units.
+    ValueError for a mean of integers.
     """
+    check_floating(mean=mean)
     variance = sigma**2 * data_std**2 / (sigma**2 + data_std**2)
     return Posterior(mean, Diagonal(jnp.full_like(mean, variance)))
 

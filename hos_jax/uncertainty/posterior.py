@@ -17,7 +17,7 @@ from jax.scipy.special import ndtri
 
 from hos_jax import tweedie
 from hos_jax.linops import Eigenpairs, SymmetricMatrix, Violations
-from hos_jax.types import Array, PRNGKey, check_positive, check_vectors
+from hos_jax.types import Array, PRNGKey, check_positive, check_tails, check_vectors
 from hos_jax.uncertainty import student
 
 DEFAULT_FLOOR = 1e-4
@@ -43,7 +43,8 @@ class Posterior:
       violations: what was repaired to make K positive definite, in units of sigma^2, or None.
       third_cumulant: the third central moment of each value, (D,), data units^3, or None.
       tails: "gaussian", or "student" for the law of `hos_jax.losses.residual_student_nll`: draws
-        and intervals are its own, all else is of the mean and the covariance alone.
+        and intervals are its own, all else is of the mean and the covariance alone. ValueError for
+        others.
     """
 
     mean: Array
@@ -51,6 +52,9 @@ class Posterior:
     violations: Violations | None = None
     third_cumulant: Array | None = None
     tails: str = dataclasses.field(default="gaussian", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_tails(self.tails)
 
     @property
     def dim(self) -> int:

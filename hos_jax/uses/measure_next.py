@@ -305,7 +305,7 @@ def reveal(
         if number < len(rounds):
             if not np.isfinite(np.asarray(belief.mean)).all():
                 raise NonFiniteError("the belief is not finite: look at the chains behind it")
-            places = np.asarray(choose_fn(choose_key, belief, known, rounds[number]))
-            places = jnp.asarray(places[places >= 0])
+            chosen = np.asarray(choose_fn(choose_key, belief, known, rounds[number]))
+            places = jnp.asarray(chosen[chosen >= 0])
             seen = seen.add(places, read_fn(places))
     return Revealed(seen, jnp.stack(means), jnp.stack(expected))

@@ -148,6 +148,14 @@ def test_a_step_draws_with_the_covariance_of_the_mixture(covariance):
 
 
 @pytest.mark.parametrize("make", [diffusion.ancestral, diffusion.ddim])
+def test_numbers_of_any_library_make_the_same_step(make):
+    step = make(0.25, below=2.0)
+    for number, below in [(np.float32(0.25), np.float64(2.0)), (jnp.asarray(0.25), jnp.asarray(2))]:
+        assert make(number, below=below) is step
+    assert make() is make(below=np.inf)
+
+
+@pytest.mark.parametrize("make", [diffusion.ancestral, diffusion.ddim])
 @pytest.mark.parametrize(("level", "name"), [(1.9, "full"), (2.0, "full"), (2.1, "small")])
 def test_above_a_level_the_covariance_is_not_used(make, level, name):
     state = diffusion.init(jnp.arange(float(DIM)), level)
@@ -359,7 +367,7 @@ def test_bad_arguments_are_refused():
             run(sigmas=sigmas)
     with pytest.raises(ValueError, match="below > 0"):
         diffusion.ddim("full", below=0.0)
-    for covariance in ("whole", -1.0, np.nan, None):
+    for covariance in ("whole", -1.0, np.nan, None, np.ones(2)):
         for kernel in (diffusion.ancestral, diffusion.ddim):
             with pytest.raises(ValueError, match="expected a covariance of small, large"):
                 kernel(covariance)

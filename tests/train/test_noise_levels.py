@@ -425,7 +425,11 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
         ({"sampling__churn": 0.5}, "from 0 to 0.414"),
         (
             {"sampling__sampler": "heun", "sampling__covariance_below": 1.0},
-            "covariance_below=1.0 must be positive, and is of ancestral and ddim",
+            "covariance_below=1.0 must be positive, and needs sampling.sampler=ancestral or ddim",
+        ),
+        (
+            {"sampling__sampler": "ddim", "sampling__covariance_below": 1.0},
+            "a sampling.covariance other than small",
         ),
     ],
 )

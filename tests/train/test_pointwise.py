@@ -181,7 +181,34 @@ def test_a_run_needs_no_more_than_its_folder(small_config, tmp_path):
     zero = jax.tree.map(jnp.zeros_like, run.params)
     other = pointwise.score_fn(given[0], zero, *given[2:])
     close(pointwise.score_fn(run, zero)(noisy), other(noisy))
-    close(pointwise.score_fn(run, sigma=0.1)(noisy), pointwise.score_fn(run)(noisy, 0.1))
+    same = 0.5 * (1 + 1e-4)
+    close(pointwise.score_fn(run, sigma=same)(noisy), pointwise.score_fn(run)(noisy, same))
+
+
+@pytest.mark.parametrize(
+    ("levels", "known", "unknown"),
+    [
+        ({}, [0.5, None, jnp.float32(0.5)], [0.1, 0.6]),
+        (
+            {"model__smallest_noise": 0.1, "model__largest_noise": 2.0},
+            [0.1, 2.0, jnp.float32(1.0)],
+            [0.05, 2.1, None],
+        ),
+    ],
+)
+def test_a_run_knows_the_noise_levels_that_it_was_trained_at(
+    small_config, tmp_path, levels, known, unknown
+):
+    config = small_config(training__steps=1, model__networks="shared", **levels)
+    config.model.update(name="unet", ngf=8, multipliers=(1,), attention_size=0)
+    train_and_evaluate(config, tmp_path / "run")
+    fn = pointwise.score_fn(load_run(tmp_path / "run"))
+    noisy = jnp.zeros(64)
+    for sigma in known:
+        assert np.isfinite(fn(noisy, sigma)).all()
+    for sigma in unknown:
+        with pytest.raises(ValueError, match="was trained|sigma here or at every call"):
+            fn(noisy, sigma)
 
 
 class Certain(nn.Module):
