@@ -163,22 +163,27 @@ def check_override_names(argv: list[str]) -> None:
             check_key(path.removeprefix("config."), known, "--config.")
 
 
-def _without_unset(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without those that set a key of the config to None, which absl cannot read,
-    and these keys. Of several arguments for one key the last counts."""
+def without_unset(argv: list[str]) -> tuple[list[str], dict[str, None]]:
+    """The arguments without `--config.KEY=None`, which absl cannot read, and these keys with None,
+    for `set_to_none`. Of several arguments for one key the last counts."""
     kept: list[str] = []
     unset: dict[str, None] = {}
     for argument in argv:
         path, given, value = argument.partition("=")
-        key = path.lstrip("-").removeprefix("config.")
-        if given and path in (f"-config.{key}", f"--config.{key}"):
+        if path.startswith(("-config.", "--config.")):
+            key = path.lstrip("-").removeprefix("config.")
             unset.pop(key, None)
-            if value == "None":
-                kept = [other for other in kept if not other.startswith(f"{path}=")]
+            if given and value == "None":
                 unset[key] = None
                 continue
         kept.append(argument)
-    return kept, list(unset)
+    return kept, unset
+
+
+def set_to_none(values: flags.FlagValues, unset: dict[str, None]) -> None:
+    """Add what `without_unset` took out to the overrides of the config."""
+    if unset:
+        config_flags.get_override_values(values["config"]).update(unset)
 
 
 def _without_traceback(message: str) -> str:
@@ -207,7 +212,7 @@ def parse(
     overrides = [word.partition("=")[0] for word in words if word.startswith("config.")]
     if overrides and not any(word.startswith("config=") for word in words):
         raise UserError(f"--config is needed, of which --{overrides[0]} is a key (see --help)")
-    readable, unset = _without_unset(arguments)
+    readable, unset = without_unset(arguments)
     define_flags(values, readable)
     try:
         rest = values(readable)
@@ -223,7 +228,7 @@ def parse(
         # A config read back from a run names its runner.
         if not values[name].present and arguments == original:
             raise UserError(f"--{name} is needed (see --help)")
-    values.config.update_from_flattened_dict(dict.fromkeys(unset))
+    set_to_none(values, unset)
     return values
 
 

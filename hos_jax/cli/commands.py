@@ -11,7 +11,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from hos_jax.cli import causal_order, denoise, second_order
-from hos_jax.cli.arguments import check_override_names, describe_flags
+from hos_jax.cli.arguments import (
+    check_override_names,
+    describe_flags,
+    set_to_none,
+    without_unset,
+)
 from hos_jax.cli.compiled import keep_compiled
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
@@ -136,12 +141,16 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
         print("\n".join(textwrap.wrap(f"hos-jax {command.usage}", 96)))
         print(describe_flags(values))
         return None
+    readable, unset = without_unset(argv)
     try:
-        rest = values(argv)[1:]
+        rest = values(readable)[1:]
     except flags.Error as error:
         raise UserError(f"{error} (see --help)") from error
     if command.has_run and values.doc is None:
         raise UserError("--doc is needed (see --help)")
+    if unset and "config" not in values:
+        raise UserError(f"unknown flag --config.{next(iter(unset))} (see --help)")
+    set_to_none(values, unset)
     return values, rest
 
 

@@ -64,6 +64,9 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         raise UserError(f"{output} is a file: choose another --output")
     if output.is_dir() and any(output.iterdir()) and not (output / picture.PAGE).is_file():
         raise UserError(f"{output} holds other files: choose another --output")
+    other = picture.made_of(output)
+    if other not in (None, path.absolute()):
+        raise UserError(f"{output} holds what was made of {other}: choose another --output")
     if path.absolute().parent == output.absolute():
         raise UserError(f"{output} holds the picture itself: choose another --output")
     loaded = load_run(workdir, images=False)

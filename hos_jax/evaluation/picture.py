@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ LEVEL = 0.9
 # Pixels of a picture that is examined as a whole, and the side of the parts of a larger one.
 LARGEST_WHOLE = 2**20
 TILE = 512
+VALUES = "values.npz"
 CAPTIONS = {
     "overview.png": "Clean, noisy, denoised, predicted deviation, size of the true error",
     "denoised.png": "Denoised",
@@ -48,7 +50,7 @@ class DenoisedPicture(NamedTuple):
     was examined in tiles.
     """
 
-    name: str
+    path: Path
     sigma: float
     value_range: tuple[float, float]
     clean: np.ndarray | None
@@ -179,7 +181,7 @@ def denoise_file(
 
     mean, deviation, lower, upper = (values.reshape(picture.shape) for values in rows)
     return DenoisedPicture(
-        path.name,
+        path.absolute(),
         sigma,
         problem.data.value_range,
         picture if add_noise else None,
@@ -212,6 +214,15 @@ def _checked_level(run: LoadedRun, sigma: float | None) -> float:
         ends = " to ".join(f"{level / (white - black):.4g}" for level in sorted({low, high}))
         raise UserError(f"the run was trained at sigma {ends}, not {sigma / (white - black):.4g}")
     return float(np.clip(sigma, low, high))
+
+
+def made_of(folder: Path) -> Path | None:
+    """The picture of which the results in a folder are, or None where that is not known."""
+    try:
+        with np.load(folder / VALUES) as values:
+            return Path(str(values["path"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def write(found: DenoisedPicture, folder: Path) -> None:
@@ -251,11 +262,12 @@ def write(found: DenoisedPicture, folder: Path) -> None:
     else:
         (folder / "overview.png").unlink(missing_ok=True)
     names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
-    np.savez(folder / "values.npz", **{name: getattr(found, name) for name in names.split()})
+    numbers = {name: getattr(found, name) for name in names.split()}
+    np.savez(folder / VALUES, **numbers, path=np.array(str(found.path)))
     files = [folder / name for name in CAPTIONS if (folder / name).exists()]
     content: dict[str, Any] = {
         "heading": "This picture",
-        "title": found.name,
+        "title": found.path.name,
         "summary": f"Denoised at sigma {found.sigma / (high - low):.4g}, black 0 and white 1.",
         "measures": [[name, value, "", meaning] for name, value, meaning in found.measures()],
         "figures": [report.embedded(file, CAPTIONS[file.name]) for file in files],

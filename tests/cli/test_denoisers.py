@@ -198,6 +198,13 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
         done = run(place, environment, *flags)
         assert done.returncode == 2 and said in done.stderr
     assert (place / "mixed" / "error.png").read_text() == "mine"
+    # Another picture of the same name.
+    flags = "--doc", "a", "--samples=1", "--directions=1", "--output", "made"
+    for picture, said in (("two", 0), ("two", 0), ("mixed/picture", 2)):
+        smooth_picture(3, 20, 20).save(place / "two.png")
+        done = run(place, environment, "denoise", f"{picture}.png", *flags)
+        assert done.returncode == said, done.stderr
+    assert f"holds what was made of {place}/two.png: choose another" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import json
 import pytest
 from command_line import as_flags
 
+from hos_jax.errors import UserError
+
 PUBLISHED = {
     "first_order": (
         "--runner UnetDSMRunner --config dsm_mnist.yml --doc dsm_mnist_0.5 --noise 0.5 --ni",
@@ -99,6 +101,8 @@ def test_published_settings_are_the_defaults(name):
         (("--config.model.classes=None",), None),
         (("--config.model.classes=3", "--config.model.classes=None"), None),
         (("--config.model.classes=None", "--config.model.classes=7"), 7),
+        (("--config.model.classes", "3", "-config.model.classes=None"), None),
+        (("--config.model.classes=None", "--config.model.classes", "7"), 7),
     ],
 )
 def test_none_takes_an_optional_setting_away_and_the_last_of_a_key_counts(overrides, classes):
@@ -106,3 +110,15 @@ def test_none_takes_an_optional_setting_away_and_the_last_of_a_key_counts(overri
 
     argv = ["main.py", "--runner", "LowRankHybridRunner", "--config", "diffusion_mnist5k"]
     assert make_config(parse([*argv, *overrides])).model.classes == classes
+
+
+def test_none_is_read_by_the_other_commands_too():
+    from ml_collections import config_flags
+
+    from hos_jax.cli.commands import parse
+
+    words = "second_order --denoiser=mine.py:blur --sigma=0.1 --doc=x --config.data.root=None"
+    values, _ = parse(words.split())
+    assert config_flags.get_override_values(values["config"]) == {"data.root": None}
+    with pytest.raises(UserError, match=r"unknown flag --config\.data\.root"):
+        parse(["denoise", "one.png", "--doc=x", "--config.data.root=None"])

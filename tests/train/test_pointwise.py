@@ -207,7 +207,7 @@ def test_a_run_knows_the_noise_levels_that_it_was_trained_at(
     for sigma in known:
         assert np.isfinite(fn(noisy, sigma)).all()
     for sigma in unknown:
-        with pytest.raises(ValueError, match="was trained|sigma here or at every call"):
+        with pytest.raises(ValueError, match=r"was trained|sigma here or at every call"):
             fn(noisy, sigma)
 
 
