@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.repeats < 2 or options.samples < 2:
+        parser.error("expected --repeats and --samples of 2 or more")
     run = load_run(options.run)
     data, bench = run.problem.data, Bench(run, options)
     clean = jnp.asarray(data.to_float(data.held_out[0])).ravel()
@@ -192,7 +194,7 @@ def main() -> None:
     for name in options.choosers:
         found = [bench.measure(name, clean, repeat) for repeat in range(options.repeats)]
         errors = np.array([errors for _, errors, _ in found])
-        spread = errors.std(axis=0) / max(len(errors) - 1, 1) ** 0.5
+        spread = errors.std(axis=0) / (len(errors) - 1) ** 0.5
         row = {"chooser": name, "lines": MARKS, "mse": errors.mean(axis=0).tolist()}
         row |= {"standard_error": spread.tolist(), "taken": [taken for taken, _, _ in found]}
         rows.append(row)

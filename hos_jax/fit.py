@@ -21,6 +21,7 @@ With data in an array, `sample = fit.rows(np.load("measurements.npy"))` draws fr
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, Literal, Required, TypedDict, Unpack
@@ -48,6 +49,8 @@ from hos_jax.types import (
     check_positive,
     checked_score_fn,
 )
+
+logger = logging.getLogger(__name__)
 
 Sampler = Callable[[PRNGKey, int], Array]
 # Shares of the Jacobian in the target among which "auto" chooses: none, half, nothing else.
@@ -77,9 +80,18 @@ def rows(data: Any) -> Sampler:
         raise ValueError(f"data is {data.dtype}: stack its real and its imaginary part")
     # Large integers of 64 bits would wrap in JAX's integers of 32 bits.
     floating = jnp.issubdtype(data.dtype, jnp.floating)
+    given = data
     data = jnp.asarray(data if floating else data.astype(float))
     if not jnp.isfinite(data).all():
         raise ValueError("data has values that are not finite: leave their rows out")
+    if isinstance(given, np.ndarray) and data.dtype == jnp.float32:
+        spread, size = np.std(given, axis=0, dtype=float), np.max(np.abs(given), axis=0)
+        for column in np.flatnonzero((spread > 0) & (spread < 1e-5 * size))[:1]:
+            logger.warning(
+                "column %d varies by less than 1e-5 of its size, and float32 has 7 digits: "
+                "subtract its mean before",
+                column,
+            )
     return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
 
 

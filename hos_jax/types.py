@@ -32,10 +32,16 @@ def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
 
     Under `vmap` the shapes seen here are those of one example.
     """
-    shapes = {name: tuple(getattr(vector, "shape", vector)) for name, vector in vectors.items()}
+    shapes = {
+        name: vector if _is_shape(vector) else np.shape(vector) for name, vector in vectors.items()
+    }
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"expected vectors of one shape (D,), got {listed}; use vmap for batches")
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(size, numbers.Integral) for size in value)
 
 
 def check_floating_vectors(**vectors: Array | tuple[int, ...]) -> None:

@@ -78,7 +78,10 @@ class ImageData:
         """Images of this data set, of its dtype, in data units: float32, the same shape.
 
         Bytes are mapped onto `value_range`; float32 images are in data units as they are.
+        ValueError for bytes where the data set has floating-point images, and the other way round.
         """
+        if self.train.dtype != np.uint8 and images.dtype == np.uint8:
+            raise ValueError(f"to_float takes {self.train.dtype} images here, got uint8")
         return to_float(images, self.value_range) if self.train.dtype == np.uint8 else images
 
     def identity(self, *, labels: bool = False) -> dict[str, Any]:

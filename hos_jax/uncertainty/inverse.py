@@ -70,6 +70,9 @@ class Observation:
         """ValueError unless it is a measurement of points like this one, (D,): b finite, t positive
         (unless traced), and the map affine, real and of the shape of b."""
         check_vectors(like=like)
+        if not hasattr(self.values, "dtype"):
+            kind = type(self.values).__name__
+            raise ValueError(f"values are a {kind}; make an array of them: jnp.asarray(values)")
         try:
             predicted = jax.eval_shape(self.forward, like)
         except jax.errors.TracerArrayConversionError as error:
@@ -276,6 +279,7 @@ def descend(
         data's standard deviation.
       has_aux: `draw_fn` gives (x, more), and the result is x with `more` of every level.
     """
+    sigmas = jnp.asarray(sigmas)
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
     known = np.ones(1) if _is_traced(sigmas) else np.asarray(sigmas)

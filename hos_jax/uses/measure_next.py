@@ -198,6 +198,7 @@ class Belief:
 
 def belief_of_samples(samples: Array) -> Belief:
     """The mean and the covariance of samples (N, D), N >= 2; ValueError for fewer."""
+    samples = jnp.asarray(samples)
     if samples.ndim != 2 or len(samples) < 2:
         raise ValueError(f"expected two or more samples, (N, D), got {samples.shape}")
     mean = jnp.mean(samples, axis=0)

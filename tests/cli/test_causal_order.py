@@ -59,6 +59,14 @@ def test_tables_are_read_as_text_or_as_an_array(tmp_path):
         np.testing.assert_array_equal(numbers, table)
 
 
+def test_numbers_of_columns_are_names(tmp_path, caplog):
+    """As pandas writes a table of an array."""
+    (tmp_path / "table.csv").write_text("0,1\n5,6\n7,8\n")
+    names, numbers = read_table(tmp_path / "table.csv")
+    assert names == ["0", "1"] and numbers.tolist() == [[5, 6], [7, 8]]
+    assert "the first row, 0 to 1, is taken for names" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -66,6 +74,7 @@ def test_tables_are_read_as_text_or_as_an_array(tmp_path):
         (b"a,b\n1,2\n3\n", "row 3 of 2 columns has 1 values"),
         (b"1,2\n3,high\n", "row 2 of 2 columns has 'high', no number"),
         (b"a,b\n1,\n", "row 2 of 2 columns has '', no number"),
+        (b",a,b\n0,1,2\n1,2,3\n", "column 1 has no name: leave it out if it numbers the rows"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )

@@ -205,14 +205,16 @@ def test_layouts_and_ways_to_tell_the_level(layout, level, batched):
         assert time[0].shape == ((1,) if batched else ()) and float(time[0].sum()) == sigma
 
 
-def test_a_mean_of_each_channel():
-    mean = jnp.array([0.1, 0.2, 0.3])
+@pytest.mark.parametrize("kind", [jnp.array, np.array, list])
+def test_a_mean_of_each_channel(kind):
+    mean = kind([0.1, 0.2, 0.3])
     image = jnp.ones((2, 2, 3))
     score_fn = adapters.score_fn(
         lambda x: jnp.zeros_like(x), "clean", mean=mean, std=0.5, level="none"
     )
-    wanted = jnp.broadcast_to(-(1.0 - mean) / 0.3**2, image.shape)
+    wanted = jnp.broadcast_to(-(1.0 - jnp.asarray(mean)) / 0.3**2, image.shape)
     np.testing.assert_allclose(score_fn(image, 0.3), wanted)
+    np.testing.assert_allclose(jax.jit(score_fn)(image, 0.3), wanted)
 
 
 def test_normalization_maps_the_ends():

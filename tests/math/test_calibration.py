@@ -55,7 +55,7 @@ def test_recalibrated_intervals_hold_their_level_whatever_the_law(wrong_by):
     variance, error = draw(jax.random.key(1))
     found = posterior_from_covariance(jnp.zeros(len(error)), Diagonal(variance), 1.0)
     for level in calibration.LEVELS:
-        interval = calibration.recalibrated_interval(found, 1.0, jnp.asarray(table), level)
+        interval = calibration.recalibrated_interval(found, 1.0, table, level)
         inside = np.asarray((interval.lower <= error) & (error <= interval.upper))
         for low in (-2.0, -1.0):
             chosen = np.asarray(
@@ -65,6 +65,9 @@ def test_recalibrated_intervals_hold_their_level_whatever_the_law(wrong_by):
             spread = np.sqrt(level * (1 - level) / size)
             # Both the quantiles and the check are estimates.
             assert abs(inside[chosen].mean() - level) < 4.5 * np.sqrt(2) * spread
+    traced = jax.jit(lambda one: calibration.recalibrated_interval(one, 1.0, table, 0.5))(found)
+    whole = calibration.recalibrated_interval(found, 1.0, table, 0.5)
+    np.testing.assert_allclose(traced.lower, whole.lower)
     gaussian = found.marginal_interval(0.5)
     inside = np.mean((gaussian.lower <= error) & (error <= gaussian.upper))
     assert inside > 0.6

@@ -245,6 +245,7 @@ def test_a_map_that_is_not_linear_is_refused(wrong):
         (jnp.zeros(2, jnp.int32), lambda x: x[:2].astype(jnp.int32), "real floating"),
         (jnp.zeros(COUNT, complex), forward, "values are complex"),
         (jnp.zeros(3), lambda x: np.asarray(x)[:3], "operations of jax.numpy, not of numpy"),
+        ([0.1, 0.2, 0.3], lambda x: x[:3], "values are a list; make an array"),
     ],
 )
 def test_measurements_of_another_shape_or_type_are_refused(values, map_, message):

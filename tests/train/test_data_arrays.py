@@ -59,6 +59,8 @@ def test_numbers_stay_as_they_are_with_their_range(tmp_path, scale, shift, value
     assert loaded.train.dtype == np.float32 and loaded.train.flags.c_contiguous
     np.testing.assert_array_equal(loaded.train[:19, ..., 0], values[:19].astype(np.float32))
     assert loaded.to_float(loaded.train) is loaded.train
+    with pytest.raises(ValueError, match="takes float32 images here, got uint8"):
+        loaded.to_float(BYTES)
     np.testing.assert_allclose(loaded.value_range, value_range, rtol=1e-3, atol=1e-3 * scale)
 
 
@@ -112,7 +114,8 @@ def _with_nan(value):
         (REAL + 1j, "images are complex128"),
         (np.array([None, {}]), "without pickles"),
         (REAL.reshape(50, -1), "fit.rows"),
-        (np.moveaxis(REAL, -1, 1), "channels on the last axis"),
+        (np.moveaxis(REAL, -1, 1), r"numpy\.moveaxis\(images, 1, -1\)"),
+        (REAL[..., :2], "channels on the last axis"),
         (REAL[..., :2], "1 or 3 channels"),
         (BYTES[:1], "at least 2"),
         (BYTES[:, :0], "N > 0"),

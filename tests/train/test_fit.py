@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hos_jax import autodiff, distributions, fit, pointwise
+from hos_jax.errors import NonFiniteError
 from hos_jax.linops import Dense, DiagonalPlusLowRank
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
@@ -210,6 +211,27 @@ def test_rows_of_an_array_are_fitted():
 def test_rows_refuse_what_is_no_data(data):
     with pytest.raises(ValueError, match=r"shape \(N, D\)|not finite|stack its real"):
         fit.rows(data)
+
+
+@pytest.mark.parametrize(("offset", "warns"), [(0.0, False), (100.0, False), (1.7e9, True)])
+def test_a_column_that_float32_cannot_tell_apart_is_named(caplog, offset, warns):
+    data = np.random.default_rng(0).normal(size=(50, 2)) + np.array([0.0, offset])
+    fit.rows(data)
+    assert ("column 1 varies by less than" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(("losses", "taken"), [([np.nan, 2.0, 1.0], 2), ([3.0, np.inf, np.nan], 0)])
+def test_auto_leaves_diverged_fits_out(law, monkeypatch, losses, taken):
+    fits, judged = iter(range(3)), iter(losses)
+    monkeypatch.setattr(fit, "fit_hessian", lambda *_, **__: jnp.zeros(()))
+    monkeypatch.setattr(fit.pointwise, "hessian_fn", lambda *_, **__: next(fits))
+    monkeypatch.setattr(fit, "held_out_losses", lambda *_, **__: jnp.asarray(next(judged)))
+    arguments = jax.random.key(1), law.score, None, law.sample, SIGMA
+    learn = functools.partial(fit.train_second_order, jacobian_weight="auto", dim=3, steps=1)
+    assert learn(*arguments) == taken
+    fits, judged = iter(range(3)), iter([np.nan] * 3)
+    with pytest.raises(NonFiniteError, match="every fit of s2 diverged"):
+        learn(*map(jax.random.clone, arguments[:1]), *arguments[1:])
 
 
 def test_rows_of_large_integers_do_not_wrap():
