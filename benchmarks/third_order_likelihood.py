@@ -14,8 +14,8 @@ what is set against it:
 
 All have as many steps on the same batches; seconds a step are beside them. The gap is the mean of
 log q - log p_ODE over draws of q, the data smoothed by the smallest noise, in nats a dimension: the
-divergence of the flow's law from the truth, with the exact divergence of J. The weights are chosen
-on a seed of their own, of mixture and of all else.
+divergence of the flow's law from the truth, with the exact divergence of J. Two pairs of weights
+are there to choose from, on a seed that is not reported.
 """
 
 from __future__ import annotations
