@@ -35,6 +35,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
@@ -158,10 +159,13 @@ def _at_a_point(
 
 def _check_level(sigma: Sigma, low: float, high: float) -> None:
     """ValueError for a level, unless it is traced, at which the run was not trained."""
-    if isinstance(sigma, jax.core.Tracer) or low * 0.999 <= sigma <= high * 1.001:
+    if isinstance(sigma, jax.core.Tracer):
         return
-    trained = f"at sigma {low:.4g}" if low == high else f"from sigma {low:.4g} to {high:.4g}"
-    raise ValueError(f"the run was trained {trained}, in data units, not {float(sigma):.4g}")
+    # Of NumPy: within a trace all that JAX computes is traced, of constants too.
+    level = float(np.asarray(sigma))
+    if not low * 0.999 <= level <= high * 1.001:
+        trained = f"at sigma {low:.4g}" if low == high else f"from sigma {low:.4g} to {high:.4g}"
+        raise ValueError(f"the run was trained {trained}, in data units, not {level:.4g}")
 
 
 def _checked_label(label: Array | int | None, model: Any) -> tuple[Array, ...]:

@@ -206,6 +206,8 @@ def test_a_run_knows_the_noise_levels_that_it_was_trained_at(
     noisy = jnp.zeros(64)
     for sigma in known:
         assert np.isfinite(fn(noisy, sigma)).all()
+        # A constant within what is traced.
+        assert np.isfinite(jax.jit(lambda y, sigma=sigma: fn(y, sigma))(noisy)).all()
     for sigma in unknown:
         with pytest.raises(ValueError, match=r"was trained|sigma here or at every call"):
             fn(noisy, sigma)
