@@ -145,6 +145,8 @@ def _at_a_point(
 
     def at_a_point(noisy: Array, sigma: Level = None, label: Array | int | None = None) -> Any:
         sigma = default if sigma is None else sigma
+        if sigma is None and known is not None:
+            raise ValueError(f"the run was trained at {_range_of(*known)}: say which sigma it is")
         if params is None or sigma is None:
             raise ValueError("a model needs its params, and sigma here or at every call")
         check_positive(sigma=sigma)
@@ -164,8 +166,12 @@ def _check_level(sigma: Sigma, low: float, high: float) -> None:
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     level = float(np.asarray(sigma))
     if not low * 0.999 <= level <= high * 1.001:
-        trained = f"at sigma {low:.4g}" if low == high else f"from sigma {low:.4g} to {high:.4g}"
-        raise ValueError(f"the run was trained {trained}, in data units, not {level:.4g}")
+        trained = _range_of(low, high)
+        raise ValueError(f"the run was trained at {trained}, in data units, not {level:.4g}")
+
+
+def _range_of(low: float, high: float) -> str:
+    return f"sigma {low:.4g}" if low == high else f"sigma {low:.4g} to {high:.4g}"
 
 
 def _checked_label(label: Array | int | None, model: Any) -> tuple[Array, ...]:

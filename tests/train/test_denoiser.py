@@ -263,7 +263,7 @@ def test_a_test_of_the_run_leaves_out_what_needs_the_denoisers_law(gaussian_run)
         path.name for path in (gaussian_run / "figures").iterdir()
     }
     with pytest.raises(NotDifferentiableError):
-        jax.jacfwd(pointwise.score_fn(run))(jnp.zeros((8, 8, 1)))
+        jax.jacfwd(pointwise.score_fn(run, sigma=run.sigma))(jnp.zeros((8, 8, 1)))
 
 
 @pytest.mark.parametrize(
