@@ -26,21 +26,26 @@ chains.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from measure_next import NOISE_STD, belief_of_chains, belief_of_draws, chains_from, levels
+from measure_next import (
+    NOISE_STD,
+    belief_of_chains,
+    belief_of_draws,
+    chains_from,
+    levels,
+    parser_of,
+    run_of_many_levels,
+)
 
 from hos_jax import pointwise
 from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
-from hos_jax.training.runs import load_run
 from hos_jax.uses import measure_next
 
 CHOOSERS = ("random", "centre", "fixed order", "samples", "s2")
@@ -87,7 +92,6 @@ class Bench:
         data, model = run.problem.data, run.problem.config.model
         height, width, _ = self.shape = data.image_shape
         self.lines = Lines(height, width)
-        # A bound method is another object each time, and a static part of what is compiled.
         self.rows_fn = self.lines.rows_fn
         self.room = 5 * 2 * width
         training = data.to_float(data.train).reshape(len(data.train), -1)
@@ -155,7 +159,7 @@ class Bench:
 
 
 def draw_figure(bench, clean, found):
-    """The image, and by chooser the mean after each mark; above it the lines seen."""
+    """The image, and by chooser the mean after each mark; below it the lines seen."""
     rows, columns = len(found), 1 + len(MARKS)
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.25 * columns, 1.45 * rows), layout="constrained", squeeze=False
@@ -174,19 +178,12 @@ def draw_figure(bench, clean, found):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True)
+    parser = parser_of(__doc__.splitlines()[0], CHOOSERS)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=8, help="N, the chains of a round")
-    parser.add_argument("--levels", type=int, default=6, help="evaluations of a chain")
-    parser.add_argument("--end", type=float, default=0.3, help="sigma at which K of s2 is taken")
-    parser.add_argument("--choosers", nargs="*", default=list(CHOOSERS), choices=CHOOSERS)
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if options.repeats < 2 or options.samples < 2:
-        parser.error("expected --repeats and --samples of 2 or more")
-    run = load_run(options.run)
+    if options.repeats < 2 or options.samples < 2 or options.levels < 3:
+        parser.error("expected --repeats and --samples of 2 or more, and --levels of 3 or more")
+    run = run_of_many_levels(options.run)
     data, bench = run.problem.data, Bench(run, options)
     clean = jnp.asarray(data.to_float(data.held_out[0])).ravel()
     rows = []

@@ -28,6 +28,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -40,7 +41,7 @@ from hos_jax.errors import UserError
 from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
 from hos_jax.linops import Dense
-from hos_jax.training.runs import load_run
+from hos_jax.training.runs import LoadedRun, load_run
 from hos_jax.uses import measure_next
 
 NOISE_STD = 0.05
@@ -245,31 +246,43 @@ def draw_figure(bench, clean, pictures, choosers):
     return figure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(description: str, choosers: Sequence[str]) -> argparse.ArgumentParser:
+    """The arguments of a search by chains."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--samples", type=int, default=8, help="N, the chains of a round")
+    parser.add_argument("--levels", type=int, default=6, help="evaluations of a chain")
+    parser.add_argument("--end", type=float, default=0.3, help="sigma at which K of s2 is taken")
+    parser.add_argument("--choosers", nargs="*", default=list(choosers), choices=choosers)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def run_of_many_levels(folder: Path) -> LoadedRun:
+    """The run in a folder, or the end of the program where it cannot do this."""
+    run = load_run(folder)
+    if run.problem.config.model.smallest_noise is None or run.problem.model.head is None:
+        error = UserError(f"{folder} has no second-order model of many noise levels")
+        raise SystemExit(f"error: {error}; train with --config diffusion_mnist5k")
+    return run
+
+
+def main() -> None:
+    parser = parser_of(__doc__.splitlines()[0], CHOOSERS)
+    parser.add_argument("--images", type=int, default=20)
     parser.add_argument(
         "--first",
         type=int,
         default=64,
         help="chains of the first round, of which there is one for all images",
     )
-    parser.add_argument("--levels", type=int, default=6, help="evaluations of a chain")
-    parser.add_argument("--end", type=float, default=0.3, help="sigma at which K of s2 is taken")
-    parser.add_argument("--choosers", nargs="*", default=list(CHOOSERS), choices=CHOOSERS)
     parser.add_argument("--split", choices=("held_out", "train"), default="held_out")
     parser.add_argument("--skip", type=int, default=0, help="images left out at the beginning")
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.images < 2 or options.samples < 2 or options.levels < 3:
         parser.error("expected --images and --samples of 2 or more, and --levels of 3 or more")
-    run = load_run(options.run)
-    if run.problem.config.model.smallest_noise is None or run.problem.model.head is None:
-        error = UserError(f"{options.run} has no second-order model of many noise levels")
-        raise SystemExit(f"error: {error}; train with --config diffusion_mnist5k")
+    run = run_of_many_levels(options.run)
     data = run.problem.data
     taken = getattr(data, options.split)[options.skip : options.skip + options.images]
     clean = jnp.asarray(data.to_float(taken)).reshape(len(taken), -1)

@@ -86,11 +86,12 @@ def rows(data: Any) -> Sampler:
         raise ValueError("data has values that are not finite: leave their rows out")
     if isinstance(given, np.ndarray) and data.dtype == jnp.float32:
         spread, size = np.std(given, axis=0, dtype=float), np.max(np.abs(given), axis=0)
-        for column in np.flatnonzero((spread > 0) & (spread < 1e-5 * size))[:1]:
+        narrow = np.flatnonzero((spread > 0) & (spread < 1e-5 * size))
+        if len(narrow):
             logger.warning(
                 "column %d varies by less than 1e-5 of its size, and float32 has 7 digits: "
                 "subtract its mean before",
-                column,
+                narrow[0],
             )
     return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
 
@@ -360,7 +361,7 @@ def train_second_order(
         return found if math.isfinite(found) else math.inf
 
     fits = [learn(weight) for weight in JACOBIAN_WEIGHTS]
-    losses = [judge(hessian_fn) for hessian_fn in fits]
-    if min(losses) == math.inf:
+    judged = [judge(hessian_fn) for hessian_fn in fits]
+    if min(judged) == math.inf:
         raise NonFiniteError("every fit of s2 diverged: take a smaller learning_rate")
-    return fits[losses.index(min(losses))]
+    return fits[judged.index(min(judged))]

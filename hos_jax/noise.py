@@ -137,3 +137,9 @@ def _check_range(largest: float, smallest: float, count: int = 1) -> None:
     if not math.inf > largest >= smallest > 0 or count < 1:
         got = f"got {largest}, {smallest}, {count}"
         raise ValueError(f"need finite largest >= smallest > 0 and count >= 1, {got}")
+
+
+def is_within(sigma: float, levels: tuple[float, float]) -> bool:
+    """Whether a noise level is between the smallest and the largest of two, up to a thousandth."""
+    low, high = levels
+    return low * 0.999 <= sigma <= high * 1.001

@@ -40,6 +40,7 @@ import numpy as np
 from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.score_model import ModelOutputs, outputs_of
+from hos_jax.noise import is_within
 from hos_jax.types import Array, ScoreFn, check_positive
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, Posterior, posterior_from_covariance
 
@@ -146,12 +147,12 @@ def _at_a_point(
     def at_a_point(noisy: Array, sigma: Level = None, label: Array | int | None = None) -> Any:
         sigma = default if sigma is None else sigma
         if sigma is None and known is not None:
-            raise ValueError(f"the run was trained at {_range_of(*known)}: say which sigma it is")
+            raise ValueError(f"the run was trained at {_shown(known)}: say which sigma it is")
         if params is None or sigma is None:
             raise ValueError("a model needs its params, and sigma here or at every call")
         check_positive(sigma=sigma)
         if known is not None:
-            _check_level(sigma, *known)
+            _check_level(sigma, known)
         noisy = jnp.asarray(noisy)
         _check_point(noisy, image_shape)
         return evaluate(params, noisy, sigma, *_checked_label(label, model))
@@ -159,18 +160,19 @@ def _at_a_point(
     return at_a_point
 
 
-def _check_level(sigma: Sigma, low: float, high: float) -> None:
+def _check_level(sigma: Sigma, levels: tuple[float, float]) -> None:
     """ValueError for a level, unless it is traced, at which the run was not trained."""
     if isinstance(sigma, jax.core.Tracer):
         return
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     level = float(np.asarray(sigma))
-    if not low * 0.999 <= level <= high * 1.001:
-        trained = _range_of(low, high)
+    if not is_within(level, levels):
+        trained = _shown(levels)
         raise ValueError(f"the run was trained at {trained}, in data units, not {level:.4g}")
 
 
-def _range_of(low: float, high: float) -> str:
+def _shown(levels: tuple[float, float]) -> str:
+    low, high = levels
     return f"sigma {low:.4g}" if low == high else f"sigma {low:.4g} to {high:.4g}"
 
 

@@ -140,8 +140,11 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
         early(arguments, known_only=True)
     except flags.Error as error:
         raise UserError(f"{error} (see --help)") from error
-    asked = any(argument.lstrip("-").startswith("config=") for argument in arguments)
-    if asked or early.runner is not None or not (early.test or early.resume_training):
+    if (
+        _has_config(arguments)
+        or early.runner is not None
+        or not (early.test or early.resume_training)
+    ):
         return arguments
     from hos_jax.config import saved_config
 
@@ -151,6 +154,17 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
     return [arguments[0], f"--config={saved_config.__file__}:{workdir}", *arguments[1:]]
 
 
+def _has_config(argv: list[str]) -> bool:
+    return any(argument.lstrip("-").startswith("config=") for argument in argv)
+
+
+def _override_of(argument: str) -> str | None:
+    """KEY of `--config.KEY...`, or None for other arguments."""
+    path = argument.lstrip("-").partition("=")[0]
+    is_override = argument.startswith("-") and path.startswith("config.")
+    return path.removeprefix("config.") if is_override else None
+
+
 def check_override_names(argv: list[str]) -> None:
     """Refuse `--config.a.b` for a key that no config has, and say which was probably meant."""
     from hos_jax.config import default_config
@@ -158,9 +172,8 @@ def check_override_names(argv: list[str]) -> None:
 
     known = list(all_keys(default_config()))
     for argument in argv:
-        path = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and path.startswith("config."):
-            check_key(path.removeprefix("config."), known, "--config.")
+        if (key := _override_of(argument)) is not None:
+            check_key(key, known, "--config.")
 
 
 def without_unset(argv: list[str]) -> tuple[list[str], dict[str, None]]:
@@ -169,11 +182,9 @@ def without_unset(argv: list[str]) -> tuple[list[str], dict[str, None]]:
     kept: list[str] = []
     unset: dict[str, None] = {}
     for argument in argv:
-        path, given, value = argument.partition("=")
-        if path.startswith(("-config.", "--config.")):
-            key = path.lstrip("-").removeprefix("config.")
+        if (key := _override_of(argument)) is not None:
             unset.pop(key, None)
-            if given and value == "None":
+            if argument.partition("=")[2] == "None":
                 unset[key] = None
                 continue
         kept.append(argument)
@@ -208,10 +219,10 @@ def parse(
     original = _with_config_path(argv)
     arguments = _with_saved_config(original)
     check_override_names(arguments)
-    words = [argument.lstrip("-") for argument in arguments if argument.startswith("-")]
-    overrides = [word.partition("=")[0] for word in words if word.startswith("config.")]
-    if overrides and not any(word.startswith("config=") for word in words):
-        raise UserError(f"--config is needed, of which --{overrides[0]} is a key (see --help)")
+    overrides = [key for key in map(_override_of, arguments) if key is not None]
+    if overrides and not _has_config(arguments):
+        key = f"--config.{overrides[0]}"
+        raise UserError(f"--config is needed, of which {key} is a key (see --help)")
     readable, unset = without_unset(arguments)
     define_flags(values, readable)
     try:

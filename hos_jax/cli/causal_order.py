@@ -42,7 +42,8 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """Names of the columns and the numbers of a table, (N, D).
 
     A `.npy` file holds an array (N, D); any other is text with commas, whose first row may be one
-    of names. Columns without names are called 0, 1, ...
+    of names: of numbers only if it is 0, 1, ..., with a warning. Columns without names are called
+    so too.
 
     Raises:
       UserError: for a file that cannot be read or holds something else.

@@ -80,9 +80,11 @@ class ImageData:
         Bytes are mapped onto `value_range`; float32 images are in data units as they are.
         ValueError for bytes where the data set has floating-point images, and the other way round.
         """
-        if self.train.dtype != np.uint8 and images.dtype == np.uint8:
+        if self.train.dtype == np.uint8:
+            return to_float(images, self.value_range)
+        if images.dtype == np.uint8:
             raise ValueError(f"to_float takes {self.train.dtype} images here, got uint8")
-        return to_float(images, self.value_range) if self.train.dtype == np.uint8 else images
+        return images
 
     def identity(self, *, labels: bool = False) -> dict[str, Any]:
         """What tells these images from others, as JSON types: their numbers and a checksum, and one

@@ -17,7 +17,7 @@ from hos_jax import data, pointwise
 from hos_jax.data.pictures import read_picture
 from hos_jax.errors import UserError
 from hos_jax.evaluation import figures, report, tiles
-from hos_jax.noise import stream_key
+from hos_jax.noise import is_within, stream_key
 from hos_jax.training.runs import LoadedRun
 from hos_jax.uncertainty import Interval, Posterior, calibration
 
@@ -202,14 +202,12 @@ def _checked_level(run: LoadedRun, sigma: float | None) -> float:
     config = run.problem.config
     if config.model.head == "none":
         raise UserError("this run has s1 alone: a second-order model is needed")
-    low, high = config.model.smallest_noise, config.model.largest_noise
-    if sigma is None and low is not None:
+    low, high = run.sigma_range
+    if sigma is None and config.model.smallest_noise is not None:
         raise UserError("this run knows many noise levels: say which one the picture has (--sigma)")
     if sigma is None:
         return config.noise
-    if low is None:
-        low = high = config.noise
-    if not low * 0.999 <= sigma <= high * 1.001:
+    if not is_within(sigma, run.sigma_range):
         black, white = run.problem.data.value_range
         ends = " to ".join(f"{level / (white - black):.4g}" for level in sorted({low, high}))
         raise UserError(f"the run was trained at sigma {ends}, not {sigma / (white - black):.4g}")

@@ -71,17 +71,16 @@ def _row(dim: int, candidates: Candidates, place: Array, dtype: Any) -> Array:
 
 
 def _variances(
-    product: Product, dim: int, candidates: Candidates, dtype: Any
+    product: Product, dim: int, candidates: Candidates, size: int, dtype: Any
 ) -> tuple[Array, Array]:
-    """a^T K a and |K a|^2 of each candidate, (M,)."""
+    """a^T K a and |K a|^2 of each of `size` candidates, (size,)."""
 
     def one(place: Array) -> tuple[Array, Array]:
         row = _row(dim, candidates, place, dtype)
         spread = product(row)
         return jnp.sum(row * spread), jnp.sum(jnp.square(spread))
 
-    places = jnp.arange(_checked(dim, candidates)[1], dtype=jnp.int32)
-    return jax.lax.map(one, places, batch_size=_AT_ONCE)
+    return jax.lax.map(one, jnp.arange(size, dtype=jnp.int32), batch_size=_AT_ONCE)
 
 
 def variance_removed(
@@ -97,8 +96,8 @@ def variance_removed(
         D values of x themselves. ValueError for other shapes.
     """
     check_positive(noise_std=noise_std)
-    candidates, _ = _checked(dim, candidates)
-    form, norm = _variances(product, dim, candidates, jnp.result_type(float))
+    known = _checked(dim, candidates)
+    form, norm = _variances(product, dim, *known, jnp.result_type(float))
     return norm / (noise_std**2 + form)
 
 
@@ -125,15 +124,20 @@ def choose(
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
     dtype = jnp.result_type(float)
-    form, norm = _variances(product, dim, candidates, dtype)
+    form, norm = _variances(product, dim, candidates, size, dtype)
     variance = jnp.asarray(noise_std, dtype) ** 2
 
     def of_candidates(vector: Array) -> Array:
-        if candidates is None or not callable(candidates):
-            return vector if candidates is None else candidates @ vector
+        if candidates is None:
+            return vector
+        if not callable(candidates):
+            return candidates @ vector
         places = jnp.arange(size, dtype=jnp.int32)
-        inner = lambda place: jnp.sum(_row(dim, candidates, place, dtype) * vector)  # noqa: E731
-        return jax.lax.map(inner, places, batch_size=_AT_ONCE)
+        return jax.lax.map(
+            lambda place: jnp.sum(_row(dim, candidates, place, dtype) * vector),
+            places,
+            batch_size=_AT_ONCE,
+        )
 
     def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
         form, norm, free, columns = carry
@@ -171,7 +175,8 @@ def choose_groups(
 ) -> Array:
     """The indices of the `count` groups that greedily remove most of tr K, (count,).
 
-    Makes the D x r array of one group at a time; (groups + 1) r products with K for each choice.
+    Makes the D x r array of one group at a time; r products with K for each group and choice, and r
+    between one choice and the next.
 
     Args:
       product, noise_std, count: as `choose` takes them.
@@ -201,10 +206,11 @@ def choose_groups(
         return columns_of_gain(rows, spread, noise_std)[0]
 
     for _ in range(count):
+        if taken:
+            removed.append(columns_of(groups[taken[-1]]))
         gains = jax.lax.map(lambda group: jnp.sum(jnp.square(columns_of(group))), groups)
         place = jnp.argmax(jnp.where(free, gains, -jnp.inf)).astype(jnp.int32)
         taken.append(jnp.where(free[place], place, -1))
-        removed.append(columns_of(groups[place]))
         free = free.at[place].set(False)
     return jnp.stack(taken)
 

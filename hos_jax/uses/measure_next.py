@@ -303,9 +303,9 @@ def reveal(
             )
         means.append(belief.mean)
         expected.append(jnp.mean(belief.diagonal()))
+        if not np.isfinite(np.asarray(belief.mean)).all():
+            raise NonFiniteError("the belief is not finite: look at the chains behind it")
         if number < len(rounds):
-            if not np.isfinite(np.asarray(belief.mean)).all():
-                raise NonFiniteError("the belief is not finite: look at the chains behind it")
             chosen = np.asarray(choose_fn(choose_key, belief, known, rounds[number]))
             places = jnp.asarray(chosen[chosen >= 0])
             seen = seen.add(places, read_fn(places))
