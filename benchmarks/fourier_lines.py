@@ -26,27 +26,20 @@ chains.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import measure_next
 import numpy as np
-from measure_next import (
-    NOISE_STD,
-    belief_of_chains,
-    belief_of_draws,
-    chains_from,
-    levels,
-    parser_of,
-    run_of_many_levels,
-)
 
 from hos_jax import pointwise
 from hos_jax.evaluation import figures
 from hos_jax.files import write_atomically
-from hos_jax.uses import measure_next
+from hos_jax.uses.measure_next import Seen, choose_groups
 
 CHOOSERS = ("random", "centre", "fixed order", "samples", "s2")
 # After how many lines the error is measured.
@@ -97,21 +90,30 @@ class Bench:
         training = data.to_float(data.train).reshape(len(data.train), -1)
         self.centre = jnp.mean(jnp.asarray(training), axis=0)
         centred = (jnp.asarray(training) - self.centre) / len(training) ** 0.5
-        self.ends = chains_from(self.centre, pointwise.posterior_fn(run))
+        self.ends = measure_next.chains_from(self.centre, pointwise.posterior_fn(run))
         groups = self.lines.groups
         self.order = np.asarray(
-            measure_next.choose_groups(
-                lambda v: centred.T @ (centred @ v), groups, self.rows_fn, NOISE_STD, MARKS[-1]
+            choose_groups(
+                lambda v: centred.T @ (centred @ v),
+                groups,
+                self.rows_fn,
+                measure_next.NOISE_STD,
+                MARKS[-1],
             )
         )
-        self.sigmas = levels(model.largest_noise, model.smallest_noise, options.levels)
-        self.short = levels(model.largest_noise, options.end, options.levels)
+        self.sigmas = measure_next.levels(model.largest_noise, model.smallest_noise, options.levels)
+        self.short = measure_next.levels(model.largest_noise, options.end, options.levels)
 
     @functools.cached_property
     def best_line(self):
         def best(belief, allowed):
-            return measure_next.choose_groups(
-                belief.matvec, self.lines.groups, self.rows_fn, NOISE_STD, 1, allowed=allowed
+            return choose_groups(
+                belief.matvec,
+                self.lines.groups,
+                self.rows_fn,
+                measure_next.NOISE_STD,
+                1,
+                allowed=allowed,
             )[0]
 
         return jax.jit(best)
@@ -121,8 +123,8 @@ class Bench:
         if name == "samples":
             posteriors = self.ends(keys, seen, self.sigmas)
             draw_keys = jax.random.split(jax.random.fold_in(key, 1), len(keys))
-            return belief_of_draws(draw_keys, posteriors, seen)
-        return belief_of_chains(self.ends(keys, seen, self.short), seen)
+            return measure_next.belief_of_draws(draw_keys, posteriors, seen)
+        return measure_next.belief_of_chains(self.ends(keys, seen, self.short), seen)
 
     def choose(self, name, key, seen, taken):
         """The next line."""
@@ -139,11 +141,11 @@ class Bench:
 
     def measure(self, name, clean, repeat):
         """The lines taken, and the error and the mean at each of the marks."""
-        noise = NOISE_STD * jax.random.normal(jax.random.key(7 + repeat), clean.shape)
+        noise = measure_next.NOISE_STD * jax.random.normal(jax.random.key(7 + repeat), clean.shape)
         places = jnp.arange(len(clean), dtype=jnp.int32)
         values = self.rows_fn(places) @ clean + noise
         key, judge_key = (jax.random.fold_in(jax.random.key(n), repeat) for n in (1, 2))
-        seen = measure_next.Seen.none(2 * self.room, NOISE_STD, self.rows_fn)
+        seen = Seen.none(2 * self.room, measure_next.NOISE_STD, self.rows_fn)
         taken, errors, means = [], [], []
         while len(taken) < MARKS[-1]:
             known = seen.trim(self.room)
@@ -178,12 +180,13 @@ def draw_figure(bench, clean, found):
 
 
 def main() -> None:
-    parser = parser_of(__doc__.splitlines()[0], CHOOSERS)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    measure_next.add_arguments(parser, CHOOSERS)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     if options.repeats < 2 or options.samples < 2 or options.levels < 3:
         parser.error("expected --repeats and --samples of 2 or more, and --levels of 3 or more")
-    run = run_of_many_levels(options.run)
+    run = measure_next.run_of_many_levels(options.run)
     data, bench = run.problem.data, Bench(run, options)
     clean = jnp.asarray(data.to_float(data.held_out[0])).ravel()
     rows = []

@@ -246,9 +246,8 @@ def draw_figure(bench, clean, pictures, choosers):
     return figure
 
 
-def parser_of(description: str, choosers: Sequence[str]) -> argparse.ArgumentParser:
-    """The arguments of a search by chains."""
-    parser = argparse.ArgumentParser(description=description)
+def add_arguments(parser: argparse.ArgumentParser, choosers: Sequence[str]) -> None:
+    """Those of a search by chains."""
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=8, help="N, the chains of a round")
     parser.add_argument("--levels", type=int, default=6, help="evaluations of a chain")
@@ -256,7 +255,6 @@ def parser_of(description: str, choosers: Sequence[str]) -> argparse.ArgumentPar
     parser.add_argument("--choosers", nargs="*", default=list(choosers), choices=choosers)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--json", type=Path)
-    return parser
 
 
 def run_of_many_levels(folder: Path) -> LoadedRun:
@@ -269,7 +267,8 @@ def run_of_many_levels(folder: Path) -> LoadedRun:
 
 
 def main() -> None:
-    parser = parser_of(__doc__.splitlines()[0], CHOOSERS)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser, CHOOSERS)
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument(
         "--first",
