@@ -1,24 +1,25 @@
 r"""Ozaki against Langevin on digits at one noise level: effective samples of principal components.
 
-    python benchmarks/digit_components.py --run runs/diffusion [--sigmas 0.05 0.1] [--json PATH]
+    python benchmarks/digit_components.py --run runs/diffusion [--told] [--json PATH]
 
 Needs a run of many noise levels with a second-order head. Chains sample the density of digits with
-noise sigma, from noisy held-out digits; the components are the 50 leading ones of such digits. For
-each sampler the step runs over a grid, in units of sigma^2. A step counts only while the chains
-stay in the law: in the second half of the run the root mean square of (y - denoised) / sigma is
-within 2% of what it is at fresh noisy digits, and so are the variances of the components, on
-average, within 10%. Of those the best has the most effective samples (the median of the
-components) per second. `langevin` has s1 alone; `ozaki, diagonal` s2 with the covariance cut down
-to its diagonal; `ozaki, full` the whole s2, by Lanczos. Seconds are of the chains alone, without
-compiling.
+noise sigma, from noisy held-out digits, of all classes in turn. With `--told` each chain is told
+the class of its digit, which it keeps, and "the digits" are below the training digits less the mean
+of their class. The components are the 50 leading ones of the digits. For each sampler the step runs
+over a grid, in units of sigma^2. A step counts only while the chains stay in the law: in the second
+half of the run the root mean square of (y - denoised) / sigma is within 2% of what it is at noisy
+held-out digits, and the mean square of the components, on average, within 10% of that of the
+digits. Of those the best has the most effective samples (the median of the components) per second.
+`langevin` has s1 alone; `ozaki, diagonal` s2 with the covariance cut down to its diagonal; `ozaki,
+full` the whole s2, by Lanczos, its positive eigenvalues taken as 0 (`growth_bound=0`); `ozaki,
+growing` the same with the usual bound. Seconds are of the chains alone, without compiling.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,85 +33,146 @@ from hos_jax.samplers import diagnostics
 from hos_jax.training.runs import load_run
 
 COMPONENTS = 50
+BLOCKS = 20
 GRID = {
-    "langevin": (0.03, 0.1, 0.3, 0.6, 1.0),
-    "ozaki, diagonal": (0.1, 0.3, 1.0, 3.0, 10.0),
-    "ozaki, full": (0.1, 0.3, 1.0, 3.0, 10.0),
+    "langevin": (0.03, 0.06, 0.1),
+    "ozaki, diagonal": (0.1, 0.3, 0.6, 1.0),
+    "ozaki, full": (0.3, 1.0, 3.0),
+    "ozaki, growing": (0.1,),
 }
 
 
-def sampler_of(run: Any, name: str, sigma: float, fraction: float, krylov_vectors: int) -> Any:
-    """The chain of one name at one step size."""
+class Told(NamedTuple):
+    """The state of a chain that keeps a class, or no class, `()`."""
+
+    inner: Any
+    label: Any
+
+    @property
+    def position(self) -> jax.Array:
+        """Where the chain is, (D,), data units."""
+        return self.inner.position
+
+
+def sampler_of(
+    run: Any, name: str, sigma: float, fraction: float, krylov_vectors: int
+) -> samplers.SamplingAlgorithm:
+    """The chain of one name at one step size: `init((position, label))`."""
     arguments = run.model, run.params, sigma, run.image_shape
     step_size = fraction * sigma**2
+    evaluate = (pointwise.score_fn if name == "langevin" else pointwise.derivatives_fn)(*arguments)
+    module: Any = samplers.langevin if name == "langevin" else samplers.ozaki
     if name == "langevin":
-        return samplers.langevin.as_top_level_api(pointwise.score_fn(*arguments), step_size)
-    derivatives_fn: Callable = pointwise.derivatives_fn(*arguments)
+        kernel = module.build_kernel()
+    else:
+        bound = module.GROWTH_BOUND if name.endswith("growing") else 0.0
+        kernel = module.build_kernel(krylov_vectors=krylov_vectors, growth_bound=bound)
 
-    def diagonal_fn(noisy: jax.Array) -> tuple[jax.Array, Diagonal]:
-        score, hessian = derivatives_fn(noisy)
-        return score, Diagonal(hessian.diagonal())
+    def of_label(label: Any) -> Any:
+        def target(noisy: jax.Array) -> Any:
+            found = evaluate(noisy, None, *label)
+            if not name.endswith("diagonal"):
+                return found
+            return found[0], Diagonal(found[1].diagonal())
 
-    chosen = diagonal_fn if name.endswith("diagonal") else derivatives_fn
-    return samplers.ozaki.as_top_level_api(chosen, step_size, krylov_vectors=krylov_vectors)
+        return target
+
+    def init(start: tuple[jax.Array, Any], rng_key: Any = None) -> Told:
+        return Told(module.init(start[0], of_label(start[1])), start[1])
+
+    def step(key: jax.Array, state: Told) -> tuple[Told, Any]:
+        inner, info = kernel(key, state.inner, of_label(state.label), step_size)
+        return Told(inner, state.label), info
+
+    return samplers.SamplingAlgorithm(init, step)
 
 
 class Law:
-    """Noisy held-out digits at one level: where chains start, and what their states should be."""
+    """Noisy digits at one level: where chains start, and what their states should be."""
 
-    def __init__(self, run: Any, sigma: float, chains: int):
+    def __init__(self, run: Any, sigma: float, chains: int, *, told: bool):
         data = run.problem.data
-        clean = data.to_float(data.held_out).reshape(len(data.held_out), -1)
-        rng = np.random.default_rng(0)
-        noisy = clean + sigma * rng.normal(size=clean.shape)
-        noisy = noisy[rng.permutation(len(noisy))].astype(np.float32)
-        self.start = jnp.asarray(noisy[:chains])
-        fresh = noisy[chains:]
-        self.mean = fresh.mean(axis=0)
-        _, _, rows = np.linalg.svd(fresh - self.mean, full_matrices=False)
+        train = data.to_float(data.train).reshape(len(data.train), -1)
+        held_out = data.to_float(data.held_out).reshape(len(data.held_out), -1)
+        kinds = np.asarray(data.train_labels), np.asarray(data.held_out_labels)
+        groups = range(10) if told else [slice(None)]
+        means = np.stack([train[kinds[0] == c if told else c].mean(axis=0) for c in groups])
+        centred = train - (means[kinds[0]] if told else means)
+        _, singular, rows = np.linalg.svd(centred, full_matrices=False)
         self.directions = rows[:COMPONENTS].T
-        self.variances = np.var((fresh - self.mean) @ self.directions, axis=0)
+        self.variances = singular[:COMPONENTS] ** 2 / len(train) + sigma**2
+
+        rng = np.random.default_rng(0)
+        noisy = held_out + sigma * rng.normal(size=held_out.shape)
+        noisy = jnp.asarray(noisy, jnp.float32)
+        # All classes in turn: the first of each, the second of each, and so on.
+        ranks = np.array([np.sum(kinds[1][:i] == c) for i, c in enumerate(kinds[1])])
+        first = np.lexsort((kinds[1], ranks))[:chains]
+        self.means = means[kinds[1][first]] if told else means
+        labels = (jnp.asarray(kinds[1], jnp.int32),) if told else ()
+        self.start = noisy[first], jax.tree.map(lambda all_of: all_of[first], labels)
         score_fn = pointwise.score_fn(run.model, run.params, sigma, run.image_shape)
-        scores = jax.jit(jax.vmap(score_fn))
+        scores = jax.jit(jax.vmap(lambda noisy, label: score_fn(noisy, None, *label)))
         # (y - denoised) / sigma is -sigma s1.
-        self.residual = lambda noisy: sigma * float(np.sqrt(np.mean(np.square(scores(noisy)))))
-        self.usual_residual = self.residual(jnp.asarray(fresh))
+        self.residual = lambda noisy, labels: (
+            sigma * float(np.sqrt(np.mean(np.square(scores(noisy, labels)))))
+        )
+        self.usual_residual = self.residual(noisy, labels)
+
+
+def key_of(options: argparse.Namespace, sigma: float, name: str, fraction: float) -> dict:
+    """What tells a row from others."""
+    key = {"told": options.told, "sigma": sigma, "sampler": name, "step_size": fraction}
+    return key | {"steps": options.steps}
 
 
 def measure(run: Any, law: Law, name: str, sigma: float, fraction: float, options) -> dict:
     """Effective samples, seconds and whether the chains stay in the law."""
     sampler = sampler_of(run, name, sigma, fraction, options.krylov_vectors)
     seconds, chains = timed_positions(sampler, law.start, options.steps, options.every, timed=20)
-    row = {"sigma": sigma, "sampler": name, "step_size": fraction, "seconds_per_step": seconds}
+    row = key_of(options, sigma, name, fraction) | {"seconds_per_step": seconds}
     if not chains.is_finite.all():
         return row | {"stays": False}
-    late = chains.trajectory[len(chains.trajectory) // 2 :]
-    residual = float(np.mean([law.residual(jnp.asarray(one)) for one in late[::5]]))
-    along = np.moveaxis((late - law.mean) @ law.directions, 0, 1)
+    along = np.moveaxis((chains.trajectory - law.means) @ law.directions, 0, 1)
     # About the law's mean: that of chains that are not yet mixed would take a part of the variance.
-    spread = float(np.mean(np.mean(np.square(along), axis=(0, 1)) / law.variances))
+    squares = np.mean(np.square(along) / law.variances, axis=(0, 2))
+    blocks = np.array_split(np.arange(len(squares)), BLOCKS)
+    residuals = [
+        np.mean([law.residual(jnp.asarray(chains.trajectory[i]), law.start[1]) for i in few])
+        for few in (block[:: -(-len(block) // 5)] for block in blocks)
+    ]
+    residuals = np.array(residuals) / law.usual_residual
+    # Times, in units of sigma^2: of equal ones equally much is known, whatever the step.
+    curve = [
+        [fraction * options.every * (block[-1] + 1), squares[block].mean(), residual]
+        for block, residual in zip(blocks, residuals, strict=True)
+    ]
+    residual, spread = residuals[BLOCKS // 2 :].mean(), squares[len(squares) // 2 :].mean()
+    along = along[:, len(squares) // 2 :]
     size = np.asarray(diagnostics.effective_sample_size(jnp.asarray(along)))
-    steps = len(late) * options.every
+    steps = along.shape[1] * options.every
     median = float(np.median(size))
     return row | {
-        "residual": residual / law.usual_residual,
-        "variances": spread,
+        "residual": float(residual),
+        "variances": float(spread),
         "effective": median,
         "effective_per_chain": median / options.chains,
         "effective_per_step": median / (steps * options.chains),
         "effective_per_second": median / (steps * seconds),
-        "stays": abs(residual / law.usual_residual - 1.0) <= 0.02 and abs(spread - 1.0) <= 0.1,
+        "stays": bool(abs(residual - 1.0) <= 0.02 and abs(spread - 1.0) <= 0.1),
+        "curve": np.round(np.array(curve, float), 4).tolist(),
     }
 
 
-def summary(table: Rows, sigmas: list[float], names: list[str]) -> str:
+def summary(table: Rows, options: argparse.Namespace) -> str:
     """The best step of each sampler at each level, and its gain over Langevin's, as Markdown."""
+    same = [row for row in table.rows if row["told"] == options.told]
     lines = ["\n| sigma | sampler | step | effective in 1000 steps | per second | ratio |"]
     lines.append("|---" * 6 + "|")
-    for sigma in sigmas:
+    for sigma in options.sigmas:
         best = {}
-        for name in names:
-            rows = [row for row in table.rows if (row["sigma"], row["sampler"]) == (sigma, name)]
+        for name in options.samplers:
+            rows = [row for row in same if (row["sigma"], row["sampler"]) == (sigma, name)]
             good = [row for row in rows if row["stays"]]
             best[name] = max(good, key=lambda row: row["effective_per_second"], default=None)
         plain = best.get("langevin")
@@ -129,6 +191,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5])
+    parser.add_argument("--told", action="store_true", help="each chain its class")
     parser.add_argument("--samplers", nargs="+", default=list(GRID), choices=GRID)
     parser.add_argument("--step-sizes", type=float, nargs="+", help="in place of each one's grid")
     parser.add_argument("--chains", type=int, default=20)
@@ -136,18 +199,17 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--krylov-vectors", type=int, default=10)
     options = parser.parse_args()
-    settings = {name: getattr(options, name) for name in ("chains", "steps", "every")}
-    table = Rows(options.json, ("sigma", "sampler", "step_size"), settings)
+    settings = {name: getattr(options, name) for name in ("chains", "every")}
+    table = Rows(options.json, ("told", "sigma", "sampler", "step_size", "steps"), settings)
     run = load_run(options.run)
     for sigma in options.sigmas:
-        law = Law(run, sigma, options.chains)
+        law = Law(run, sigma, options.chains, told=options.told)
         for name in options.samplers:
             for fraction in options.step_sizes or GRID[name]:
-                key = {"sigma": sigma, "sampler": name, "step_size": fraction}
-                if not table.find(**key):
+                if not table.find(**key_of(options, sigma, name, fraction)):
                     row = measure(run, law, name, sigma, fraction, options)
                     print({k: v for k, v in table.add(row).items() if k != "settings"}, flush=True)
-    print(summary(table, options.sigmas, options.samplers))
+    print(summary(table, options))
 
 
 if __name__ == "__main__":

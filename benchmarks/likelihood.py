@@ -96,11 +96,13 @@ def measure(run: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
         seconds = time.perf_counter() - begun
         nats = encoding.cost - result.log_density
         found[name] = np.asarray(likelihood.bits_per_dim(-nats, dim, width))
+        spread = float(result.standard_error.mean() / dim / np.log(2))
         rows.append(
             {
                 "way": name,
                 "bits_per_dim": float(found[name].mean()),
-                "probe_error": float(result.standard_error.mean() / dim / np.log(2)),
+                # A single probe has none.
+                "probe_error": spread if np.isfinite(spread) else None,
                 "passes": float(result.evaluations.mean()),
                 "seconds": seconds,
                 "images": len(clean),
@@ -128,8 +130,9 @@ def main() -> None:
     print(f"\n{'way':<22}{'bits/dim':>10}{'off':>9}{'probes +-':>11}{'passes':>8}{'seconds':>9}")
     for row in rows:
         off = f"{row['off']:.4f}" if "off" in row else ""
+        spread = "" if row["probe_error"] is None else f"{row['probe_error']:.4f}"
         print(
-            f"{row['way']:<22}{row['bits_per_dim']:>10.4f}{off:>9}{row['probe_error']:>11.4f}"
+            f"{row['way']:<22}{row['bits_per_dim']:>10.4f}{off:>9}{spread:>11}"
             f"{row['passes']:>8.0f}{row['seconds']:>9.2f}"
         )
     if options.json:

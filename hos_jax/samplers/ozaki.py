@@ -89,38 +89,43 @@ def build_kernel(
 ) -> Callable:
     """The kernel of one chain: `(rng_key, state, derivatives_fn, step_size) -> (state, info)`.
 
-    ValueError for a growth bound that is not positive; in a step, for another `dense`.
+    ValueError for a negative growth bound; in a step, for another `dense`.
 
     Args:
       krylov_vectors: of Lanczos, for `DiagonalPlusLowRank`, and `Dense` with dense="lanczos".
       growth_bound: g. Where log q is convex, l > 0, the linear diffusion runs away as e^(eps l),
         farther than s2 at one point can be trusted; there it runs for the time
-        (g / l) tanh(eps l / g) only (smooth, so that Lanczos stays accurate). None for no bound.
+        (g / l) tanh(eps l / g) only (smooth, so that Lanczos stays accurate). 0 takes l as 0 there:
+        the step is one of Langevin along these directions, for a learned s2 whose positive
+        eigenvalues drive chains away. None for no bound.
       dense: see `SymmetricMatrix.function_product`.
     """
-    if growth_bound is not None and not growth_bound > 0:
-        raise ValueError(f"expected growth_bound > 0, got {growth_bound}")
+    if growth_bound is not None and not growth_bound >= 0:
+        raise ValueError(f"expected growth_bound >= 0, got {growth_bound}")
 
     def kernel(
         rng_key: PRNGKey, state: OzakiState, derivatives_fn: DerivativesFn, step_size: Array | float
     ) -> tuple[OzakiState, OzakiInfo]:
         def time(eigenvalues: Array) -> Array:
-            if growth_bound is None:
+            if not growth_bound:
                 return jnp.full_like(eigenvalues, step_size)
-            growth = jnp.maximum(step_size * eigenvalues, 0.0) / growth_bound
-            small = growth < 1e-2
-            safe = jnp.where(small, 1.0, growth)
-            square = jnp.square(jnp.where(small, growth, 0.0))
+            ratio = jnp.maximum(step_size * eigenvalues, 0.0) / growth_bound
+            small = ratio < 1e-2
+            safe = jnp.where(small, 1.0, ratio)
+            square = jnp.square(jnp.where(small, ratio, 0.0))
             series = 1.0 - square / 3 * (1.0 - square * 2 / 5 * (1.0 - square * 17 / 42))
             return step_size * jnp.where(small, series, jnp.tanh(safe) / safe)
 
+        def growth(eigenvalues: Array) -> Array:
+            if growth_bound == 0:
+                eigenvalues = jnp.minimum(eigenvalues, 0.0)
+            return time(eigenvalues) * eigenvalues
+
         def drift(eigenvalues: Array) -> Array:
-            t = time(eigenvalues)
-            return t * relative_expm1(t * eigenvalues)
+            return time(eigenvalues) * relative_expm1(growth(eigenvalues))
 
         def spread(eigenvalues: Array) -> Array:
-            t = time(eigenvalues)
-            return jnp.sqrt(2.0 * t * relative_expm1(2.0 * t * eigenvalues))
+            return jnp.sqrt(2.0 * time(eigenvalues) * relative_expm1(2.0 * growth(eigenvalues)))
 
         noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
         product = functools.partial(

@@ -102,7 +102,7 @@ def test_one_step_is_the_same_for_every_structure_and_its_dense_form(structure):
     matrix = STRUCTURED[structure]
     score = jnp.linspace(-1.0, 1.0, DIM)
     state = [ozaki.OzakiState(jnp.zeros(DIM), score, m) for m in (matrix, Dense(matrix.to_dense()))]
-    for bound in (None, 0.5):
+    for bound in (None, 0.5, 0.0):
         kernel = ozaki.build_kernel(krylov_vectors=DIM, growth_bound=bound)
         moved = [
             kernel(jax.random.key(4), s, lambda x, s=s: (s.score, s.hessian), 0.7)[0].position
@@ -128,6 +128,25 @@ def test_growth_bound_limits_runaway_directions_and_nothing_else():
     bounded = [1 - np.exp(-2), np.expm1(3.0 * np.tanh(10.0 / 3.0)) / 5]
     np.testing.assert_allclose(mean_step(3.0), bounded, rtol=1e-10)
     np.testing.assert_allclose(mean_step(1e6), mean_step(None), rtol=1e-8)
+    # A step of Langevin there: eps s1.
+    np.testing.assert_allclose(mean_step(0.0), [1 - np.exp(-2), 2.0], rtol=1e-12)
+
+
+def test_without_growth_a_step_is_ozakis_where_concave_and_langevins_where_convex():
+    step_size = 0.3
+    values = np.array([-4.0, -1.0, 0.0, 0.5, 30.0])
+    vectors = np.linalg.qr(np.random.default_rng(8).normal(size=(5, 5)))[0]
+    score = jnp.linspace(-1.0, 2.0, 5)
+    matrix = Dense(jnp.asarray((vectors * values) @ vectors.T))
+    state = ozaki.OzakiState(jnp.zeros(5), score, matrix)
+    kernel = ozaki.build_kernel(growth_bound=0.0)
+    found = kernel(jax.random.key(2), state, lambda x: (score, matrix), step_size)[0]
+    drift, spread = np.full(5, step_size), np.full(5, np.sqrt(2 * step_size))
+    drift[:2] = np.expm1(step_size * values[:2]) / values[:2]
+    spread[:2] = np.sqrt(np.expm1(2 * step_size * values[:2]) / values[:2])
+    noise = np.asarray(jax.random.normal(jax.random.key(2), (5,)))
+    expected = vectors @ (drift * (vectors.T @ score) + spread * (vectors.T @ noise))
+    np.testing.assert_allclose(found.position, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_chains_between_modes_stay_near_them_at_large_steps():
@@ -343,8 +362,8 @@ def test_bad_sampler_settings_raise():
     for wrong in (0.0, jnp.asarray(-0.1), np.float32("nan"), np.inf):
         with pytest.raises(ValueError, match="step_size > 0"):
             langevin.as_top_level_api(jnp.negative, wrong)
-    with pytest.raises(ValueError, match="growth_bound > 0"):
-        ozaki.build_kernel(growth_bound=0.0)
+    with pytest.raises(ValueError, match="growth_bound >= 0"):
+        ozaki.build_kernel(growth_bound=-0.1)
     state = ozaki.OzakiState(
         jnp.zeros(3), jnp.zeros(3), DiagonalPlusLowRank(jnp.ones(3), jnp.ones((3, 1)))
     )
