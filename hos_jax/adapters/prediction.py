@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hos_jax.adapters.black_box import BlackBox
 from hos_jax.adapters.processes import Process, variance_exploding
@@ -60,8 +61,8 @@ class AdaptedScore:
         check_floating(noisy=noisy)
         check_positive(sigma=sigma)
         image = noisy if self.shape is None else self._as_image(noisy)
+        self._check_range(sigma)
         level = jnp.asarray(sigma, image.dtype) / self.std
-        self._check_range(level)
         scale = self.process.scale(level)
         mean = jnp.broadcast_to(jnp.asarray(self.mean, image.dtype), image.shape)
         shown = scale * (image - mean) / self.std
@@ -80,13 +81,16 @@ class AdaptedScore:
             raise ValueError(f"expected one point, {self.shape} or ({flat},), got {noisy.shape}")
         return noisy.reshape(self.shape)
 
-    def _check_range(self, level: Array) -> None:
-        low, high = self.process.smallest, self.process.largest
-        if not isinstance(level, jax.core.Tracer) and not self._knows(float(level)):
+    def _check_range(self, sigma: Array | float) -> None:
+        if isinstance(sigma, jax.core.Tracer):
+            return
+        # Of NumPy: within a trace all that JAX computes is traced, of constants too.
+        known = float(np.asarray(sigma))
+        if not self._knows(known / self.std):
+            low, high = self.process.smallest, self.process.largest
             ends = f"{low * self.std:.4g} to {high * self.std:.4g}"
             raise ValueError(
-                f"sigma={float(level) * self.std:.4g} is not a level of this network: it knows "
-                f"{ends}, in data units"
+                f"sigma={known:.4g} is not a level of this network: it knows {ends}, in data units"
             )
 
     def _knows(self, level: Any) -> Any:

@@ -75,6 +75,8 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
         make_room(workdir)
 
     checked = values.checked_images
+    if checked < 0:
+        raise UserError(f"--checked_images must be 0 or more, got {checked}")
     imported = import_checkpoint(
         rest[0], workdir, overrides, checked_images=checked, prepare=prepare
     )
@@ -82,7 +84,7 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
     if imported.denoise_mse is not None:
         sigma = imported.config.noise
         print(
-            f"mean squared error of {checked} held-out images, denoised: "
+            f"mean squared error of {imported.checked_images} held-out images, denoised: "
             f"{imported.denoise_mse:.4f}; noisy: {sigma**2:.4f}"
         )
         if imported.denoise_mse >= sigma**2:

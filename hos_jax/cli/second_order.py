@@ -99,7 +99,7 @@ def make_config(values: flags.FlagValues):
         data.value_range_of(config.data.name)
         or data.load(config.data.name, root=config.data.root).value_range
     )
-    levels = sorted(level * (high - low) for level in sigma_levels(values.sigma))
+    levels = sorted({level * (high - low) for level in sigma_levels(values.sigma)})
     # The level of what is shown and measured is the middle one.
     config.noise = (levels[0] * levels[-1]) ** 0.5
     if len(levels) > 1:

@@ -215,6 +215,10 @@ def _validate_sampling(config: ml_collections.ConfigDict) -> None:
         covariance in COVARIANCES,
         f"sampling.covariance is {covariance!r}; choose one of {', '.join(COVARIANCES)}",
     )
+    _require(
+        sampling.covariance is None or sampler in ("ancestral", "ddim"),
+        f"sampling.covariance={covariance} needs sampling.sampler=ancestral or ddim",
+    )
     below = sampling.covariance_below
     _require(
         below is None or (below > 0 and sampler in ("ancestral", "ddim") and covariance != "small"),
@@ -248,6 +252,10 @@ def _validate_sampling(config: ml_collections.ConfigDict) -> None:
         0 <= sampling.churn <= LARGEST_CHURN,
         f"sampling.churn must be from 0 to {LARGEST_CHURN:.3f}, got {sampling.churn}",
     )
+    _require(
+        not sampling.churn or sampler == "heun",
+        f"sampling.churn={sampling.churn} needs sampling.sampler=heun",
+    )
 
 
 def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
@@ -263,6 +271,11 @@ def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
         0 < smallest <= config.noise <= largest,
         "need 0 < model.smallest_noise <= noise <= model.largest_noise, "
         f"got {smallest}, {config.noise}, {largest}",
+    )
+    _require(
+        smallest < largest,
+        f"model.smallest_noise and model.largest_noise are both {largest}: for one noise level "
+        "leave both out and set noise",
     )
     _require(model.name == "unet", f"model.name={model.name} takes no noise level; choose unet")
     _require(bool(model.data_std), "a range of noise levels needs model.data_std > 0")

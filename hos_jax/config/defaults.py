@@ -93,7 +93,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.training.steps = 200_000
     config.training.batch_size = 100
     # Steps that run without the host in between; worth it where a step takes milliseconds. Not on
-    # CPU, where XLA runs convolutions in a loop less well (the demo: 4 times slower).
+    # CPU, where XLA runs convolutions in a loop less well (a step of the demo took a third longer).
     config.training.steps_per_dispatch = 1
     # Of a range of noise levels: how examples are spread over it. The mean and the standard
     # deviation are those of log(sigma), of `log_normal`.

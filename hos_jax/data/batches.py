@@ -11,6 +11,15 @@ from hos_jax.errors import UserError
 _PERMUTATION, _FLIP, _TURN = 0, 1, 2
 
 
+def check_changes(images: np.ndarray, *, random_flip: bool, random_turn: bool) -> None:
+    """UserError for images, (N, ...), of a shape that cannot be flipped or turned."""
+    what = f"got shape {images.shape}: turn it off"
+    if random_flip and images.ndim != 4:
+        raise UserError(f"random_flip needs images (N, H, W, C), {what}")
+    if random_turn and (images.ndim != 4 or images.shape[1] != images.shape[2]):
+        raise UserError(f"random_turn needs images as high as wide, (N, H, H, C), {what}")
+
+
 def batch_at(
     images: np.ndarray,
     step: int,
@@ -50,6 +59,7 @@ def batch_at(
         ValueError: a negative step or seed, or a process index out of range.
     """
     step, seed = operator.index(step), operator.index(seed)
+    check_changes(images, random_flip=random_flip, random_turn=random_turn)
     _check(images, step, seed, batch_size, process_index, process_count)
     share = batch_size // process_count
     local = slice(process_index * share, (process_index + 1) * share)
@@ -60,15 +70,9 @@ def batch_at(
         indices = np.append(indices, _permutation(seed, epoch + 1, len(images))[:missing])
     batch = images[indices[local]]
     if random_flip:
-        if images.ndim != 4:
-            what = f"got shape {images.shape}: turn it off"
-            raise UserError(f"random_flip needs images (N, H, W, C), {what}")
         flips = (_generator(seed, _FLIP, step).random(batch_size) < 0.5)[local]
         batch[flips] = batch[flips, :, ::-1]
     if random_turn:
-        if images.ndim != 4 or images.shape[1] != images.shape[2]:
-            what = f"got shape {images.shape}: turn it off"
-            raise UserError(f"random_turn needs images as high as wide, (N, H, H, C), {what}")
         turns = _generator(seed, _TURN, step).integers(4, size=batch_size)[local]
         for quarters in (1, 2, 3):
             chosen = turns == quarters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -109,6 +110,15 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
     return scores
 
 
+def _stride(least: int, size: int) -> int:
+    """The smallest stride from `least` on that has no factor in common with the size of an image:
+    another would see some columns or channels only."""
+    stride = max(1, least)
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride
+
+
 def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     """Averages over the whole held-out set, each with its standard error over images: None for one.
 
@@ -120,7 +130,7 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     `third_order` (see `metrics.third_order_score`).
     """
     data = problem.data
-    stride = max(1, data.held_out.size // LARGEST_SAMPLE)
+    stride = _stride(data.held_out.size // LARGEST_SAMPLE, data.held_out[0].size)
     scores, denoise = _make_scores(problem, stride), make_noise_and_denoise(problem)
     parts, sums = [], []
     for clean, keys, fresh in _batches(problem):

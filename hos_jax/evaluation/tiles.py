@@ -57,11 +57,13 @@ def tiles(shape: tuple[int, int], size: int, margin: int, step: int) -> Iterator
 
     def along(length: int) -> list[tuple[int, int, int, int]]:
         spans = []
-        whole = size + 2 * margin
+        # A window that begins earlier, at a multiple, has to reach as far.
+        earlier = step - 1 if (size % step or margin % step) else 0
+        whole = -(-(size + 2 * margin + earlier) // step) * step
         last = max(0, -(-(length - whole) // step) * step)
         for start in range(0, length, size):
             stop = min(start + size, length)
-            begin = min(max(0, start - margin), last)
+            begin = min(max(0, start - margin) // step * step, last)
             spans.append((start, stop, begin, min(length, begin + whole)))
         return spans
 
@@ -91,7 +93,10 @@ def examine(
     if not config.model.local:
         raise UserError("tiles need a model for images of any size: model.local=True")
     if config.model.tails != "gaussian":
-        raise UserError(f"tiles need Gaussian tails, and this model's are {config.model.tails}")
+        raise UserError(
+            f"tiles need Gaussian tails, and this model's are {config.model.tails}: take the "
+            "picture whole, by --tile 0"
+        )
     margin = margin_of(config.model)
     step = config.model.patch_size * 2 ** (len(config.model.multipliers) - 1)
     key = stream_key("posterior samples", config.seed)

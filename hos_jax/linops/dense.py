@@ -71,14 +71,15 @@ class Dense(Solvable):
         # Cholesky was seen to succeed at an eighth of this, for D up to 256 in float32.
         resolved = 2.0 * math.sqrt(self.dim) * jnp.finfo(self.dtype).eps
 
-        def one(this: Dense) -> tuple[Dense, Violations]:
+        def one(this: Dense, smallest: Array) -> tuple[Dense, Violations]:
             values = jnp.linalg.eigvalsh(jax.lax.stop_gradient(this.matrix))
             floor = jnp.maximum(smallest, resolved * jnp.max(jnp.abs(values)))
             raised = spectral_matrix(this.matrix, lambda value: jnp.maximum(value, floor))
             repaired = jnp.where(values[0] >= floor, this.matrix, 0.5 * (raised + raised.T))
             return Dense(repaired), Violations.of(values, floor)
 
-        return self._each(one)
+        each = self._per_matrix(smallest, 0)
+        return self._each(one, jnp.broadcast_to(jnp.asarray(each, self.dtype), self.batch_shape))
 
     def _triangular_solve(self, columns: Array, transposed: int) -> Array:
         root = jnp.linalg.cholesky(self.matrix)

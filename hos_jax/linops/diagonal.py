@@ -61,8 +61,8 @@ class Diagonal(Solvable):
         return self.diag**1.5
 
     def floor(self, smallest: float | Array) -> tuple[Diagonal, Violations]:
-        repaired = Diagonal(jnp.maximum(self.diag, smallest))
-        return repaired, Violations.of(self.diag, smallest)
+        floor = self._per_matrix(smallest, 1)
+        return Diagonal(jnp.maximum(self.diag, floor)), Violations.of(self.diag, floor)
 
     def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
         return other.add_diagonal(self.diag)

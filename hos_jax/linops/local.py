@@ -277,6 +277,10 @@ class Local(Solvable):
         A diagonal b goes into l: each row of L is scaled to the variance A_ii. That is exact where
         b is zero up to rounding, as that of a C = I + sigma^2 s2 is, and else keeps the variances.
         """
+        return self._raised(self._per_matrix(smallest, 1))
+
+    def _raised(self, smallest: float | Array) -> tuple[Local, Violations]:
+        """The same with a floor that is a scalar or (..., 1)."""
         scales, own = self.scales, jnp.ones_like(self.scales)
         if self.shift is not None:
             variances = dataclasses.replace(self, shift=None).diagonal()
@@ -414,5 +418,5 @@ class LocalPlusLowRank(PlusLowRank):
 
     def floor(self, smallest: float | Array) -> tuple[LocalPlusLowRank, Violations]:
         """See `Local.floor`."""
-        base, violations = self.base.floor(self._resolved(smallest))
+        base, violations = self.base._raised(self._resolved(smallest))
         return LocalPlusLowRank(base, self.factor), violations

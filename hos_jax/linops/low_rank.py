@@ -112,7 +112,8 @@ class PlusLowRank(SymmetricMatrix):
         to, beside the largest eigenvalue of U U^T, where that is more."""
         gram = jnp.abs(jax.lax.stop_gradient(self.factor.mT @ self.factor))
         largest = jnp.max(jnp.sum(gram, axis=-1), axis=-1, initial=0.0)
-        return jnp.maximum(smallest, 0.25 * jnp.finfo(self.dtype).eps * largest[..., None])
+        floor = self._per_matrix(smallest, 1)
+        return jnp.maximum(floor, 0.25 * jnp.finfo(self.dtype).eps * largest[..., None])
 
     def _of_parts(self, function, *arguments):
         """A function of B and U (and more) of a single matrix, for each one of the batch."""

@@ -31,7 +31,11 @@ logger = logging.getLogger(__name__)
 
 
 def published_config(model: PublishedModel) -> ml_collections.ConfigDict:
-    """The published settings for what a checkpoint holds: its sizes, units, data and losses."""
+    """The published settings for what a checkpoint holds: its sizes, units, data and losses.
+
+    The published configs have `loss: dsm`, which to both runners of the second order means `dsm_vr`
+    for s1 and `d2sm` for s2.
+    """
     config = run_config.default_config()
     colour = model.channels == 3
     config.update_from_flattened_dict(
@@ -45,8 +49,8 @@ def published_config(model: PublishedModel) -> ml_collections.ConfigDict:
             "model.positive_definite": False,
             "model.output_units": "score",
             "model.data_std": 0.0,
-            "loss.first_order": "dsm",
-            "loss.second_order": "d2sm_vr",
+            "loss.first_order": "dsm" if model.head == "none" else "dsm_vr",
+            "loss.second_order": "d2sm",
             "loss.stop_gradient_score1": False,
             "optim.clip": 0.0,
             "optim.ema": 0.999 if model.averaged else 0.0,
@@ -60,12 +64,14 @@ def published_config(model: PublishedModel) -> ml_collections.ConfigDict:
 @dataclasses.dataclass(frozen=True)
 class Imported:
     """What an import found and made: what the file holds in one line, the config of the new run,
-    and the mean squared error of denoised held-out images, or None; that of the noise is sigma^2.
+    and the mean squared error of so many denoised held-out images, or None; that of the noise is
+    sigma^2.
     """
 
     description: str
     config: ml_collections.ConfigDict
     denoise_mse: float | None
+    checked_images: int
 
 
 def import_checkpoint(
@@ -123,7 +129,7 @@ def import_checkpoint(
     mse = _denoise_mse(problem, best["score1"], checked_images) if found else None
     prepare()
     _write_run(problem, workdir, params, ema, step, answer)
-    return Imported(description, config, mse)
+    return Imported(description, config, mse, min(checked_images, len(problem.data.held_out)))
 
 
 def _check_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, Any]) -> None:

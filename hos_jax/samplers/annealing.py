@@ -61,6 +61,7 @@ def anneal_chains(
         raise ValueError(f"expected noise levels of shape (levels,), got {sigmas.shape}")
     if positions.ndim != 2:
         raise ValueError(f"expected positions of shape (chains, D), got {positions.shape}")
+    sigmas = sigmas.astype(positions.dtype)
     functions, structure = jax.tree.flatten((as_partial(sampler_at), as_partial(collect)))
     one_level = _level(structure)
     positions, *finite = start_carry(over_devices(positions, devices))

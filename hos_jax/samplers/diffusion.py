@@ -221,7 +221,6 @@ def _ddim(covariance: Covariance, below: float) -> Callable:
     return kernel
 
 
-@functools.lru_cache(maxsize=32)
 def heun(churn: float = 0.0, between: tuple[float, float] = (0.0, np.inf)) -> Callable:
     r"""Heun's step of the probability flow dy / dsigma = -sigma s1, of order 2.
 
@@ -236,13 +235,19 @@ def heun(churn: float = 0.0, between: tuple[float, float] = (0.0, np.inf)) -> Ca
     """
     if not 0 <= churn <= LARGEST_CHURN:
         raise ValueError(f"expected churn from 0 to sqrt(2) - 1, got {churn}")
+    low, high = between
+    return _heun(float(churn), float(low), float(high))
 
+
+# Equal settings give the same function, for which loops are compiled once.
+@functools.lru_cache(maxsize=32)
+def _heun(churn: float, low: float, high: float) -> Callable:
     def kernel(
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
         y, level = state.position, state.sigma
         if churn:
-            inside = (level >= between[0]) & (level <= between[1])
+            inside = (level >= low) & (level <= high)
             raised = jnp.where(inside, 1.0 + churn, 1.0) * level
             noise = jax.random.normal(rng_key, y.shape, y.dtype)
             y = y + jnp.sqrt((raised - level) * (raised + level)) * noise

@@ -70,4 +70,5 @@ def stability_limit(eigenvalues: Array) -> Array:
     """
     check_floating_vectors(eigenvalues=eigenvalues)
     steepest = jnp.max(-eigenvalues)
-    return jnp.where(steepest > 0, 2.0 / jnp.where(steepest > 0, steepest, 1.0), jnp.inf)
+    flat = steepest <= 0
+    return jnp.where(flat, jnp.inf, 2.0 / jnp.where(flat, 1.0, steepest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import sys
@@ -65,13 +66,25 @@ class RunLog:
 
 
 def read_history(workdir: Path, at_most: int | None = None) -> list[dict]:
-    """The rows of `history.jsonl` that can be read; `at_most` keeps the fewer the earlier."""
+    """The rows of `history.jsonl` that can be read; `at_most` keeps the fewer the earlier, of each
+    group."""
     rows: list[dict] = []
     for row in _rows(workdir):
         rows.append(row)
         if at_most is not None and len(rows) > at_most:
-            del rows[: at_most // 2 : 2]
+            rows[: at_most // 2] = _every_other(rows[: at_most // 2])
     return rows
+
+
+def _every_other(rows: list[dict]) -> list[dict]:
+    """Half of the rows, the later of two of the same group."""
+    seen: collections.Counter[str] = collections.Counter()
+    kept = []
+    for row in rows:
+        seen[row["group"]] += 1
+        if seen[row["group"]] % 2 == 0:
+            kept.append(row)
+    return kept
 
 
 def _rows(workdir: Path) -> Iterator[dict]:

@@ -314,6 +314,8 @@ def _begin(
         run_config.check_same_images(workdir, problem.identity())
         saved = run_config.saved_denoiser_answer(workdir)
         run_config.check_same_denoiser(workdir, saved, answer)
+        # What it said when the run was begun, so that a change is told of every time.
+        answer = answer if saved is None else saved
     state, seconds = None if resume else problem.init(), 0.0
     if make_room is not None:
         make_room()
@@ -405,6 +407,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
         evaluated = step % training.evaluate_every == 0 or step == total
         saved = step % training.checkpoint_every == 0 or step == total
         if evaluated or saved:
+            paused = time.monotonic()
             _check_finite(problem, state, workdir, files)
             held_out = evaluate(state.best_params)
             if not np.isfinite(held_out["loss"]):
@@ -417,7 +420,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
                     params = parallel.unreplicate(state.best_params)
                     on_evaluation(problem, params, step, files.log)
             parallel.wait_for_all()
-            window_begun = time.monotonic()
+            window_begun += time.monotonic() - paused
     bar.close()
     if first < step < total and not saved:
         _check_finite(problem, state, workdir, files)

@@ -18,6 +18,7 @@ from hos_jax.adapters import AdaptedScore
 from hos_jax.config.denoiser import load_denoiser
 from hos_jax.config.networks import make_hessian_model, make_model
 from hos_jax.data import ImageData, load
+from hos_jax.data.batches import check_changes
 from hos_jax.errors import NotDifferentiableError, UserError
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import FixedScoreModel
@@ -251,3 +252,5 @@ def check_batch(problem: Problem) -> None:
         raise UserError(f"{setting} does not divide over {devices} devices: choose a multiple")
     if batch_size > available:
         raise UserError(f"{setting} exceeds the {available} training images")
+    changes = {name: problem.config.data[name] for name in ("random_flip", "random_turn")}
+    check_changes(problem.data.train, **changes)

@@ -57,10 +57,12 @@ def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
     if inside.shape != (variance.shape[0], len(LEVELS)):
         raise ValueError(f"expected shape (D, {len(LEVELS)}), got {tuple(inside.shape)}")
     places, bins = bin_of(variance), len(VARIANCE_EDGES) - 1
+    # In fewer bits counts would stop growing.
+    dtype = jnp.promote_types(variance.dtype, jnp.float32)
 
     def total(values: Array) -> Array:
-        zeros = jnp.zeros((bins, *values.shape[1:]), variance.dtype)
-        return zeros.at[places].add(values.astype(variance.dtype))
+        zeros = jnp.zeros((bins, *values.shape[1:]), dtype)
+        return zeros.at[places].add(values.astype(dtype))
 
     values = jnp.ones_like(variance), variance, jnp.square(error), inside
     return BinSums(*map(total, values))

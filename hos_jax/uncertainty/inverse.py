@@ -285,6 +285,7 @@ def descend(
     known = np.ones(1) if _is_traced(sigmas) else np.asarray(sigmas)
     if not (np.all(known > 0) and np.all(np.diff(known) <= 0)):
         raise ValueError("expected positive noise levels in falling order; sort them")
+    sigmas = sigmas.astype(jnp.asarray(start).dtype)
     draw = draw_fn if has_aux else lambda *arguments: (draw_fn(*arguments), None)
 
     def step(noisy: Array, level: tuple[Array, Array, Array]) -> tuple[Array, Any]:

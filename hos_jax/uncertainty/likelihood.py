@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hos_jax import autodiff
 from hos_jax.linops import SymmetricMatrix
@@ -277,7 +278,8 @@ def log_likelihood(
 def _check_levels(smallest: Array | float, largest: Array | float) -> None:
     check_positive(smallest=smallest, largest=largest)
     traced = any(isinstance(sigma, jax.core.Tracer) for sigma in (smallest, largest))
-    if not traced and not smallest < largest:
+    # Of NumPy: within a trace what JAX compares is traced, constants too.
+    if not traced and not np.asarray(smallest) < np.asarray(largest):
         raise ValueError(f"expected smallest < largest, got {smallest} and {largest}")
 
 

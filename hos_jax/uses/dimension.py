@@ -191,6 +191,10 @@ def likelihood_slope(score1: Array, covariance: SymmetricMatrix, sigma: Array | 
     return jnp.sum(jnp.square(sigma * score1)) - score1.shape[0] + covariance.trace()
 
 
+# The smallest share of D, of directions without signal, from which a noise level can be told.
+LEAST_FREE = 1e-5
+
+
 class NoiseLevel(NamedTuple):
     """What `noise_level` returns.
 
@@ -257,8 +261,11 @@ def noise_level(
     log_likelihood = jnp.concatenate([jnp.zeros_like(logs[:1]), jnp.cumsum(gains)])
 
     def follow(sigma: Array, seen: Array, trace: Array) -> Array:
-        free = jnp.maximum(dim - trace, 1.0)
-        return jnp.clip(sigma * jnp.sqrt(seen / free), levels[0], levels[-1])
+        # A learned C may leave no direction free, of which no noise can be told.
+        known = dim - trace > LEAST_FREE * dim
+        free = jnp.where(known, dim - trace, 1.0)
+        moved = jnp.clip(sigma * jnp.sqrt(seen / free), levels[0], levels[-1])
+        return jnp.where(known, moved, sigma)
 
     best = jnp.argmax(log_likelihood)
     sigma = levels[best]

@@ -46,7 +46,7 @@ from hos_jax.types import (
 )
 from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR
-from hos_jax.uses.dimension import covariance_of
+from hos_jax.uses.dimension import LEAST_FREE, covariance_of
 
 
 class Features(NamedTuple):
@@ -109,8 +109,8 @@ def features(
         form, logdet = covariance.inverse_quadratic_form_and_logdet(residual)
         pairs = covariance.top_eigenpairs(leading, krylov_vectors=krylov_vectors)
         trace = covariance.trace()
-        # At noise far above the data's scale C may be I in all but a few directions.
-        free = jnp.maximum(dim - trace, 1.0)
+        # A learned C may leave no direction free.
+        free = jnp.maximum(dim - trace, LEAST_FREE * dim)
         return Features(
             jnp.log(trace),
             jnp.log(jnp.sum(pairs.eigenvalues)),

@@ -164,6 +164,8 @@ def test_a_level_beyond_the_schedule_is_refused_or_nan():
     score_fn = adapters.score_fn(lambda x, t: x, "noise", adapters.ddpm(BETAS), std=2.0)
     for sigma in (1e-3, 1e4):
         with pytest.raises(ValueError, match=r"is not a level of this network: it knows 0\.02"):
+            jax.jit(lambda noisy, sigma=sigma: score_fn(noisy, sigma))(jnp.ones(2))
+        with pytest.raises(ValueError, match=r"is not a level of this network: it knows 0\.02"):
             score_fn(POINT, sigma)
         assert jnp.isnan(jax.jit(score_fn)(POINT, sigma)).all()
     assert jnp.isfinite(jax.jit(score_fn)(POINT, 0.5)).all()

@@ -93,6 +93,9 @@ def test_variances_outside_the_bins_count_in_the_last_ones():
     inside = jnp.zeros((3, 4), bool)
     sums = calibration.bin_sums(variance, jnp.zeros(3), inside)
     assert sums.count[0] == 2 and sums.count[-1] == 1 and sums.count.sum() == 3
+    coarse = jnp.full(1000, 0.5, jnp.bfloat16)
+    sums = calibration.bin_sums(coarse, coarse, jnp.ones((1000, 4), bool))
+    assert sums.count.sum() == 1000 and (sums.inside.sum(axis=0) == 1000).all()
 
 
 def test_leading_directions_capture_their_share_of_the_error():

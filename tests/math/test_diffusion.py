@@ -223,6 +223,8 @@ def test_churn_raises_the_level_and_adds_its_noise():
     plain = moved(diffusion.heun(), state)[0]
     np.testing.assert_allclose(moved(diffusion.heun(0.3, (0.0, 0.9)), state)[0], plain, rtol=1e-12)
     assert np.abs(churned - plain).max() > 0.01
+    # Numbers of any kind, and equal ones give the same function.
+    assert diffusion.heun(jnp.asarray(0.25), [0.0, 0.9]) is diffusion.heun(0.25, (0.0, 0.9))
 
 
 STRUCTURED = {

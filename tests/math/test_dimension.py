@@ -177,6 +177,25 @@ def test_the_noise_level_is_the_most_likely_one():
     assert float(find(y, sigmas[:7], 10).sigma) == float(sigmas[6])
 
 
+def test_the_noise_level_of_data_without_free_directions():
+    """Of N(0, I) D - tr C is far below 1 at small sigma: the estimates are as those of n2(y)."""
+    noisy = jnp.sqrt(1 + 0.2**2) * jax.random.normal(jax.random.key(15), (300, 400))
+    levels = jnp.geomspace(0.02, 2.0, 60)
+
+    def derivatives_fn(noisy, sigma):
+        variance = 1 + sigma**2
+        return -noisy / variance, Diagonal(jnp.full(400, -1 / variance))
+
+    found = jax.vmap(lambda y: dimension.noise_level(y, derivatives_fn, levels, steps=60).sigma)
+    exact = jnp.sqrt(jnp.mean(jnp.square(noisy), axis=1) - 1)
+    inside = exact > 0.15  # Below, sixty steps of the rule are not yet at their end.
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(found(noisy)[inside], exact[inside], rtol=2e-2)
+    # Where a learned C leaves no direction free, the most likely given level.
+    full = dimension.noise_level(noisy[0], lambda y, s: (-y, Diagonal(jnp.zeros(400))), levels)
+    assert float(full.sigma) in np.asarray(levels)
+
+
 def test_what_does_not_fit_is_refused():
     covariance, score1 = Diagonal(jnp.ones(3)), jnp.ones(3)
     for function in (dimension.flipd_map, dimension.sure_map, dimension.likelihood_slope):

@@ -260,6 +260,13 @@ def test_levels_that_do_not_fall_are_refused(sigmas):
         inverse.descend(jax.random.key(0), lambda k, y, s: y, jnp.zeros(3), jnp.asarray(sigmas))
 
 
+def test_levels_of_more_digits_than_the_point_will_do():
+    found = inverse.descend(
+        jax.random.key(0), lambda k, y, s: 0.5 * y, jnp.ones(3, jnp.float32), jnp.array([2.0, 1.0])
+    )
+    assert found.dtype == jnp.float32 and np.isfinite(found).all()
+
+
 def test_a_batch_of_posteriors_is_refused():
     batch = jax.vmap(lambda y: posterior_fn(y, 1.0))(jnp.zeros((2, DIM)))
     with pytest.raises(ValueError, match="vmap"):

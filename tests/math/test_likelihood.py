@@ -217,6 +217,8 @@ def test_wrong_arguments_of_the_flow_are_refused():
         call(jnp.zeros(2, int), trace_fn, SMALLEST, LARGEST, end)
     with pytest.raises(ValueError, match="smallest < largest"):
         call(point, trace_fn, LARGEST, SMALLEST, end)
+    levels = jnp.asarray(SMALLEST), jnp.asarray(LARGEST)
+    assert jax.jit(lambda y: call(y, trace_fn, *levels, end))(point).converged
     with pytest.raises(ValueError, match="positive and finite scalar rtol"):
         call(point, trace_fn, SMALLEST, LARGEST, end, rtol=0.0)
     with pytest.raises(ValueError, match="max_steps"):

@@ -180,6 +180,20 @@ def test_minus_is_the_dense_one_where_there_is_one(structure):
         np.testing.assert_allclose((-batch).to_dense(), -batch.to_dense(), rtol=1e-12)
 
 
+def test_a_floor_is_each_matrixs_own(structure):
+    batch = make_batch(structure, (3,), positive=True)
+    floors = jnp.array([0.0, 0.5, 50.0])
+    for call in (lambda a, c: a.floor(c), jax.jit(lambda a, c: a.floor(c))):
+        found, violations = call(batch, floors)
+        for i in range(3):
+            one, wanted = jax.tree.map(lambda leaf, i=i: leaf[i], batch).floor(floors[i])
+            np.testing.assert_allclose(found.to_dense()[i], one.to_dense(), rtol=1e-9, atol=1e-12)
+            assert violations.count[i] == wanted.count
+    assert violations.count[2] > violations.count[0]
+    with pytest.raises(ValueError, match="one number for each matrix"):
+        batch.floor(jnp.ones(DIM))
+
+
 def test_what_does_not_fit_the_batch_is_refused(structure):
     """One vector for many matrices, many vectors for one, other numbers of matrices."""
     one, batch = make(structure, 0, True), make_batch(structure, (3,), True)

@@ -299,6 +299,7 @@ def test_stability_limit_is_where_langevin_starts_to_diverge():
     limit = float(langevin.stability_limit(eigenvalues))
     assert limit == 0.5
     assert np.isinf(langevin.stability_limit(jnp.array([1.0, 0.0])))
+    assert np.isnan(langevin.stability_limit(jnp.array([jnp.nan, -1.0])))
     grown = []
     for step_size in (0.9 * limit, 1.1 * limit):
         sampler = langevin.as_top_level_api(lambda x: -4.0 * x, step_size)
@@ -405,6 +406,10 @@ def test_annealing_reports_diverged_chains_and_bad_arguments():
     start = jnp.array([[0.0], [1e10]])
     chains = anneal_chains(jax.random.key(0), sampler_at, start, jnp.array([1.0, 0.5]), 10)
     assert chains.is_finite.tolist() == [True, False] and chains.trajectory is None
+    coarse = anneal_chains(
+        jax.random.key(0), sampler_at, start.astype(jnp.float32), jnp.array([1.0, 0.5]), 10
+    )
+    assert coarse.states.position.dtype == jnp.float32 and coarse.is_finite[0]
     with pytest.raises(ValueError, match="steps >= 1"):
         anneal_chains(jax.random.key(0), sampler_at, start, jnp.ones(2), 0)
     with pytest.raises(ValueError, match="noise levels"):

@@ -304,6 +304,15 @@ def test_a_denoiser_that_changed_since_training_is_named(small_config, tmp_path,
     file.write_text("def denoise(noisy, sigma):\n    return 0.7 * noisy\n")
     load_run(tmp_path / "run")
     assert "the denoiser does not say what it said when this run was begun" in caplog.text
+    # A resume tells it once more, and does not take the new answer for the old one.
+    said = run_config.saved_denoiser_answer(tmp_path / "run")
+    loop.train_and_evaluate(
+        load_run(tmp_path / "run").problem.config, tmp_path / "run", resume=True
+    )
+    assert run_config.saved_denoiser_answer(tmp_path / "run") == said
+    caplog.clear()
+    load_run(tmp_path / "run")
+    assert "does not say what it said" in caplog.text
 
 
 def test_a_share_of_the_jacobian_needs_a_derivative(small_config, tmp_path):

@@ -60,3 +60,13 @@ def test_a_first_order_model_has_an_error_and_no_posterior(small_config):
     assert "reliability" not in result and "violations" not in result
     _, denoised = held_out.first_held_out(problem, problem.init().params, 2)
     assert denoised.posterior is None and denoised.standard_deviation is None
+
+
+def test_values_for_the_widths_are_of_all_channels_and_columns():
+    for least, shape in ((0, (4, 4, 1)), (3, (64, 64, 3)), (6, (64, 64, 3)), (7, (28, 28, 1))):
+        size = np.prod(shape)
+        stride = held_out._stride(least, size)
+        seen = np.stack(np.unravel_index(np.arange(0, size * stride, stride) % size, shape))
+        assert stride >= max(1, least) and len(np.unique(seen, axis=1).T) == size
+        channels = np.unravel_index(np.arange(0, size, stride), shape)[2]
+        assert (np.bincount(channels, minlength=shape[2]) > 0.3 * len(channels) / shape[2]).all()

@@ -423,6 +423,15 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
         ({"sampling__covariance": "whole"}, "choose one of small, large, scalar"),
         ({"sampling__sampler": "heun", "sampling__evaluations": 2}, "at least 3"),
         ({"sampling__churn": 0.5}, "from 0 to 0.414"),
+        ({"sampling__churn": 0.1}, "churn=0.1 needs sampling.sampler=heun"),
+        (
+            {"sampling__sampler": "heun", "sampling__covariance": "full"},
+            "covariance=full needs sampling.sampler=ancestral or ddim",
+        ),
+        (
+            {"model__smallest_noise": 0.5, "noise": 0.5, "model__largest_noise": 0.5},
+            "are both 0.5: for one noise level leave both out and set noise",
+        ),
         (
             {"sampling__sampler": "heun", "sampling__covariance_below": 1.0},
             "covariance_below=1.0 must be positive, and needs sampling.sampler=ancestral or ddim",

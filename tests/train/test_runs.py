@@ -48,6 +48,16 @@ def test_a_long_history_is_read_in_part(tmp_path):
     assert read_history(tmp_path) == rows
 
 
+def test_a_long_history_keeps_rows_of_each_group(tmp_path):
+    groups = "train", "held_out"
+    rows = [{"step": step, "group": group} for step in range(500) for group in groups]
+    (tmp_path / HISTORY_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_history(tmp_path, at_most=100)
+    for group in groups:
+        early = [row["step"] for row in read if row["group"] == group and row["step"] < 450]
+        assert 10 < len(early) <= 50 and early[0] < 100
+
+
 @pytest.mark.parametrize("steps_per_dispatch", [1, 2])
 def test_debugging_names_the_operation_that_gives_nan(small_config, tmp_path, steps_per_dispatch):
     config = small_config(

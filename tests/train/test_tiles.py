@@ -59,7 +59,9 @@ def file(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (64, 64), (70, 131), (200, 33)])
-@pytest.mark.parametrize(("size", "margin", "step"), [(16, 8, 2), (32, 24, 4), (50, 12, 1)])
+@pytest.mark.parametrize(
+    ("size", "margin", "step"), [(16, 8, 2), (32, 24, 4), (50, 12, 1), (17, 8, 2), (51, 40, 4)]
+)
 def test_tiles_are_the_picture_and_windows_few_shapes(shape, size, margin, step):
     count, shapes = np.zeros(shape, int), set()
     for part, window in tiles.tiles(shape, size, margin, step):
@@ -73,9 +75,10 @@ def test_tiles_are_the_picture_and_windows_few_shapes(shape, size, margin, step)
     assert (count == 1).all() and len(shapes) <= 4
 
 
-def test_tiles_say_what_the_whole_says(run, file):
+@pytest.mark.parametrize("size", [16, 17])
+def test_tiles_say_what_the_whole_says(run, file, size):
     whole = picture.denoise_file(run, file, tile=0)
-    parts = picture.denoise_file(run, file, tile=16)
+    parts = picture.denoise_file(run, file, tile=size)
     assert parts.directions.shape == (0, 47, 58, 1) and whole.directions.shape == (4, 47, 58, 1)
     assert whole.deviation.std() > 0.01 * whole.deviation.mean()
     for name in ("mean", "deviation", "lower", "upper"):
@@ -105,5 +108,5 @@ def test_what_cannot_be_examined_in_tiles_is_refused(run, file):
     config = run.problem.config.copy_and_resolve_references()
     config.model.tails = "student"
     other = dataclasses.replace(run, problem=dataclasses.replace(run.problem, config=config))
-    with pytest.raises(UserError, match="tiles need Gaussian tails, and this model's are student"):
+    with pytest.raises(UserError, match="model's are student: take the picture whole"):
         tiles.examine(other, np.zeros((40, 40, 1), np.float32), 0.1, 16, 1, None)
