@@ -4,12 +4,13 @@ r"""Ozaki against Langevin on digits at one noise level: effective samples of pr
 
 Needs a run of many noise levels with a second-order head. Chains sample the density of digits with
 noise sigma, from noisy held-out digits, of all classes in turn. With `--told` each chain is told
-the class of its digit, which it keeps, and "the digits" are below the training digits less the mean
-of their class. The components are the 50 leading ones of the digits. For each sampler the step runs
-over a grid, in units of sigma^2. A step counts only while the chains stay in the law: in the second
-half of the run the root mean square of (y - denoised) / sigma is within 2% of what it is at noisy
-held-out digits, and the mean square of the components, on average, within 10% of that of the
-digits. Of those the best has the most effective samples (the median of the components) per second.
+the class of its digit, which it keeps. The components are the 50 leading ones of the training
+digits, less the mean of all, or with `--told` of their class. For each sampler the step runs over a
+grid, in units of sigma^2. A step counts only while the chains stay in the law: in the second half
+of the run the root mean square of (y - denoised) / sigma is within 2% of what it is at noisy
+held-out digits, and the mean square of the components, on average, within 10% of that of noisy
+training digits. Of those the best has the most effective samples (the median of the components) per
+second. `--figure` draws both measures by time.
 `langevin` has s1 alone; `ozaki, diagonal` s2 with the covariance cut down to its diagonal; `ozaki,
 full` the whole s2, by Lanczos, its positive eigenvalues taken as 0 (`growth_bound=0`); `ozaki,
 growing` the same with the usual bound. Seconds are of the chains alone, without compiling.
@@ -23,11 +24,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from chain_timing import timed_positions
 from measure import Rows
 
 from hos_jax import pointwise, samplers
+from hos_jax.evaluation import figures
 from hos_jax.linops import Diagonal
 from hos_jax.samplers import diagnostics
 from hos_jax.training.runs import load_run
@@ -186,10 +189,35 @@ def summary(table: Rows, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def figure(table: Rows, options: argparse.Namespace) -> Any:
+    """Both measures of the law by time, in units of sigma^2, a column for each level."""
+    shown, axes = plt.subplots(
+        2, len(options.sigmas), figsize=(3.2 * len(options.sigmas), 5), squeeze=False, sharex="col"
+    )
+    for column, sigma in enumerate(options.sigmas):
+        for row in table.rows:
+            if (row["told"], row["sigma"]) != (options.told, sigma) or "curve" not in row:
+                continue
+            time, squares, residual = np.transpose(row["curve"])
+            label = f"{row['sampler']}, step {row['step_size']}"
+            for axis, values in zip(axes[:, column], (squares, residual), strict=True):
+                axis.plot(time, values, label=label)
+        for axis, width in zip(axes[:, column], (0.1, 0.02), strict=True):
+            axis.axhspan(1 - width, 1 + width, color="gray", alpha=0.2, linewidth=0)
+        axes[0, column].set_title(f"sigma {sigma}")
+        axes[1, column].set_xlabel("time, units of sigma^2")
+        axes[1, column].legend(fontsize="x-small")
+    axes[0, 0].set_ylabel("mean square of components")
+    axes[1, 0].set_ylabel("residual")
+    shown.tight_layout()
+    return shown
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5])
     parser.add_argument("--told", action="store_true", help="each chain its class")
     parser.add_argument("--samplers", nargs="+", default=list(GRID), choices=GRID)
@@ -210,6 +238,8 @@ def main() -> None:
                     row = measure(run, law, name, sigma, fraction, options)
                     print({k: v for k, v in table.add(row).items() if k != "settings"}, flush=True)
     print(summary(table, options))
+    if options.figure is not None:
+        figures.save(figure(table, options), options.figure)
 
 
 if __name__ == "__main__":

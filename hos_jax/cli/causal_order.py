@@ -55,32 +55,35 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
                 raise UserError(f"{path} holds {table.dtype} {table.shape}, not numbers (N, D)")
             return [str(j) for j in range(table.shape[1])], table
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [row for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            lines = [(reader.line_num, row) for row in reader if row]
     except UserError:
         raise
     except (OSError, ValueError, EOFError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if not lines:
         raise UserError(f"{path} is empty")
-    names = [str(j) for j in range(len(lines[0]))]
-    first = 1
-    if not all(map(_is_number, lines[0])):
-        names, first = [name.strip() for name in lines.pop(0)], 2
+    names = [str(j) for j in range(len(lines[0][1]))]
+    if not all(map(_is_number, lines[0][1])):
+        names = [name.strip() for name in lines.pop(0)[1]]
         if "" in names:
             column = names.index("") + 1
             remedy = "leave it out if it numbers the rows (pandas: to_csv(index=False)), or name it"
             raise UserError(f"{path}: column {column} has no name: {remedy}")
-    elif len(lines) > 1 and lines[0] == names:
+    elif len(lines) > 1 and lines[0][1] == names:
         logger.warning(
             "%s: the first row, 0 to %d, is taken for names of the columns", path, len(names) - 1
         )
-        lines, first = lines[1:], 2
-    for number, row in enumerate(lines, start=first):
+        lines = lines[1:]
+    for number, row in lines:
         wrong = [value for value in row if not _is_number(value)]
         if len(row) != len(names) or wrong:
             what = f"{wrong[0]!r}, no number" if wrong else f"{len(row)} values"
-            raise UserError(f"{path}: row {number} of {len(names)} columns has {what}")
-    return names, np.array(lines, dtype=float).reshape(len(lines), len(names))
+            raise UserError(f"{path}: line {number} of {len(names)} columns has {what}")
+        if not np.isfinite(values := np.array(row, dtype=float)).all():
+            lost = row[int(np.argmin(np.isfinite(values)))]
+            raise UserError(f"{path}: line {number} has {lost!r}, not finite: leave such lines out")
+    return names, np.array([row for _, row in lines], float).reshape(len(lines), len(names))
 
 
 def _is_number(text: str) -> bool:

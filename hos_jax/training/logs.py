@@ -77,12 +77,12 @@ def read_history(workdir: Path, at_most: int | None = None) -> list[dict]:
 
 
 def _every_other(rows: list[dict]) -> list[dict]:
-    """Half of the rows, the later of two of the same group."""
+    """Half of the rows, the earlier of two of the same group."""
     seen: collections.Counter[str] = collections.Counter()
     kept = []
     for row in rows:
         seen[row["group"]] += 1
-        if seen[row["group"]] % 2 == 0:
+        if seen[row["group"]] % 2:
             kept.append(row)
     return kept
 

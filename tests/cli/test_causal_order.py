@@ -71,9 +71,10 @@ def test_numbers_of_columns_are_names(tmp_path, caplog):
     ("text", "message"),
     [
         (b"", "is empty"),
-        (b"a,b\n1,2\n3\n", "row 3 of 2 columns has 1 values"),
-        (b"1,2\n3,high\n", "row 2 of 2 columns has 'high', no number"),
-        (b"a,b\n1,\n", "row 2 of 2 columns has '', no number"),
+        (b"a,b\n1,2\n3\n", "line 3 of 2 columns has 1 values"),
+        (b"1,2\n3,high\n", "line 2 of 2 columns has 'high', no number"),
+        (b"a,b\n1,2\n\n1,nan\n", "line 4 has 'nan', not finite"),
+        (b"a,b\n1,\n", "line 2 of 2 columns has '', no number"),
         (b",a,b\n0,1,2\n1,2,3\n", "column 1 has no name: leave it out if it numbers the rows"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
