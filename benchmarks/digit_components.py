@@ -195,13 +195,15 @@ def figure(table: Rows, options: argparse.Namespace) -> Any:
         2, len(options.sigmas), figsize=(3.2 * len(options.sigmas), 5), squeeze=False, sharex="col"
     )
     for column, sigma in enumerate(options.sigmas):
-        for row in table.rows:
+        for row in sorted(table.rows, key=lambda row: (row["sampler"], row["step_size"])):
             if (row["told"], row["sigma"]) != (options.told, sigma) or "curve" not in row:
                 continue
             time, squares, residual = np.transpose(row["curve"])
-            label = f"{row['sampler']}, step {row['step_size']}"
+            look = {"label": f"{row['sampler']}, step {row['step_size']}"}
+            look["color"] = f"C{list(GRID).index(row['sampler'])}"
+            look["linestyle"] = "--" if row["step_size"] >= 0.6 else "-"
             for axis, values in zip(axes[:, column], (squares, residual), strict=True):
-                axis.plot(time, values, label=label)
+                axis.plot(time, values, **look)
         for axis, width in zip(axes[:, column], (0.1, 0.02), strict=True):
             axis.axhspan(1 - width, 1 + width, color="gray", alpha=0.2, linewidth=0)
         axes[0, column].set_title(f"sigma {sigma}")
