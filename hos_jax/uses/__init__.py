@@ -10,6 +10,7 @@ __getattr__, __dir__ = _names.lazily(
     __name__,
     causal="",
     dimension="",
+    greedy="",
     measure_next="",
     unusual="",
 )
