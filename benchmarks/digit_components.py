@@ -37,6 +37,8 @@ from hos_jax.training.runs import load_run
 
 COMPONENTS = 50
 BLOCKS = 20
+# Effective samples a chain, below which nothing is said of mixing: without any there are 0.6.
+MIXED = 2.0
 GRID = {
     "langevin": (0.03, 0.06, 0.1),
     "ozaki, diagonal": (0.1, 0.3, 0.6, 1.0),
@@ -176,7 +178,7 @@ def summary(table: Rows, options: argparse.Namespace) -> str:
         best = {}
         for name in options.samplers:
             rows = [row for row in same if (row["sigma"], row["sampler"]) == (sigma, name)]
-            good = [row for row in rows if row["stays"]]
+            good = [row for row in rows if row["stays"] and row["effective_per_chain"] >= MIXED]
             best[name] = max(good, key=lambda row: row["effective_per_second"], default=None)
         plain = best.get("langevin")
         for name, row in best.items():
@@ -201,7 +203,7 @@ def figure(table: Rows, options: argparse.Namespace) -> Any:
             time, squares, residual = np.transpose(row["curve"])
             look = {"label": f"{row['sampler']}, step {row['step_size']}"}
             look["color"] = f"C{list(GRID).index(row['sampler'])}"
-            look["linestyle"] = "--" if row["step_size"] >= 0.6 else "-"
+            look["linestyle"] = {0.6: "--", 1.0: "--", 2.0: ":"}.get(row["step_size"], "-")
             for axis, values in zip(axes[:, column], (squares, residual), strict=True):
                 axis.plot(time, values, **look)
         for axis, width in zip(axes[:, column], (0.1, 0.02), strict=True):
@@ -229,6 +231,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--krylov-vectors", type=int, default=10)
     options = parser.parse_args()
+    if options.steps < BLOCKS * options.every:
+        parser.error(f"--steps must be at least {BLOCKS} times --every")
     settings = {name: getattr(options, name) for name in ("chains", "every")}
     table = Rows(options.json, ("told", "sigma", "sampler", "step_size", "steps"), settings)
     run = load_run(options.run)

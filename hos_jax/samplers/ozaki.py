@@ -97,7 +97,8 @@ def build_kernel(
         farther than s2 at one point can be trusted; there it runs for the time
         (g / l) tanh(eps l / g) only (smooth, so that Lanczos stays accurate). 0 takes l as 0 there:
         the step is one of Langevin along these directions, for a learned s2 whose positive
-        eigenvalues drive chains away. None for no bound.
+        eigenvalues drive chains away. It is not the limit of small bounds, which hardly move there.
+        None for no bound.
       dense: see `SymmetricMatrix.function_product`.
     """
     if growth_bound is not None and not growth_bound >= 0:

@@ -58,7 +58,7 @@ def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
         raise ValueError(f"expected shape (D, {len(LEVELS)}), got {tuple(inside.shape)}")
     places, bins = bin_of(variance), len(VARIANCE_EDGES) - 1
     # In fewer bits counts would stop growing.
-    dtype = jnp.promote_types(variance.dtype, jnp.float32)
+    dtype = jnp.float64 if variance.dtype == jnp.float64 else jnp.float32
 
     def total(values: Array) -> Array:
         zeros = jnp.zeros((bins, *values.shape[1:]), dtype)

@@ -262,10 +262,10 @@ def noise_level(
 
     def follow(sigma: Array, seen: Array, trace: Array) -> Array:
         # A learned C may leave no direction free, of which no noise can be told.
-        known = dim - trace > LEAST_FREE * dim
-        free = jnp.where(known, dim - trace, 1.0)
+        none = dim - trace <= LEAST_FREE * dim
+        free = jnp.where(none, 1.0, dim - trace)
         moved = jnp.clip(sigma * jnp.sqrt(seen / free), levels[0], levels[-1])
-        return jnp.where(known, moved, sigma)
+        return jnp.where(none, sigma, moved)
 
     best = jnp.argmax(log_likelihood)
     sigma = levels[best]

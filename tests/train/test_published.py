@@ -184,6 +184,7 @@ def test_imported_first_order_run_gives_the_stored_outputs(mnist, tmp_path):
     assert imported.denoise_mse > 0
     config = run_config.load(tmp_path / "run")
     assert config.runner == "UnetDSMRunner" and config.optim.ema == 0.999
+    assert config.loss.first_order == "dsm"
     run = load_run(tmp_path / "run")
     outputs = apply(config, run.params["params"], arrays["x"])
     assert relative_error(outputs.score1, arrays["out_f64"]) < 1e-5
@@ -196,6 +197,7 @@ def test_imported_diagonal_run_gives_the_stored_outputs(pair, tmp_path):
     import_arrays(tmp_path, content, checked_images=2)
     config = run_config.load(tmp_path / "run")
     assert config.runner == "DoubleDiagonalHybridRunner"
+    assert (config.loss.first_order, config.loss.second_order) == ("dsm_vr", "d2sm")
     run = load_run(tmp_path / "run")
     outputs = apply(config, run.params["params"], arrays["x"])
     assert relative_error(outputs.score1, arrays["U_f64"][:, :, 0]) < 1e-5
