@@ -203,7 +203,9 @@ def figure(table: Rows, options: argparse.Namespace) -> Any:
             time, squares, residual = np.transpose(row["curve"])
             look = {"label": f"{row['sampler']}, step {row['step_size']}"}
             look["color"] = f"C{list(GRID).index(row['sampler'])}"
-            look["linestyle"] = {0.6: "--", 1.0: "--", 2.0: ":"}.get(row["step_size"], "-")
+            look["linestyle"] = {0.03: "--", 0.6: "--", 1.0: "--", 2.0: ":"}.get(
+                row["step_size"], "-"
+            )
             for axis, values in zip(axes[:, column], (squares, residual), strict=True):
                 axis.plot(time, values, **look)
         for axis, width in zip(axes[:, column], (0.1, 0.02), strict=True):
