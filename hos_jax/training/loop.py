@@ -26,7 +26,13 @@ from hos_jax.noise import example_keys, log_normal_sigmas, log_uniform_sigmas, s
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.logs import RunLog, shows_progress
-from hos_jax.training.problem import Problem, check_batch, check_denoiser, denoiser_answer
+from hos_jax.training.problem import (
+    Problem,
+    check_batch,
+    check_denoiser,
+    denoiser_answer,
+    random_changes,
+)
 from hos_jax.training.state import TrainState, apply_gradients
 
 logger = logging.getLogger(__name__)
@@ -354,8 +360,7 @@ def _batches(problem: Problem, step: int, count: int) -> Batch:
     )
 
     def batch(step: int) -> Batch:
-        changes = {name: config.data[name] for name in ("random_flip", "random_turn")}
-        images = rows(data.train, step, **changes)
+        images = rows(data.train, step, **random_changes(config))
         # Rows of one step are the same ones whatever they are of.
         return Batch(images, None if labels is None else rows(labels, step))
 

@@ -252,5 +252,9 @@ def check_batch(problem: Problem) -> None:
         raise UserError(f"{setting} does not divide over {devices} devices: choose a multiple")
     if batch_size > available:
         raise UserError(f"{setting} exceeds the {available} training images")
-    changes = {name: problem.config.data[name] for name in ("random_flip", "random_turn")}
-    check_changes(problem.data.train, **changes)
+    check_changes(problem.data.train, **random_changes(problem.config))
+
+
+def random_changes(config: ml_collections.ConfigDict) -> dict[str, bool]:
+    """How `batch_at` changes training images at random."""
+    return {name: config.data[name] for name in ("random_flip", "random_turn")}
