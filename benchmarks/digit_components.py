@@ -1,6 +1,7 @@
 r"""Ozaki against Langevin on digits at one noise level: effective samples of principal components.
 
     python benchmarks/digit_components.py --run runs/diffusion [--told] [--json PATH]
+    python benchmarks/digit_components.py --run runs/diffusion --told --time 180 [--json PATH]
 
 Needs a run of many noise levels with a second-order head. Chains sample the density of digits with
 noise sigma, from noisy held-out digits, of all classes in turn. With `--told` each chain is told
@@ -14,6 +15,11 @@ second. `--figure` draws both measures by time.
 `langevin` has s1 alone; `ozaki, diagonal` s2 with the covariance cut down to its diagonal; `ozaki,
 full` the whole s2, by Lanczos, its positive eigenvalues taken as 0 (`growth_bound=0`); `ozaki,
 growing` the same with the usual bound. Seconds are of the chains alone, without compiling.
+
+Where nothing mixes, there is still how fast the chains move: `moved` is the mean squared difference
+of states so many steps apart, over twice the law's variance, the mean of the components. For a
+chain in the law it is 1 less the autocorrelation. With `--time`, in units of sigma^2, all chains
+run equally long, and the steps until `moved` is 0.1 are compared.
 """
 
 from __future__ import annotations
@@ -36,6 +42,8 @@ from hos_jax.samplers import diagnostics
 from hos_jax.training.runs import load_run
 
 COMPONENTS = 50
+# What counts as having moved.
+MOVED = 0.1
 BLOCKS = 20
 # Effective samples a chain, below which nothing is said of mixing: without any there are 0.6.
 MIXED = 2.0
@@ -92,6 +100,27 @@ def sampler_of(
     return samplers.SamplingAlgorithm(init, step)
 
 
+def moved(along: np.ndarray, variances: np.ndarray, every: int) -> list[list[float]]:
+    """Pairs of a number of steps and what chains (N, T, K) have moved in it, see above."""
+    lags = np.unique(np.geomspace(1, along.shape[1] // 4, 16).astype(int))
+    squares = [np.mean(np.square(along[:, lag:] - along[:, :-lag]) / variances) for lag in lags]
+    return [
+        [int(lag * every), round(float(found) / 2, 5)]
+        for lag, found in zip(lags, squares, strict=True)
+    ]
+
+
+def steps_to_move(row: dict) -> float | None:
+    """Steps until `moved` is MOVED, or None where it never is."""
+    steps, found = np.transpose(row["moved"])
+    if found.max() < MOVED:
+        return None
+    # Between the first that has and the one before, on logarithmic scales.
+    after = max(1, int(np.argmax(found >= MOVED)))
+    part = slice(after - 1, after + 1)
+    return float(np.exp(np.interp(np.log(MOVED), np.log(found[part]), np.log(steps[part]))))
+
+
 class Law:
     """Noisy digits at one level: where chains start, and what their states should be."""
 
@@ -128,14 +157,16 @@ class Law:
 def key_of(options: argparse.Namespace, sigma: float, name: str, fraction: float) -> dict:
     """What tells a row from others."""
     key = {"told": options.told, "sigma": sigma, "sampler": name, "step_size": fraction}
-    return key | {"steps": options.steps}
+    steps = options.steps if options.time is None else round(options.time / fraction)
+    return key | {"steps": steps}
 
 
 def measure(run: Any, law: Law, name: str, sigma: float, fraction: float, options) -> dict:
     """Effective samples, seconds and whether the chains stay in the law."""
     sampler = sampler_of(run, name, sigma, fraction, options.krylov_vectors)
-    seconds, chains = timed_positions(sampler, law.start, options.steps, options.every, timed=20)
-    row = key_of(options, sigma, name, fraction) | {"seconds_per_step": seconds}
+    row = key_of(options, sigma, name, fraction)
+    seconds, chains = timed_positions(sampler, law.start, row["steps"], options.every, timed=20)
+    row |= {"seconds_per_step": seconds}
     if not chains.is_finite.all():
         return row | {"stays": False}
     along = np.moveaxis((chains.trajectory - law.means) @ law.directions, 0, 1)
@@ -153,6 +184,7 @@ def measure(run: Any, law: Law, name: str, sigma: float, fraction: float, option
         for block, residual in zip(blocks, residuals, strict=True)
     ]
     residual, spread = residuals[BLOCKS // 2 :].mean(), squares[len(squares) // 2 :].mean()
+    speed = moved(along, law.variances, options.every)
     along = along[:, len(squares) // 2 :]
     size = np.asarray(diagnostics.effective_sample_size(jnp.asarray(along)))
     steps = along.shape[1] * options.every
@@ -166,6 +198,7 @@ def measure(run: Any, law: Law, name: str, sigma: float, fraction: float, option
         "effective_per_second": median / (steps * seconds),
         "stays": bool(abs(residual - 1.0) <= 0.02 and abs(spread - 1.0) <= 0.1),
         "curve": np.round(np.array(curve, float), 4).tolist(),
+        "moved": speed,
     }
 
 
@@ -188,6 +221,33 @@ def summary(table: Rows, options: argparse.Namespace) -> str:
                 ratio = f"{found[1] / plain['effective_per_second']:.2f}" if plain else ""
                 cells = [f"{row['step_size']}", *(f"{value:.2f}" for value in found), ratio]
             lines.append(f"| {sigma} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def speeds(table: Rows, options: argparse.Namespace) -> str:
+    """Steps until the chains have moved, and how often they go into the least of Langevin's of
+    those that stay in the law, by steps and by seconds, as Markdown."""
+    lines = ["\n| sigma | sampler | step | residual | variances | stays | steps | ms | ratio |"]
+    lines.append("|---" * 9 + "|")
+    for sigma in options.sigmas:
+        rows = [
+            row | {"needs": needs}
+            for row in table.rows
+            if (row["told"], row["sigma"]) == (options.told, sigma) and "moved" in row
+            if (needs := steps_to_move(row)) is not None
+        ]
+        plain = [row for row in rows if row["sampler"] == "langevin" and row["stays"]]
+        best = min(plain, key=lambda row: row["needs"], default=None)
+        for row in rows:
+            ratio = ""
+            if best is not None:
+                steps = best["needs"] / row["needs"]
+                seconds = steps * best["seconds_per_step"] / row["seconds_per_step"]
+                ratio = f"{steps:.1f}, {seconds:.1f}"
+            found = f"{row['residual']:.3f} | {row['variances']:.2f} | {row['stays']}"
+            cost = f"{row['needs']:.0f} | {1000 * row['seconds_per_step']:.1f}"
+            cells = f"{row['step_size']} | {found} | {cost} | {ratio}"
+            lines.append(f"| {sigma} | {row['sampler']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -230,10 +290,11 @@ def main() -> None:
     parser.add_argument("--step-sizes", type=float, nargs="+", help="in place of each one's grid")
     parser.add_argument("--chains", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--time", type=float, help="in place of --steps, units of sigma^2")
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--krylov-vectors", type=int, default=10)
     options = parser.parse_args()
-    if options.steps < BLOCKS * options.every:
+    if options.time is None and options.steps < BLOCKS * options.every:
         parser.error(f"--steps must be at least {BLOCKS} times --every")
     settings = {name: getattr(options, name) for name in ("chains", "every")}
     table = Rows(options.json, ("told", "sigma", "sampler", "step_size", "steps"), settings)
@@ -245,7 +306,7 @@ def main() -> None:
                 if not table.find(**key_of(options, sigma, name, fraction)):
                     row = measure(run, law, name, sigma, fraction, options)
                     print({k: v for k, v in table.add(row).items() if k != "settings"}, flush=True)
-    print(summary(table, options))
+    print((summary if options.time is None else speeds)(table, options))
     if options.figure is not None:
         figures.save(figure(table, options), options.figure)
 

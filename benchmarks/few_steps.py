@@ -1,6 +1,7 @@
 r"""Reverse diffusion in few steps: what the covariance of a step is worth, and other samplers.
 
     python benchmarks/few_steps.py exact [--json PATH]
+    python benchmarks/few_steps.py mixtures [--json PATH]
     python benchmarks/few_steps.py learned --run RUN [RUN ...] [--json PATH] [--figure PATH]
 
 With `--json` rows are written as they finish, and what is there is not run again.
@@ -11,6 +12,9 @@ start right. Two measures by number of steps. The path KL, of ancestral steps: t
 E log q(y_s | y_t) / N(y_s; m, Q), by exact densities, in nats; it is the gap of the bound on the
 likelihood. And the sliced 2-Wasserstein distance of the chains' ends from draws of the law smoothed
 by 0.05, whose components have their exact shares; "floor" is that of as many independent draws.
+
+`mixtures`: the two figures by which samplers are compared, of eight such mixtures: the distances
+after 5 steps and the path KL of 10.
 
 `learned`: samples of trained models, see `learned_steps.py`.
 """
@@ -182,14 +186,42 @@ def exact(options) -> None:
         print(f"\nfloor of sliced W2: {floor['wasserstein']:.3f}")
 
 
+def mixtures(options) -> None:
+    """Rows by mixture, and the ratios to the whole covariance over all of them."""
+    settings = {"chains": options.chains, "seeds": options.seeds}
+    rows = Rows(options.json, ("mixture",), settings)
+    five, ten = (karras_sigmas(LARGEST, SMALLEST, steps + 1) for steps in (5, 10))
+    shown = ("ancestral, diagonal", "ancestral, full", "ddim", "ddim, full", "heun")
+    for number in range(8):
+        if rows.find(mixture=number):
+            continue
+        law = Mixture.random(jax.random.key(number))
+        row: dict = {"mixture": number}
+        for name, kernel in {"floor": None, **{name: SAMPLERS[name] for name in shown}}.items():
+            apart = distances(law, kernel, five, options.chains, options.seeds)
+            row[name] = float(np.mean(apart))
+        for covariance in ("diagonal", "full"):
+            row[f"path_kl, {covariance}"] = path_kl(law, covariance, ten, options.chains)[0]
+        print(rows.add(row), flush=True)
+    print("\n| ratio | mean | smallest | largest |\n|---|---|---|---|")
+    whole = "ancestral, full"
+    pairs = [(name, whole) for name in shown if name != whole]
+    for above, below in [*pairs, ("path_kl, diagonal", "path_kl, full")]:
+        ratios = [row[above] / row[below] for row in rows.rows]
+        error = np.std(ratios, ddof=1) / np.sqrt(len(ratios))
+        cells = f"{np.mean(ratios):.2f} ({error:.2f}) | {min(ratios):.2f} | {max(ratios):.2f}"
+        print(f"| {above} / {below} | {cells} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = parser.add_subparsers(dest="part", required=True)
-    part = parts.add_parser("exact", help="exact scores of a mixture")
-    part.add_argument("--json", type=Path)
-    part.add_argument("--chains", type=int, default=10_000)
-    part.add_argument("--seeds", type=int, default=3)
-    part.set_defaults(run_part=exact)
+    for run_part, what in ((exact, "of a mixture"), (mixtures, "of eight of them")):
+        part = parts.add_parser(run_part.__name__, help=f"exact scores {what}")
+        part.add_argument("--json", type=Path)
+        part.add_argument("--chains", type=int, default=10_000)
+        part.add_argument("--seeds", type=int, default=3)
+        part.set_defaults(run_part=run_part)
     learned_steps.add_arguments(parts.add_parser("learned", help="samples of trained models"))
     options = parser.parse_args()
     options.run_part(options)
