@@ -89,7 +89,10 @@ def key_first(function: Callable[P, T]) -> Callable[P, T]:
     """Let a JAX key that comes later, as in 0.1, come first, with a warning."""
 
     def is_key(argument: Any) -> bool:
-        return str(getattr(argument, "dtype", "")).startswith(("key<", "uint32"))
+        kind = str(getattr(argument, "dtype", ""))
+        # A key without a type of its own is two words or four.
+        raw = kind == "uint32" and argument.shape in ((2,), (4,))
+        return raw or kind.startswith("key<")
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:

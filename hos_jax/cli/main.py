@@ -39,6 +39,8 @@ def _connect(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     """Do what the flags say; returns the exit status, or raises UserError."""
+    if values.test and values.resume_training:
+        raise UserError("--test and --resume_training are two commands: give one of them")
     config = make_config(values)
     workdir = run_folder(values)
     _connect(values)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, Literal, get_args
 
+import flax.errors
 import flax.linen as nn
 import flax.struct
 import jax
@@ -164,8 +165,18 @@ class ModelOutputs:
 
 
 def outputs_of(model: Any, params: Any, *inputs: Array | float, **options: Any) -> ModelOutputs:
-    """What one of the models here says of its inputs: `apply` with the type it has."""
-    outputs: Any = model.apply(params, *inputs, **options)
+    """What one of the models here says of its inputs: `apply` with the type it has.
+
+    ValueError where the parameters are those of a model of points of another shape.
+    """
+    try:
+        outputs: Any = model.apply(params, *inputs, **options)
+    except flax.errors.ScopeParamShapeError as error:
+        shape = jnp.shape(inputs[0])[1:]
+        raise ValueError(
+            f"these parameters are not of points of the shape {shape}, or of another model: "
+            f"{str(error).partition(' (http')[0]}"
+        ) from error
     return outputs
 
 

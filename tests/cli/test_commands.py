@@ -108,6 +108,7 @@ MISTAKES = [
     ((*LOW_RANK, "stray"), "unexpected argument 'stray'"),
     ((*LOW_RANK, "--test", "--doc", "none"), "no run in"),
     ((*LOW_RANK, "--test", "--processes=2"), "--test runs in one process"),
+    ((*LOW_RANK, "--test", "--resume_training"), "two commands: give one of them"),
     ((*LOW_RANK, "--compilation_cache=/dev/null/a"), "cannot be made: Not a directory"),
     ((*LOW_RANK, "--resume_training", "--doc", "none"), "no run in"),
     (

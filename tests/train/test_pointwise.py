@@ -145,6 +145,8 @@ def test_vectors_and_a_score_from_elsewhere():
     posterior = pointwise.posterior_fn(model, params, SIGMA, **options)(points[0])
     close(posterior.mean, tweedie.posterior_mean(points[0], scores[0], SIGMA))
     close(pointwise.hessian_fn(model, params, SIGMA, **options)(points[0]), at(outputs.score2, 0))
+    with pytest.raises(ValueError, match=r"not of points of the shape \(4,\)"):
+        pointwise.hessian_fn(model, params, SIGMA, **options)(jnp.zeros(4))
 
 
 def test_what_is_no_point_or_has_no_second_order_is_refused(images):
