@@ -19,7 +19,7 @@ growing` the same with the usual bound. Seconds are of the chains alone, without
 Where nothing mixes, there is still how fast the chains move: `moved` is the mean squared difference
 of states so many steps apart, over twice the law's variance, the mean of the components. For a
 chain in the law it is 1 less the autocorrelation. With `--time`, in units of sigma^2, all chains
-run equally long, and the steps until `moved` is 0.1 are compared.
+run equally long, and the steps until `moved` is `--far` are compared.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ from hos_jax.samplers import diagnostics
 from hos_jax.training.runs import load_run
 
 COMPONENTS = 50
-# What counts as having moved.
-MOVED = 0.1
 BLOCKS = 20
 # Effective samples a chain, below which nothing is said of mixing: without any there are 0.6.
 MIXED = 2.0
@@ -110,15 +108,15 @@ def moved(along: np.ndarray, variances: np.ndarray, every: int) -> list[list[flo
     ]
 
 
-def steps_to_move(row: dict) -> float | None:
-    """Steps until `moved` is MOVED, or None where it never is."""
+def steps_to_move(row: dict, far: float) -> float | None:
+    """Steps until `moved` is `far`, or None where it never is."""
     steps, found = np.transpose(row["moved"])
-    if found.max() < MOVED:
+    if found.max() < far:
         return None
     # Between the first that has and the one before, on logarithmic scales.
-    after = max(1, int(np.argmax(found >= MOVED)))
+    after = max(1, int(np.argmax(found >= far)))
     part = slice(after - 1, after + 1)
-    return float(np.exp(np.interp(np.log(MOVED), np.log(found[part]), np.log(steps[part]))))
+    return float(np.exp(np.interp(np.log(far), np.log(found[part]), np.log(steps[part]))))
 
 
 class Law:
@@ -234,7 +232,7 @@ def speeds(table: Rows, options: argparse.Namespace) -> str:
             row | {"needs": needs}
             for row in table.rows
             if (row["told"], row["sigma"]) == (options.told, sigma) and "moved" in row
-            if (needs := steps_to_move(row)) is not None
+            if (needs := steps_to_move(row, options.far)) is not None
         ]
         plain = [row for row in rows if row["sampler"] == "langevin" and row["stays"]]
         best = min(plain, key=lambda row: row["needs"], default=None)
@@ -291,6 +289,7 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--time", type=float, help="in place of --steps, units of sigma^2")
+    parser.add_argument("--far", type=float, default=0.05, help="see above, with --time")
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--krylov-vectors", type=int, default=10)
     options = parser.parse_args()

@@ -104,8 +104,8 @@ def draw_samples(problem: Problem, params: Any, *, progress: bool = False) -> Sa
     if not finite.any():
         raise UserError(f"every chain diverged: choose {remedy}")
     error = chains.lanczos_error[finite].max()
-    # The bound of `MatrixFunctionProduct.converged`.
-    if error > np.finfo(np.float32).eps ** 0.5:
+    # The bound of `MatrixFunctionProduct.converged`; an estimate may be NaN where a chain is not.
+    if not error <= np.finfo(np.float32).eps ** 0.5:
         logger.warning(
             "steps of chains did not converge, by up to %.2g of their size: choose a larger "
             "sampling.krylov_vectors than %d",
