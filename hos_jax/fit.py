@@ -47,12 +47,14 @@ from hos_jax.types import (
     check_counts,
     check_floating,
     check_positive,
+    check_unmasked,
     checked_score_fn,
 )
 
 logger = logging.getLogger(__name__)
 
 Sampler = Callable[[PRNGKey, int], Array]
+_REMEDY = "take fit.rows(data), or jnp.asarray(data) before indexing; draw with the given key"
 # Shares of the Jacobian in the target among which "auto" chooses: none, half, nothing else.
 JACOBIAN_WEIGHTS = (0.0, 0.5, 1.0)
 
@@ -71,8 +73,10 @@ def rows(data: Any) -> Sampler:
     """`sample(key, count)`, random rows of an array (N, D), with replacement, for data in memory.
 
     Raises:
-      ValueError: for another shape, no rows, complex values, or values that are not finite.
+      ValueError: for another shape, no rows, complex values, or values that are masked or not
+        finite.
     """
+    check_unmasked(data=data)
     data = data if isinstance(data, jax.Array) else np.asarray(data)
     if data.ndim != 2 or not data.size:
         raise ValueError(f"expected data of shape (N, D) with N > 0, got {tuple(data.shape)}")
@@ -96,15 +100,23 @@ def rows(data: Any) -> Sampler:
     return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
 
 
+def _check_draws(key: PRNGKey, sample: Sampler, count: int, dim: int) -> None:
+    """As `_draw`, and TypeError for samples that do not depend on the key, however they are made:
+    they are traced once, so that they would be the same at every step."""
+    traced = jax.make_jaxpr(lambda key: _draw(key, sample, count, dim))(key).jaxpr
+    used = {id(value) for equation in traced.eqns for value in equation.invars}
+    if not used & set(map(id, traced.invars)):
+        raise TypeError(f"sample does not use its key, and is the same at every step: {_REMEDY}")
+
+
 def _draw(key: PRNGKey, sample: Sampler, count: int, dim: int) -> Array:
     """What a user's sampler gives while JAX traces it, (count, dim); see `fit_score`."""
-    remedy = "take fit.rows(data), or jnp.asarray(data) before indexing; draw with the given key"
     try:
         clean = sample(key, count)
     except jax.errors.TracerArrayConversionError as error:
-        raise TypeError(f"sample indexes a NumPy array with JAX's indices: {remedy}") from error
+        raise TypeError(f"sample indexes a NumPy array with JAX's indices: {_REMEDY}") from error
     if isinstance(clean, np.ndarray):
-        raise TypeError(f"sample returns a NumPy array, the same at every step: {remedy}")
+        raise TypeError(f"sample returns a NumPy array, the same at every step: {_REMEDY}")
     check_floating(sample=clean)
     if clean.shape != (count, dim):
         raise ValueError(f"expected samples of shape {(count, dim)}, got {clean.shape}")
@@ -163,6 +175,7 @@ def _fit(
     """Minimize an objective over fresh samples; `evaluate(params, points, sigma)` is the model."""
     check_counts(dim=dim, batch_size=batch_size)
     check_positive(sigma=sigma)
+    _check_draws(key, sample, batch_size, dim)
 
     def loss_fn(key, params):
         clean_key, noise_key = jax.random.split(key)
@@ -201,10 +214,14 @@ def fit_score(
       **settings: see `Settings`.
 
     Raises:
-      ValueError: for an unknown loss, steps < 1, a sigma that is not positive and finite, or
-        samples of another shape or of integers.
-      TypeError: for samples drawn by NumPy, which would be the same at every step.
+      ValueError: for an unknown loss, steps < 1, a sigma that is not positive and finite, samples
+        of another shape or of integers, or a model of higher orders, which would stay as they were
+        initialized.
+      TypeError: for samples that do not depend on the key, as those drawn by NumPy, which would be
+        the same at every step.
     """
+    if model.head is not None or model.third_order:
+        raise ValueError("fit_score trains s1 alone: take a model without a head, and fit_hessian")
     evaluate = functools.partial(outputs_of, model)
     init = functools.partial(model.init, sigma=sigma)
     return _fit(key, Objective(loss), evaluate, init, sample, sigma, **settings)

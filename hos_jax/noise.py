@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ def _check_range(largest: float, smallest: float, count: int = 1) -> None:
         raise ValueError(f"need finite largest >= smallest > 0 and count >= 1, {got}")
 
 
-def is_within(sigma: float, levels: tuple[float, float]) -> bool:
+def is_within(sigma: Any, levels: tuple[float, float]) -> Any:
     """Whether a noise level is between the smallest and the largest of two, up to a thousandth."""
     low, high = levels
-    return low * 0.999 <= sigma <= high * 1.001
+    return (low * 0.999 <= sigma) & (sigma <= high * 1.001)

@@ -22,8 +22,10 @@ Each returns a function of `noisy` and, for models of many noise levels, `sigma`
 models that are told it, the class: ``fn(noisy)``, ``fn(noisy, sigma)``, ``fn(noisy, sigma,
 label)``. `noisy` is one image or one vector, floating-point numbers in data units. Results are of
 the D values flattened, in (H, W, C) order. The function is compiled when it is first called, so
-make it once; batch it with `jax.vmap`. A call raises ValueError for a point of another shape, for
-a class that the model does not take, and where an order is asked for that the model has not.
+make it once; batch it with `jax.vmap`. Points of 16 bits are taken as float32, or their rounding
+would be that of the covariance too. A call raises ValueError for a point of another shape, for a
+class that the model does not take, for a level that a run was not trained at (within a trace, where
+it is not known, all results are NaN then), and where an order is asked for that the model has not.
 """
 
 from __future__ import annotations
@@ -123,12 +125,18 @@ def _at_a_point(
     """`fn(noisy, sigma, label)`: `read(points, outputs, sigma)` at a batch of one, without it."""
     known = None
     if not hasattr(model, "apply"):
+        if not hasattr(model, "params"):
+            kind = type(model).__name__
+            raise TypeError(f"expected a model or a run, got a {kind}: hos_jax.load_run loads one")
         params = model.params if params is None else params
         known = model.sigma_range
         # Of several levels none is the usual one.
         sigma = model.sigma if sigma is None and known[0] == known[1] else sigma
         image_shape = model.image_shape if image_shape is None else image_shape
         model = model.model
+
+    if params is not None and not hasattr(params, "keys"):
+        raise TypeError(f"params are a {type(params).__name__}: a noise level is given as sigma=")
 
     # Parameters are an argument, or the compiler would take them for constants. Inline, so that
     # within a larger program there is no trace of this one.
@@ -152,23 +160,26 @@ def _at_a_point(
             raise ValueError("a model needs its params, and sigma here or at every call")
         check_positive(sigma=sigma)
         if known is not None:
-            _check_level(sigma, known)
+            sigma = _checked_level(sigma, known)
         noisy = jnp.asarray(noisy)
         _check_point(noisy, image_shape)
+        if jnp.finfo(noisy.dtype).bits < 32:
+            noisy = noisy.astype(jnp.float32)
         return evaluate(params, noisy, sigma, *_checked_label(label, model))
 
     return at_a_point
 
 
-def _check_level(sigma: Sigma, levels: tuple[float, float]) -> None:
-    """ValueError for a level, unless it is traced, at which the run was not trained."""
+def _checked_level(sigma: Sigma, levels: tuple[float, float]) -> Sigma:
+    """The level; ValueError for one at which the run was not trained, NaN if it is traced."""
     if isinstance(sigma, jax.core.Tracer):
-        return
+        return jnp.where(is_within(sigma, levels), sigma, jnp.nan)
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     level = float(np.asarray(sigma))
     if not is_within(level, levels):
         trained = _shown(levels)
         raise ValueError(f"the run was trained at {trained}, in data units, not {level:.4g}")
+    return sigma
 
 
 def _shown(levels: tuple[float, float]) -> str:

@@ -32,6 +32,10 @@ def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
 
     Under `vmap` the shapes seen here are those of one example.
     """
+    for name, vector in vectors.items():
+        # Lists would be joined by +, not added.
+        if isinstance(vector, (list, tuple)) and not _is_shape(vector):
+            raise ValueError(f"{name} is a {type(vector).__name__}: jnp.asarray makes an array")
     shapes = {
         name: vector if _is_shape(vector) else np.shape(vector) for name, vector in vectors.items()
     }
@@ -67,6 +71,21 @@ def check_floating(**arrays: Any) -> None:
     for name, array in arrays.items():
         if not jnp.issubdtype(getattr(array, "dtype", float), jnp.floating):
             raise ValueError(f"expected floating-point numbers, got {name} of {array.dtype}")
+
+
+def check_unmasked(**arrays: Any) -> None:
+    """Raise ValueError for a masked array of NumPy of which something is masked: what is behind the
+    mask would be taken for data."""
+    for name, array in arrays.items():
+        if np.ma.is_masked(array):
+            raise ValueError(f"{name} has masked values: leave them out, or fill them")
+
+
+def check_structured(hessian: Any, name: str) -> None:
+    """Raise TypeError for a plain array in place of a structured matrix."""
+    if isinstance(hessian, (jax.Array, np.ndarray)):
+        shape = np.shape(hessian)
+        raise TypeError(f"{name} is an array of the shape {shape}: wrap it, linops.Dense({name})")
 
 
 def check_counts(least: int = 1, /, **counts: int) -> None:

@@ -39,6 +39,8 @@ class HessianModel(nn.Module):
     @nn.compact
     def __call__(self, noisy: Array, sigma: Array | float, score1: Array) -> ModelOutputs:
         """Evaluate as `ScoreModel`, with s1 at these points, (N, D), 1 / data units."""
+        if self.data_std is None or not self.data_std > 0:
+            raise ValueError(f"expected data_std > 0, got {self.data_std}")
         images, sigma = as_images(noisy, sigma)
         channels, shape = images.shape[-1], shape_of(noisy)
         blocks = self.head.blocks(shape or noisy.shape[1])

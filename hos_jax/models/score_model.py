@@ -35,7 +35,8 @@ def split_blocks(images: Array, blocks: int) -> Array:
 
 
 def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
-    """Points as images (N, H, W, C), vectors (N, D) as (N, 1, 1, D), and a sigma for each, (N,).
+    """Points as images (N, H, W, C), vectors (N, D) as (N, 1, 1, D), and a sigma for each, (N,);
+    both float32 or, of such points, float64.
 
     Raises:
       ValueError: for points of another rank or that are not floating-point numbers, and for a
@@ -55,6 +56,9 @@ def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
         wanted = f"one sigma, or one for each of {len(noisy)} points"
         raise ValueError(f"expected {wanted}, got the shape {jnp.shape(sigma)}")
     images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
+    # What is made of a network's output needs more digits than 16 bits have.
+    if jnp.finfo(images.dtype).bits < 32:
+        images = images.astype(jnp.float32)
     return images, jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax.types import Array, check_vectors
+from hos_jax.types import Array, check_unmasked, check_vectors
 from hos_jax.uncertainty.posterior import Interval, Posterior
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -89,13 +89,15 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     predicted variance the multiplier is the quantile of |e| / sd at each of `LEVELS` (split
     conformal prediction within bins), so that new values from the same data are covered at the
     level, whatever their law and even where the variance is off. A bin with fewer than
-    `LEAST_COUNT` values gets the quantile of all values. ValueError if there are no values.
+    `LEAST_COUNT` values gets the quantile of all values. ValueError if there are no values,
+    or masked ones.
 
     From the predicted variances of values that training did not see, (N,), units of sigma^2, and
     their errors, (N,), units of sigma: (bins, levels), for `recalibrated_interval`. See Vovk,
     Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
     """
     check_vectors(variance=variance.shape, error=error.shape)
+    check_unmasked(variance=variance, error=error)
     if not len(error):
         raise ValueError("there are no values")
     ratio = np.abs(error) / np.sqrt(variance)

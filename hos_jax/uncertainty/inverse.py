@@ -34,7 +34,7 @@ from jax.scipy.sparse.linalg import cg
 
 from hos_jax.errors import reason
 from hos_jax.linops import Diagonal
-from hos_jax.types import Array, PRNGKey, check_floating, check_vectors
+from hos_jax.types import Array, PRNGKey, check_floating, check_unmasked, check_vectors
 from hos_jax.uncertainty.posterior import Posterior
 
 PosteriorFn = Callable[[Array, Array | float], Posterior]
@@ -77,6 +77,7 @@ class Observation:
             predicted = jax.eval_shape(self.forward, like)
         except jax.errors.TracerArrayConversionError as error:
             raise ValueError(f"{_AFFINE}, not of numpy") from error
+        check_unmasked(values=self.values)
         check_vectors(values=self.values, predicted=predicted)
         if jnp.iscomplexobj(self.values):
             raise ValueError("values are complex; stack their real and imaginary part")
@@ -173,9 +174,11 @@ def condition(
     predicted = observation.forward(posterior.mean)
     residual = jnp.asarray(observation.values, predicted.dtype) - predicted
 
+    variance = jnp.asarray(observation.noise_std, residual.dtype) ** 2
+
     def product(vector: Array) -> Array:
         spread = posterior.matvec(observation.adjoint(vector, posterior.mean))
-        return observation.noise_std**2 * vector + observation.linear(spread)
+        return variance * vector + observation.linear(spread)
 
     # The rounding of float32 ends the iteration above any tighter bound.
     tolerance = max(tolerance, 4.0 * float(jnp.finfo(residual.dtype).eps))

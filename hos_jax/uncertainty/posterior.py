@@ -17,7 +17,14 @@ from jax.scipy.special import ndtri
 
 from hos_jax import tweedie
 from hos_jax.linops import Eigenpairs, SymmetricMatrix, Violations
-from hos_jax.types import Array, PRNGKey, check_positive, check_tails, check_vectors
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    check_positive,
+    check_structured,
+    check_tails,
+    check_vectors,
+)
 from hos_jax.uncertainty import student
 
 DEFAULT_FLOOR = 1e-4
@@ -161,7 +168,8 @@ def posterior_from_covariance(
     """The posterior from C in units of sigma^2, as second-order models give it.
 
     C is repaired where it is not positive definite: eigenvalues of `Dense`, variances of `Diagonal`
-    are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`. ValueError if the shapes
+    are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`. What has 16 bits is taken
+    as float32. TypeError for a plain array in place of a structured C; ValueError if the shapes
     differ, for a sigma or a floor that is not positive, or for skewness beside Student's tails.
 
     Args:
@@ -176,7 +184,13 @@ def posterior_from_covariance(
     if tails == "student" and scaled_third_diagonal is not None:
         raise ValueError("Student's tails are symmetric: leave the third-order model out")
     check_positive(sigma=sigma, floor=floor)
+    check_structured(covariance, "covariance")
     check_vectors(mean=mean, covariance_rows=covariance.shape[:-1])
+    if jnp.finfo(mean.dtype).bits < 32:
+        given = mean, covariance, scaled_third_diagonal
+        mean, covariance, scaled_third_diagonal = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float32), given
+        )
     third = None
     if scaled_third_diagonal is not None:
         check_vectors(mean=mean, scaled_third_diagonal=scaled_third_diagonal)
@@ -199,6 +213,7 @@ def posterior(
     y and s1(y) are (D,), s2(y) is structured (D, D), and s3(y)_iii, (D,), comes of a third-order
     model; scores of order n are in 1 / data units^n.
     """
+    check_structured(score2, "score2")
     return posterior_from_covariance(
         tweedie.posterior_mean(noisy, score1, sigma),
         score2.scale(sigma**2).add_identity(1.0),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hos_jax import distributions, tweedie, uncertainty
-from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.linops import Diagonal, DiagonalPlusLowRank
 from hos_jax.uncertainty import inverse
 
 DIM, COUNT, NOISE_STD = 6, 3, 0.3
@@ -246,6 +246,7 @@ def test_a_map_that_is_not_linear_is_refused(wrong):
         (jnp.zeros(COUNT, complex), forward, "values are complex"),
         (jnp.zeros(3), lambda x: np.asarray(x)[:3], "operations of jax.numpy, not of numpy"),
         ([0.1, 0.2, 0.3], lambda x: x[:3], "values are a list; make an array"),
+        (np.ma.masked_equal([0.1, 9.0, 0.3], 9.0), lambda x: x[:3], "values has masked"),
     ],
 )
 def test_measurements_of_another_shape_or_type_are_refused(values, map_, message):
@@ -279,6 +280,13 @@ def test_measured_numbers_of_any_kind_will_do():
     found = inverse.conditional_mean(posterior, inverse.Observation(whole, NOISE_STD, forward))
     plain = inverse.Observation(jnp.asarray(whole, jnp.float64), NOISE_STD, forward)
     np.testing.assert_allclose(found, inverse.conditional_mean(posterior, plain), rtol=1e-12)
+    # A posterior of float32 beside numbers of NumPy.
+    mean, diagonal = jnp.zeros(DIM, jnp.float32), Diagonal(jnp.ones(DIM, jnp.float32))
+    single = uncertainty.posterior_from_covariance(mean, diagonal, 1.0)
+    observation = inverse.Observation(np.ones(2), np.float64(NOISE_STD), lambda x: x[:2])
+    found = inverse.conditional_mean(single, observation)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[:2], 1.0 / (1.0 + NOISE_STD**2), rtol=1e-6)
 
 
 def test_results_say_whether_the_solve_converged():

@@ -199,6 +199,24 @@ def test_wrong_arguments_are_refused(call, message):
         call(make_posterior("diagonal"))
 
 
+def test_a_plain_array_is_told_what_to_wrap_it_in():
+    mean, matrix = jnp.zeros(3), -jnp.eye(3)
+    with pytest.raises(TypeError, match=r"wrap it, linops\.Dense\(score2\)"):
+        posterior(mean, mean, matrix, 0.5)
+    with pytest.raises(TypeError, match=r"wrap it, linops\.Dense\(covariance\)"):
+        posterior_from_covariance(mean, matrix, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", ["dense", "diagonal", "low_rank"])
+def test_numbers_of_16_bits_are_taken_as_float32(kind, dtype):
+    given = jax.tree.map(lambda leaf: leaf.astype(dtype), (jnp.zeros(D), make_covariance(kind)))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), given)
+    found, expected = (posterior_from_covariance(*each, 0.5) for each in (given, wide))
+    np.testing.assert_array_equal(found.standard_deviation(), expected.standard_deviation())
+    assert found.sample(jax.random.key(0), 2).dtype == jnp.float32
+
+
 def test_posteriors_of_many_points_come_by_vmap():
     means = jax.random.normal(jax.random.key(0), (3, D))
     covariance = make_covariance("low_rank")

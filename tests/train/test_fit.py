@@ -206,10 +206,17 @@ def test_rows_of_an_array_are_fitted():
 
 
 @pytest.mark.parametrize(
-    "data", [np.zeros(3), np.zeros((0, 3)), np.full((3, 2), np.nan), np.full((3, 2), 1 + 2j)]
+    "data",
+    [
+        np.zeros(3),
+        np.zeros((0, 3)),
+        np.full((3, 2), np.nan),
+        np.full((3, 2), 1 + 2j),
+        np.ma.masked_equal([[1.0, 2.0], [9.0, 3.0]], 9.0),
+    ],
 )
 def test_rows_refuse_what_is_no_data(data):
-    with pytest.raises(ValueError, match=r"shape \(N, D\)|not finite|stack its real"):
+    with pytest.raises(ValueError, match=r"shape \(N, D\)|not finite|stack its real|masked"):
         fit.rows(data)
 
 
@@ -252,12 +259,19 @@ def test_a_sigma_that_is_none_is_refused(law, sigma):
     [
         lambda key, count: np.ones((9, 3))[jax.random.randint(key, (count,), 0, 9)],
         lambda _key, count: np.random.default_rng(0).normal(size=(count, 3)),
+        lambda _key, count: jnp.asarray(np.random.default_rng(0).normal(size=(count, 3))),
     ],
 )
 def test_a_sampler_in_numpy_is_told_what_to_do(sample):
     model = ScoreModel(functools.partial(MLP, features=4, depth=1))
     with pytest.raises(TypeError, match=r"fit\.rows\(data\), or jnp\.asarray\(data\)"):
         fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=3, steps=2)
+
+
+def test_a_head_that_would_not_be_trained_is_refused(law):
+    model = ScoreModel(NETWORK, SecondOrderHead("diagonal"))
+    with pytest.raises(ValueError, match="trains s1 alone"):
+        fit.fit_score(jax.random.key(0), model, law.sample, SIGMA, dim=3, steps=1)
 
 
 def test_what_was_trained_is_traced_once(law):

@@ -213,6 +213,26 @@ def test_a_run_knows_the_noise_levels_that_it_was_trained_at(
     for sigma in unknown:
         with pytest.raises(ValueError, match="the run was trained at sigma"):
             fn(noisy, sigma)
+        if sigma is not None:
+            assert np.isnan(jax.jit(fn)(noisy, sigma)).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_points_of_16_bits_have_the_posterior_of_float32(images, dtype):
+    model, params = image_model()
+    fn = pointwise.posterior_fn(model, params, SIGMA, SHAPE)
+    rounded = images[0].astype(dtype)
+    close(fn(rounded), fn(rounded.astype(jnp.float32)))
+    outputs = model.apply(params, rounded[None], SIGMA)
+    assert outputs.score1.dtype == outputs.raw_second_order.dtype == jnp.float32
+
+
+def test_what_is_no_model_and_a_level_in_another_place_are_told():
+    model, _ = image_model()
+    with pytest.raises(TypeError, match=r"got a str: hos_jax\.load_run loads one"):
+        pointwise.posterior_fn("runs/demo")
+    with pytest.raises(TypeError, match="a noise level is given as sigma="):
+        pointwise.posterior_fn(model, 0.5)
 
 
 class Certain(nn.Module):
