@@ -60,7 +60,7 @@ class AdaptedScore:
         noisy = jnp.asarray(noisy)
         check_floating(noisy=noisy)
         check_positive(sigma=sigma)
-        image = noisy if self.shape is None else self._as_image(noisy)
+        image = self._as_image(noisy)
         self._check_range(sigma)
         level = jnp.asarray(sigma, image.dtype) / self.std
         scale = self.process.scale(level)
@@ -75,7 +75,13 @@ class AdaptedScore:
         )
 
     def _as_image(self, noisy: Array) -> Array:
-        assert self.shape is not None
+        if self.shape is None:
+            if self.layout == "CHW" and not _is_image(noisy.shape):
+                raise ValueError(
+                    f"expected an image (H, W, C), whatever the layout of the network, got "
+                    f"{noisy.shape}; give its shape if this is one"
+                )
+            return noisy
         if noisy.shape not in (self.shape, (math.prod(self.shape),)):
             flat = math.prod(self.shape)
             raise ValueError(f"expected one point, {self.shape} or ({flat},), got {noisy.shape}")
@@ -136,6 +142,11 @@ class AdaptedScore:
         return (scale * predicted - of_clean * shown) / (scale * (of_noise - of_clean * level))
 
 
+def _is_image(shape: tuple[int, ...]) -> bool:
+    """Whether a point may be (H, W, C) and does not look like (C, H, W)."""
+    return len(shape) == 3 and (shape[0] not in (1, 3) or shape[-1] in (1, 3))
+
+
 def score_fn(
     network: Callable[..., Any],
     prediction: Prediction,
@@ -159,7 +170,8 @@ def score_fn(
       process: how x_t is made; `variance_exploding` unless given.
       mean, std: the network works on (x - mean) / std; see `normalization`. The mean is a number or
         one a channel; the deviation is one number, as the noise has one level.
-      shape: of one image, to take flat points (D,) also; unless given, points come as images.
+      shape: (H, W, C) of one image, to take flat points (D,) also; unless given, points come as
+        images.
       level: "argument": the second argument of the network; "channel": a further, constant channel
         of the image; "none": a network that is told nothing.
       layout: what the network takes: (H, W, C), (C, H, W) or (D,).

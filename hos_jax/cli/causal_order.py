@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +103,10 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         raise UserError(f"--steps must be positive, got {values.steps}")
     if not 0.001 <= values.sigma <= 1000:
         raise UserError(f"--sigma must be between 0.001 and 1000, got {values.sigma}")
-    path, output = Path(rest[0]), values.output and Path(values.output)
-    if output and (output.suffix != ".csv" or output.absolute() == path.absolute()):
+    path = Path(rest[0])
+    output = values.output and Path(os.path.expanduser(values.output))
+    same = output and all(map(os.path.exists, (output, path))) and output.samefile(path)
+    if output and (output.suffix != ".csv" or same):
         raise UserError(f"--output={output} must be another file that ends in .csv")
     if output and not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}")

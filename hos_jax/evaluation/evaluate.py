@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from hos_jax import config as run_config
 from hos_jax.errors import UserError
 from hos_jax.evaluation import figures, held_out
-from hos_jax.evaluation.generate import course_curves, draw_samples
+from hos_jax.evaluation.generate import Samples, course_curves, draw_samples
 from hos_jax.evaluation.held_out import Examples
 from hos_jax.evaluation.likelihood import likelihood_scores
 from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, measured, write_report
@@ -95,41 +95,24 @@ def log_panel(problem: Problem, params: Any, step: int, log: RunLog) -> None:
 def evaluate_run(
     config: ml_collections.ConfigDict, workdir: Path | str, image_folder: str = "figures"
 ) -> dict[str, Any]:
-    """Evaluate a run: figures into `workdir / image_folder`, `metrics.json` and `report.html`.
+    """Evaluate a run: `metrics.json`, figures into `workdir / image_folder`, and `report.html`.
 
     Returns what was written to `metrics.json`. UserError as `load_run_as`.
     """
     begun = time.monotonic()
     workdir = Path(workdir)
     run = load_run_as(config, workdir)
-    folder = workdir / image_folder
-    drawn: list[Path] = []
-
-    def draw(figure: Any, name: str) -> None:
-        drawn.append(folder / name)
-        figures.save(figure, drawn[-1])
-
     result = held_out.held_out_metrics(run.problem, run.params)
     count = max(config.sampling.images, REPORTED_IMAGES)
     examples = held_out.held_out_examples(run.problem, run.params, count, DIRECTIONS)
     shown = examples.first(config.sampling.images)
-    draw(panel(run.problem, shown), "denoising.png")
     if config.model.head != "none":
         result["directions"] = held_out.direction_scores(run.problem, run.params)
-        rows = result["reliability"], result.get("recalibrated", {}).get("reliability")
-        draw(figures.calibration(*rows, result["directions"]), "calibration.png")
-        directions, covariances = posterior_figures(run.problem, shown)
-        draw(directions, "directions.png")
-        draw(covariances, "covariance_rows.png")
     if config.model.smallest_noise is not None:
         result["likelihood"] = likelihood_scores(run.problem, run.params)
-    history = read_history(workdir, at_most=4000)
-    if history:
-        draw(figures.loss_curves(history), "loss_curves.png")
+    samples = None
     if config.model.denoiser is None:
-        result["sampling"] = _sample(run, draw)
-    else:
-        draw(posterior_samples(run.problem, shown), "posterior_samples.png")
+        result["sampling"], samples = _sample(run)
     result |= {
         "step": run.step,
         "noise": config.noise,
@@ -138,13 +121,51 @@ def evaluate_run(
         "test_seconds": time.monotonic() - begun,
         "versions": run_config.versions(),
     }
+    # Before anything is drawn: the numbers are kept whatever happens to the figures.
     write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
+    drawn = []
+    history = read_history(workdir, at_most=4000)
+    for name, figure in _figures(run.problem, shown, result, samples, history):
+        drawn.append(workdir / image_folder / name)
+        figures.save(figure, drawn[-1])
     write_report(run.problem, examples, result, drawn, workdir / REPORT_FILE)
     return result
 
 
-def _sample(run: LoadedRun, draw: Callable[[Any, str], None]) -> dict[str, Any]:
-    """Draw samples, show them and how their chains went; the numbers of the latter."""
+def _figures(
+    problem: Problem,
+    shown: Examples,
+    result: dict[str, Any],
+    samples: Samples | None,
+    history: list[dict],
+) -> Iterator[tuple[str, Any]]:
+    """The files of a run's figures and the figures, each made when its turn comes."""
+    yield "denoising.png", panel(problem, shown)
+    if "directions" in result:
+        rows = result["reliability"], result.get("recalibrated", {}).get("reliability")
+        yield "calibration.png", figures.calibration(*rows, result["directions"])
+        directions, covariances = posterior_figures(problem, shown)
+        yield "directions.png", directions
+        yield "covariance_rows.png", covariances
+    if history:
+        yield "loss_curves.png", figures.loss_curves(history)
+    if problem.config.model.denoiser is not None:
+        yield "posterior_samples.png", posterior_samples(problem, shown)
+    if samples is None:
+        return
+    value_range, sampling = problem.data.value_range, problem.config.sampling
+    grid = figures.sample_grid(samples.images[:SHOWN_SAMPLES], value_range)
+    yield "samples.png", grid
+    titles = [f"step {step}" for step in samples.steps]
+    if sampling.sampler not in ("langevin", "ozaki"):
+        titles = [f"sigma {sigma:.2g}" for sigma in samples.sigmas]
+    course = samples.course[:, : sampling.images]
+    yield "trajectories.png", figures.trajectories(course, titles, value_range)
+    yield "mixing.png", figures.mixing_curves(result["sampling"])
+
+
+def _sample(run: LoadedRun) -> tuple[dict[str, Any], Samples | None]:
+    """Numbers of samples and of how their chains went, and the samples, None if there are none."""
     problem, sampling = run.problem, run.problem.config.sampling
     result = {"sampler": sampling.sampler, "chains": sampling.chains, "finite": 0}
     if problem.config.model.classes is not None:
@@ -153,17 +174,9 @@ def _sample(run: LoadedRun, draw: Callable[[Any, str], None]) -> dict[str, Any]:
         samples = draw_samples(problem, run.params, progress=shows_progress())
     except UserError as error:  # the other numbers are worth keeping
         logger.warning("no samples: %s", error)
-        return result
-    value_range = problem.data.value_range
-    draw(figures.sample_grid(samples.images[:SHOWN_SAMPLES], value_range), "samples.png")
-    titles = [f"step {step}" for step in samples.steps]
-    if sampling.sampler not in ("langevin", "ozaki"):
-        titles = [f"sigma {sigma:.2g}" for sigma in samples.sigmas]
-    shown = samples.course[:, : sampling.images]
-    draw(figures.trajectories(shown, titles, value_range), "trajectories.png")
+        return result, None
     curves = course_curves(problem, run.params, samples)
-    draw(figures.mixing_curves(curves), "mixing.png")
-    return result | {"finite": len(samples.images), **curves}
+    return result | {"finite": len(samples.images), **curves}, samples
 
 
 def table(result: dict[str, Any]) -> str:

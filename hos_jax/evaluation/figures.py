@@ -1,7 +1,8 @@
 """Pictures of a run: denoising panels, loss curves, sample grids.
 
-Figures are matplotlib's without pyplot, so that nothing of the process changes; a notebook shows
-one that ends a cell. Images are (N, H, W, C), data units; `value_range` is their black and white.
+Figures are matplotlib's without pyplot, so that nothing of the process changes, and with its
+default settings, whatever the process has set; a notebook shows one that ends a cell. Images are
+(N, H, W, C), data units; `value_range` is their black and white.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.style import context
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from hos_jax.data import to_uint8
+
+# Around what makes or draws a figure: matplotlib's own settings in place of the process's.
+_plain = context("default")
 
 
 def _axes(
@@ -40,6 +45,7 @@ def _map(image: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(image), axis=-1))
 
 
+@_plain
 def size_map(values: np.ndarray, top: float) -> Any:
     """A figure of one map of sizes, (H, W, C), with its scale from 0 to `top`."""
     height, width = values.shape[:2]
@@ -55,6 +61,7 @@ def _titles(axes: Any, titles: list[str], size: int) -> None:
         axis.set_title(title, fontsize=size)
 
 
+@_plain
 def denoising_panel(
     clean: np.ndarray,
     noisy: np.ndarray,
@@ -98,6 +105,7 @@ def _columns(reliability: list[dict[str, float]]) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows]) for name in (rows or [{}])[0]}
 
 
+@_plain
 def calibration(
     reliability: list[dict[str, float]],
     recalibrated: list[dict[str, float]] | None,
@@ -162,6 +170,7 @@ def _signed(axis: Any, image: np.ndarray, except_at: tuple[int, int] | None = No
     axis.imshow(values, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
 
 
+@_plain
 def posterior_directions(
     noisy: np.ndarray,
     mean: np.ndarray,
@@ -190,6 +199,7 @@ def posterior_directions(
     return figure
 
 
+@_plain
 def posterior_samples(
     noisy: np.ndarray, mean: np.ndarray, samples: np.ndarray, value_range: tuple[float, float]
 ) -> Any:
@@ -226,6 +236,7 @@ def uncertain_pixels(deviation: np.ndarray, count: int) -> np.ndarray:
     return np.array(chosen, np.int32)
 
 
+@_plain
 def covariance_rows(
     mean: np.ndarray, pixels: np.ndarray, rows: np.ndarray, value_range: tuple[float, float]
 ) -> Any:
@@ -249,6 +260,7 @@ def covariance_rows(
     return figure
 
 
+@_plain
 def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
     """A figure with the images, (N, H, W, C), in a near-square grid."""
     columns = int(np.ceil(np.sqrt(len(images))))
@@ -259,6 +271,7 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
     return figure
 
 
+@_plain
 def trajectories(course: np.ndarray, titles: list[str], value_range: tuple[float, float]) -> Any:
     """A figure of chains over time, (kept, chains, H, W, C), with the titles of the kept steps."""
     kept, chains = course.shape[:2]
@@ -270,6 +283,7 @@ def trajectories(course: np.ndarray, titles: list[str], value_range: tuple[float
     return figure
 
 
+@_plain
 def mixing_curves(curves: dict[str, list[float]]) -> Any:
     """A figure of `generate.course_curves`: correlation with the start, distance from the data."""
     figure, ((left, right),) = _axes(1, 2, 8.4, 3.2)
@@ -296,6 +310,7 @@ _TITLES = {
 }
 
 
+@_plain
 def loss_curves(history: list[dict]) -> Any:
     """A figure of the training and held-out losses by step, from the rows of a run's history."""
     names = [name for name in _TITLES if any(name in row for row in history)]
@@ -316,12 +331,14 @@ def loss_curves(history: list[dict]) -> Any:
     return figure
 
 
+@_plain
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, making its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
+@_plain
 def as_array(figure: Any) -> np.ndarray:
     """A figure as pixels, uint8 (H, W, 3)."""
     figure.canvas.draw()

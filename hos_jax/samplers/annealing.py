@@ -19,7 +19,14 @@ from tqdm import tqdm
 
 from hos_jax.samplers.base import Chains, SamplingAlgorithm, advance, as_partial, start_carry
 from hos_jax.samplers.devices import over_devices
-from hos_jax.types import Array, PRNGKey, check_counts, check_floating
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    check_counts,
+    check_falling_levels,
+    check_floating,
+    check_positive,
+)
 
 
 def anneal_chains(
@@ -43,13 +50,14 @@ def anneal_chains(
         start = sigmas[0] * jax.random.normal(start_key, (chains, dim))
         samples = anneal_chains(key, sampler_at, start, sigmas, 20).states.position
 
-    ValueError if steps < 1, for other shapes or integers, or devices that do not divide the chains.
+    ValueError if steps < 1, for other shapes or integers, levels that are not positive and falling,
+    or devices that do not divide the chains.
 
     Args:
       key: one key for all chains.
       sampler_at: `sigma -> SamplingAlgorithm` for one chain at that level; sigma is traced.
       positions: where the chains start, (chains, D), such as sigmas[0] times standard normal noise.
-      sigmas: the levels in the order they are run, (levels,), data units.
+      sigmas: the levels, falling, (levels,), data units.
       steps: per level, at least 1.
       collect, devices, progress: see `run_chains`; it keeps something after each level, and
         functions must not change what they close over.
@@ -59,6 +67,9 @@ def anneal_chains(
     check_floating(positions=positions, sigmas=sigmas)
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {sigmas.shape}")
+    if len(sigmas) > 1:
+        check_falling_levels(sigmas)
+    check_positive(sigma=sigmas[0])
     if positions.ndim != 2:
         raise ValueError(f"expected positions of shape (chains, D), got {positions.shape}")
     sigmas = sigmas.astype(positions.dtype)

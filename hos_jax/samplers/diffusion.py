@@ -35,7 +35,13 @@ from jax.tree_util import Partial
 
 from hos_jax.linops import KRYLOV_VECTORS, Diagonal, SymmetricMatrix
 from hos_jax.samplers.base import Chains, SamplingAlgorithm, all_finite, as_partial, run_chains
-from hos_jax.types import Array, PRNGKey, check_falling_levels, check_floating_vectors
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    check_falling_levels,
+    check_floating_vectors,
+    check_structured,
+)
 
 CovarianceName = Literal["small", "large", "scalar", "diagonal", "full"]
 COVARIANCES = get_args(CovarianceName)
@@ -86,7 +92,7 @@ def guided(derivatives_fn: DerivativesFn, weight: float, unknown: Any) -> Deriva
     def overstated(y: Array, sigma: Array, condition: Any) -> tuple[Array, SymmetricMatrix | None]:
         known, hessian = derivatives_fn(y, sigma, condition)
         plain, _ = derivatives_fn(y, sigma, unknown)
-        return plain + weight * (known - plain), hessian
+        return plain + jnp.asarray(weight, plain.dtype) * (known - plain), hessian
 
     return overstated
 
@@ -106,8 +112,8 @@ def step_covariance(
 ) -> SymmetricMatrix:
     """What stands for C, (D, D), dimensionless and positive semi-definite.
 
-    C itself is floored at what the floating type resolves beside 1. ValueError for a missing s2
-    where the name asks for it.
+    C itself is floored at what the floating type resolves beside 1. ValueError for a missing s2,
+    TypeError for one that is a plain array, where the name asks for it.
 
     Args:
       hessian: s2(y), structured (D, D), 1 / data units^2, or None.
@@ -123,6 +129,7 @@ def step_covariance(
         return Diagonal(jnp.full_like(like, _CONSTANTS[covariance]))
     if hessian is None:
         raise ValueError(f"covariance {covariance!r} needs s2, and derivatives_fn gives none")
+    check_structured(hessian, "s2")
     posterior = hessian.scale(sigma**2).add_identity(1.0)
     if covariance == "full":
         return posterior.floor(float(jnp.finfo(like.dtype).eps))[0]
@@ -289,6 +296,7 @@ def second_order(*, gradient: bool = False, krylov_vectors: int = KRYLOV_VECTORS
             score, hessian = derivatives_fn(point, level)
             if hessian is None:
                 raise ValueError("a second-order step needs s2, and derivatives_fn gives none")
+            check_structured(hessian, "s2")
             return hessian.trace(), (score, hessian)
 
         bend = jnp.zeros_like(y)

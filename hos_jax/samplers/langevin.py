@@ -45,6 +45,8 @@ def _kernel(
     rng_key: PRNGKey, state: LangevinState, score_fn: ScoreFn, step_size: Array | float
 ) -> tuple[LangevinState, LangevinInfo]:
     noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
+    # A number of NumPy or JAX would lift the position to its type.
+    step_size = jnp.asarray(step_size, state.position.dtype)
     jump = step_size * state.score + jnp.sqrt(2.0 * step_size) * noise
     new_state = init(state.position + jump, score_fn)
     return new_state, LangevinInfo(jnp.sum(jnp.square(jump)), all_finite(new_state))

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from hos_jax.linops import KRYLOV_VECTORS, HessianFn, SymmetricMatrix
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_floating_vectors
+from hos_jax.types import Array, PRNGKey, ScoreFn, check_floating_vectors, check_structured
 
 # On mixtures: without a bound single chains leave the modes for good, and a bound of 0.1 makes the
 # law of the chains visibly too narrow.
@@ -72,9 +72,11 @@ def join(score_fn: ScoreFn, hessian_fn: HessianFn) -> DerivativesFn:
 
 
 def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
-    """The state of a chain at `position`; ValueError unless all three are floating and of one D."""
+    """The state of a chain at `position`; ValueError unless all three are floating and of one D,
+    TypeError for a plain array as s2."""
     check_floating_vectors(position=position)
     score, hessian = derivatives_fn(position)
+    check_structured(hessian, "s2")
     check_floating_vectors(position=position, score=score, hessian_rows=hessian.shape[:-1])
     return OzakiState(position, score, hessian)
 
@@ -103,14 +105,18 @@ def build_kernel(
     """
     if growth_bound is not None and not growth_bound >= 0:
         raise ValueError(f"expected growth_bound >= 0, got {growth_bound}")
+    bound = None if growth_bound is None else float(growth_bound)
 
     def kernel(
         rng_key: PRNGKey, state: OzakiState, derivatives_fn: DerivativesFn, step_size: Array | float
     ) -> tuple[OzakiState, OzakiInfo]:
+        # A number of NumPy or JAX would lift the position to its type.
+        step_size = jnp.asarray(step_size, state.position.dtype)
+
         def time(eigenvalues: Array) -> Array:
-            if not growth_bound:
+            if not bound:
                 return jnp.full_like(eigenvalues, step_size)
-            ratio = jnp.maximum(step_size * eigenvalues, 0.0) / growth_bound
+            ratio = jnp.maximum(step_size * eigenvalues, 0.0) / bound
             small = ratio < 1e-2
             safe = jnp.where(small, 1.0, ratio)
             square = jnp.square(jnp.where(small, ratio, 0.0))
@@ -118,7 +124,7 @@ def build_kernel(
             return step_size * jnp.where(small, series, jnp.tanh(safe) / safe)
 
         def growth(eigenvalues: Array) -> Array:
-            if growth_bound == 0:
+            if bound == 0:
                 eigenvalues = jnp.minimum(eigenvalues, 0.0)
             return time(eigenvalues) * eigenvalues
 

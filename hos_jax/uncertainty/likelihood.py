@@ -47,6 +47,15 @@ LogDensityFn = Callable[[Array], Array]
 _EVALUATIONS_PER_STEP = 6
 
 
+def check_rising_levels(sigmas: Array) -> None:
+    """`check_falling_levels`, of levels that rise."""
+    if not isinstance(sigmas, jax.core.Tracer) and np.ndim(sigmas) == 1 and len(sigmas) > 1:
+        known = np.asarray(sigmas)
+        if not (np.all(np.diff(known) > 0) and known[0] > 0 and known[-1] < np.inf):
+            raise ValueError(f"expected positive noise levels that rise, got {known}")
+    check_falling_levels(sigmas[::-1])
+
+
 def gaussian_log_density(mean: Array, variance: Array | float) -> LogDensityFn:
     """log N(mean, variance I), for the law at the largest noise level: with the data's mean, (D,),
     and sigma_max^2 plus the data's variance, a scalar or (D,), data units^2."""
@@ -83,7 +92,7 @@ def calibrated_trace_fn(
       ValueError: unless sigmas, rising, and ratios are of one shape (levels,).
     """
     check_floating_vectors(sigmas=sigmas, ratios=ratios)
-    check_falling_levels(sigmas[::-1])
+    check_rising_levels(sigmas)
 
     def score_and_trace(noisy: Array, sigma: Array) -> tuple[Array, Array]:
         score, hessian = derivatives_fn(noisy, sigma)
@@ -121,7 +130,7 @@ def trace_ratios(
     check_counts(probes=probes)
     if clean.ndim != 2:
         raise ValueError(f"expected points (N, D), got {clean.shape}")
-    check_falling_levels(sigmas[::-1])
+    check_rising_levels(sigmas)
     dim = clean.shape[1]
 
     def traces(key: PRNGKey, clean: Array, sigma: Array) -> tuple[Array, Array]:

@@ -40,7 +40,7 @@ from hos_jax.fit import minimize
 from hos_jax.linops import Diagonal
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.mlp import MLP
-from hos_jax.types import Array, PRNGKey, check_counts, check_positive
+from hos_jax.types import Array, PRNGKey, check_counts, check_positive, check_unmasked
 
 # Shares of the known variables that are noisy in an example, drawn at random.
 _NOISY_SHARES = (0.05, 0.2, 0.5)
@@ -227,7 +227,9 @@ def standardized(data: Any) -> np.ndarray:
     Raises:
       UserError: for another shape, fewer than two columns or rows, what is no number or not
         finite, or a column of one value.
+      ValueError: for a masked array of which something is masked.
     """
+    check_unmasked(table=data)
     try:
         table = np.asarray(data, dtype=float)
     except (TypeError, ValueError) as error:
@@ -316,7 +318,7 @@ def causal_order(
       sigma: the noise level, deviations of the data.
       steps: of training, which is done once.
       features: width of the network.
-      rows: at how many rows, the first ones, the precisions are compared.
+      rows: at how many rows, drawn at random without replacement, the precisions are compared.
 
     Raises:
       UserError: for a table that is none, see `standardized`.
@@ -328,8 +330,10 @@ def causal_order(
     variances = _relative_units(data) if same_noise else None
     model = Conditionals(features)
     fit_key, noise_key = jax.random.split(key)
+    row_key = jax.random.fold_in(jax.random.clone(key), 2)
     params = _fit(fit_key, model, table, sigma, steps=steps)
-    return order_by(noise_key, model, params, table[:rows], sigma, variances=variances)
+    points = jax.random.permutation(row_key, table)[:rows]
+    return order_by(noise_key, model, params, points, sigma, variances=variances)
 
 
 # Compiled once for all tables of one shape.

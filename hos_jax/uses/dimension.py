@@ -28,16 +28,17 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     check_counts,
-    check_falling_levels,
     check_floating_vectors,
     check_positive,
+    check_structured,
     check_vectors,
 )
-from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
+from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn, check_rising_levels
 
 
 def covariance_of(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
-    """C = I + sigma^2 s2, dimensionless, structured (D, D)."""
+    """C = I + sigma^2 s2, dimensionless, structured (D, D); TypeError for a plain array as s2."""
+    check_structured(score2, "score2")
     return score2.scale(sigma**2).add_identity(1.0)
 
 
@@ -243,7 +244,7 @@ def noise_level(
       MacKay, "Bayesian Interpolation", 1992, for the rule.
     """
     check_floating_vectors(noisy=noisy)
-    check_falling_levels(sigmas[::-1])
+    check_rising_levels(sigmas)
     check_counts(0, steps=steps)
     dim = noisy.shape[0]
     levels = jnp.asarray(sigmas, noisy.dtype)

@@ -39,7 +39,7 @@ import numpy as np
 
 from hos_jax.errors import NonFiniteError
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, PRNGKey, check_positive
+from hos_jax.types import Array, PRNGKey, check_positive, check_unmasked
 from hos_jax.uncertainty import inverse
 from hos_jax.uncertainty.posterior import Posterior
 from hos_jax.uses.greedy import Choice as Choice
@@ -94,7 +94,9 @@ class Seen:
 
     def add(self, places: Array, values: Array) -> Seen:
         """With these measured too, (n,) each. Not to be traced; ValueError where there is no room,
-        for places that are no whole numbers from 0, and for values that are not finite."""
+        for places that are no whole numbers from 0 or are measured already, and for values that are
+        masked or not finite."""
+        check_unmasked(places=places, values=values)
         known = np.asarray(places)
         if known.ndim != 1 or known.shape != np.shape(values) or known.dtype.kind not in "iu":
             raise ValueError(
@@ -103,6 +105,9 @@ class Seen:
             )
         if (known < 0).any() or not np.isfinite(np.asarray(values)).all():
             raise ValueError("places must not be negative, and values must be finite")
+        taken = np.concatenate([np.asarray(self.places)[np.asarray(self.valid)], known])
+        if len(np.unique(taken)) < len(taken):
+            raise ValueError(f"each place is measured at most once, got {taken.tolist()}")
         begin = int(np.sum(np.asarray(self.valid)))
         end = begin + len(places)
         if end > len(self.places):
@@ -120,13 +125,26 @@ class Seen:
         places = jnp.where(self.valid, self.places, dim)
         return jnp.ones(dim, bool).at[places].set(False, mode="drop")
 
+    def astype(self, dtype: Any) -> Seen:
+        """With values and noise of this type."""
+        values, noise_std = (jnp.asarray(x, dtype) for x in (self.values, self.noise_std))
+        return dataclasses.replace(self, values=values, noise_std=noise_std)
+
     def rows(self, dim: int, dtype: Any) -> Array:
-        """A, (m, D); a row that does not count is zero."""
+        """A, (m, D); a row that does not count is zero. ValueError for a place beyond D, unless
+        places are traced."""
+        if not any(isinstance(x, jax.core.Tracer) for x in (self.places, self.valid)):
+            _check_places(np.asarray(self.places)[np.asarray(self.valid)], dim)
         if self.rows_fn is None:
             rows = jax.nn.one_hot(self.places, dim, dtype=dtype)
         else:
             rows = self.rows_fn(self.places).astype(dtype)
         return rows * self.valid[:, None].astype(dtype)
+
+
+def _check_places(places: np.ndarray, dim: int) -> None:
+    if (places >= dim).any():
+        raise ValueError(f"expected places below {dim}, got {places.tolist()}")
 
 
 def _gain(posterior: Posterior, seen: Seen) -> tuple[Callable[[Array, Array], Array], Array]:
@@ -144,6 +162,7 @@ def _gain(posterior: Posterior, seen: Seen) -> tuple[Callable[[Array, Array], Ar
 
 def condition(posterior: Posterior, seen: Seen) -> Conditioned:
     """The Gaussian of x given y, conditioned on what was seen too."""
+    seen = seen.astype(posterior.mean.dtype)
     move, columns = _gain(posterior, seen)
     return Conditioned(move(posterior.mean, seen.values), columns)
 
@@ -152,6 +171,7 @@ def conditional_sample(key: PRNGKey, posterior: Posterior, seen: Seen) -> Array:
     """One draw of x given y and b, (D,), by Matheron's rule: as that of
     `hos_jax.uncertainty.inverse`, with the solve done directly, in O(m^3 + D m)."""
     draw_key, noise_key = jax.random.split(key)
+    seen = seen.astype(posterior.mean.dtype)
     move, _ = _gain(posterior, seen)
     draw = posterior.sample(draw_key, 1)[0]
     noise = jax.random.normal(noise_key, seen.values.shape, draw.dtype)
@@ -202,7 +222,7 @@ def belief_of_samples(samples: Array) -> Belief:
     if samples.ndim != 2 or len(samples) < 2:
         raise ValueError(f"expected two or more samples, (N, D), got {samples.shape}")
     mean = jnp.mean(samples, axis=0)
-    return Belief(mean, (samples - mean[None]).T / np.sqrt(len(samples) - 1))
+    return Belief(mean, (samples - mean[None]).T / (len(samples) - 1) ** 0.5)
 
 
 def chain(
@@ -213,6 +233,7 @@ def chain(
 
     Arguments and errors as of `inverse.descend`; one evaluation of `posterior_fn` for each level.
     """
+    sigmas = jnp.asarray(sigmas, jnp.asarray(start).dtype)
     if len(sigmas) == 1:
         return posterior_fn(start, sigmas[0])
     descend_key, bridge_key = jax.random.split(key)
@@ -282,7 +303,8 @@ def reveal(
       noise_std: t.
       rounds: how many values are measured in each round, before the belief is renewed; ValueError
         unless each is positive and all together are at most D.
-      choose_fn: `(key, belief, seen, count) -> places`; a place below 0 is none.
+      choose_fn: `(key, belief, seen, count) -> places`; a place below 0 is none. ValueError for
+        one beyond D, or one that is measured already.
       room: what was seen has room for a multiple of so many values, as another shape is another
         compilation.
       rows_fn: see `Seen`; of at most D places.
@@ -307,6 +329,7 @@ def reveal(
             raise NonFiniteError("the belief is not finite: look at the chains behind it")
         if number < len(rounds):
             chosen = np.asarray(choose_fn(choose_key, belief, known, rounds[number]))
+            _check_places(chosen, len(belief.mean))
             places = jnp.asarray(chosen[chosen >= 0])
             seen = seen.add(places, read_fn(places))
     return Revealed(seen, jnp.stack(means), jnp.stack(expected))

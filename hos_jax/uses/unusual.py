@@ -38,13 +38,12 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     check_counts,
-    check_falling_levels,
     check_floating,
     check_floating_vectors,
     check_positive,
     check_vectors,
 )
-from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
+from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn, check_rising_levels
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR
 from hos_jax.uses.dimension import LEAST_FREE, covariance_of
 
@@ -88,7 +87,7 @@ def features(
       clean: x, (D,), data units.
       derivatives_fn: (noisy, sigma) -> s1 and s2, of a model of many noise levels.
       sigmas: noise levels, (levels,), rising, two or more.
-      leading: k of the leading eigenvalues.
+      leading: k of the leading eigenvalues; at most D are taken.
       krylov_vectors: for these, by Lanczos where C is no `Diagonal` or `Dense`; at most D are used.
       floor: the least variance in units of sigma^2, see `SymmetricMatrix.floor`.
 
@@ -96,10 +95,11 @@ def features(
       ValueError: for shapes that do not fit, integers, or counts below 1.
     """
     check_floating_vectors(clean=clean)
-    check_falling_levels(sigmas[::-1])
+    check_rising_levels(sigmas)
     check_counts(draws=draws, leading=leading, krylov_vectors=krylov_vectors)
     check_positive(floor=floor)
     dim = clean.shape[0]
+    leading = min(dim, leading)
     krylov_vectors = min(dim, max(krylov_vectors, leading))
 
     def one(key: PRNGKey, sigma: Array) -> Features:
@@ -202,7 +202,7 @@ def unusual_map(
     or adds what it does not expect to. Arguments and errors as of `features`.
     """
     check_floating_vectors(clean=clean)
-    check_falling_levels(sigmas[::-1])
+    check_rising_levels(sigmas)
     check_counts(draws=draws)
     check_positive(floor=floor)
 

@@ -101,3 +101,22 @@ def test_a_mistake_is_one_line(run, tmp_path, arguments, message):
     done = run(*arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_table_is_not_written_over_by_another_name_of_it(run, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("1,2\n3,4\n")
+    (tmp_path / "link.csv").symlink_to(table)
+    (tmp_path / "folder").mkdir()
+    for name in ("folder/../table.csv", "link.csv"):
+        done = run("table.csv", f"--output={name}")
+        assert done.returncode == 2 and "must be another file" in done.stderr
+        assert table.read_text() == "1,2\n3,4\n"
+
+
+def test_the_output_may_be_in_the_home_of_the_user(run, environment, tmp_path, monkeypatch):
+    monkeypatch.setitem(environment, "HOME", str(tmp_path))
+    np.savetxt(tmp_path / "table.csv", np.random.default_rng(0).normal(size=(9, 2)), delimiter=",")
+    done = run("table.csv", "--steps=1", "--output=~/evidence.csv")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "evidence.csv").exists()

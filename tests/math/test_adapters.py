@@ -219,6 +219,19 @@ def test_a_mean_of_each_channel(kind):
     np.testing.assert_allclose(jax.jit(score_fn)(image, 0.3), wanted)
 
 
+def test_points_have_their_channels_last_whatever_the_layout_of_the_network():
+    score_fn = adapters.score_fn(lambda x: 0.5 * x, "clean", level="none", layout="CHW")
+    for shape in ((3, 6, 6), (1, 6, 6), (4, 6), (2, 6, 6, 3), (6,)):
+        with pytest.raises(ValueError, match=r"expected an image \(H, W, C\), whatever"):
+            score_fn(jnp.ones(shape), 0.1)
+    for shape in ((6, 5, 3), (6, 5, 4), (1, 5, 1), (3, 5, 3)):
+        assert score_fn(jnp.ones(shape), 0.1).shape == shape
+    spectra = adapters.score_fn(
+        lambda x: 0.5 * x, "clean", level="none", layout="CHW", shape=(1, 5, 6)
+    )
+    assert spectra(jnp.ones((1, 5, 6)), 0.1).shape == (1, 5, 6)
+
+
 def test_normalization_maps_the_ends():
     found = adapters.normalization((-1.0, 1.0), (0.0, 1.0))
     for value, wanted in ((-1.0, 0.0), (1.0, 1.0), (0.0, 0.5)):

@@ -148,6 +148,27 @@ def test_what_is_no_table_is_refused(table, message):
         causal.causal_order(jax.random.key(0), table, steps=1)
 
 
+def test_masked_values_are_refused():
+    table = np.ma.masked_array(draw(10), mask=False)
+    causal.standardized(table)
+    table[3, 0] = np.ma.masked
+    with pytest.raises(ValueError, match="table has masked values"):
+        causal.causal_order(jax.random.key(0), table, steps=1)
+
+
+def test_precisions_are_compared_at_rows_at_random(monkeypatch):
+    """A sorted table is as good as any."""
+    monkeypatch.setattr(causal, "_fit", lambda *_, **__: None)
+    monkeypatch.setattr(causal, "order_by", lambda *arguments, **_: np.asarray(arguments[3]))
+    table = np.sort(draw(300), axis=0)
+    rows = [tuple(row) for row in causal.standardized(table)]
+    for count in (100, 1000):
+        found = causal.causal_order(jax.random.key(0), table, rows=count)
+        places = [rows.index(tuple(row)) for row in found]
+        assert len(set(places)) == len(places) == min(count, 300)
+        assert abs(np.mean(places) - 149.5) < 4.0 * 300 / 12**0.5 / count**0.5
+
+
 def test_standardized_columns_have_mean_0_and_variance_1():
     table = causal.standardized(1e6 + 1e-3 * draw(500))
     assert table.dtype == np.float32

@@ -288,10 +288,14 @@ def test_chains_keep_a_trajectory_and_report_what_diverges():
     assert chains.trajectory.shape == (2, 3, 1)
     np.testing.assert_array_equal(chains.trajectory[-1], chains.states.position)
     np.testing.assert_array_equal(chains.states.sigma, [0.5] * 3)
-    # Without s2 what needs it says so.
+    # Without s2 what needs it says so, and so with a plain array.
     for kernel in (diffusion.ancestral(), diffusion.ddim("scalar"), diffusion.second_order()):
         with pytest.raises(ValueError, match="needs s2"):
             reverse_chains(jax.random.key(0), kernel, derivatives_fn, start, sigmas)
+        with pytest.raises(TypeError, match="s2 is an array of the shape"):
+            reverse_chains(
+                jax.random.key(0), kernel, lambda y, s: (-y, -jnp.eye(len(y))), start, sigmas
+            )
     for kernel in (diffusion.ancestral("small"), diffusion.ancestral("large")):
         chains = reverse_chains(jax.random.key(0), kernel, derivatives_fn, start[:1], sigmas)
         assert chains.is_finite.all()

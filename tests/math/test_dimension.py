@@ -225,7 +225,9 @@ def test_what_does_not_fit_is_refused():
     def derivatives_fn(noisy, sigma):
         return noisy, Dense(jnp.eye(3))
 
-    with pytest.raises(ValueError, match="levels that fall"):
+    with pytest.raises(ValueError, match=r"levels that rise, got \[1\.  0\.5\]"):
         dimension.noise_level(score1, derivatives_fn, jnp.array([1.0, 0.5]))
+    with pytest.raises(TypeError, match="score2 is an array"):
+        dimension.covariance_of(jnp.eye(3), 0.5)
     with pytest.raises(ValueError, match="number draws >= 1"):
         dimension.local_dimension(jax.random.key(0), score1, derivatives_fn, 0.5, draws=0)

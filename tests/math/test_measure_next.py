@@ -154,6 +154,22 @@ def test_samples_have_their_covariance():
     np.testing.assert_allclose(found, np.cov(np.asarray(samples).T), atol=1e-12)
 
 
+def test_chains_keep_the_type_of_their_start():
+    law = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), LAW)
+
+    def posterior_fn(noisy, sigma):
+        smooth = law.smooth(sigma)
+        return uncertainty.posterior(noisy, smooth.score(noisy), smooth.hessian(noisy), sigma)
+
+    seen = measure_next.Seen.none(2, np.float64(NOISE_STD)).add(np.array([1]), np.array([0.5]))
+    start = jnp.ones(DIM, jnp.float32)
+    ends = jax.vmap(
+        lambda key: measure_next.chain(key, posterior_fn, seen, start, np.array([9.0, 3.0, 1.0]))
+    )(jax.random.split(jax.random.key(9), 3))
+    found = measure_next.belief_of_chains(ends, seen)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
+
+
 def exact_belief(_, seen):
     """The Gaussian law itself, given what was seen."""
     root = jnp.linalg.cholesky(LAW.covariance)
@@ -281,9 +297,25 @@ def test_bad_input_is_refused():
         ([1], [np.nan], "must be finite"),
         ([1, 2], [0.0], "as many values"),
         ([1.5], [0.0], "expected integers"),
+        ([1, 1], [0.0, 0.0], "each place is measured at most once"),
     ]:
         with pytest.raises(ValueError, match=message):
             seen_of(places, values, 2)
+    with pytest.raises(ValueError, match="at most once, got \\[3, 3\\]"):
+        seen_of([3], [0.0], 2).add(np.array([3]), np.zeros(1))
+    with pytest.raises(ValueError, match="values has masked values"):
+        measure_next.Seen.none(2, 0.1).add(np.array([3]), np.ma.masked_array([1.0], mask=[True]))
+    with pytest.raises(ValueError, match="places below 12, got \\[1, 12\\]"):
+        measure_next.condition(posterior_fn(jnp.ones(DIM), 1.0), seen_of([1, DIM], [0.0, 0.0], 3))
+    with pytest.raises(ValueError, match="places below 12"):
+        measure_next.reveal(
+            jax.random.key(0),
+            exact_belief,
+            lambda places: pytest.fail("nothing is to be read"),
+            NOISE_STD,
+            [1],
+            choose_fn=lambda *_: np.array([DIM]),
+        )
     with pytest.raises(ValueError, match="allowed of shape"):
         measure_next.choose(product, DIM, NOISE_STD, 1, allowed=np.ones(1, bool))
     with pytest.raises(ValueError, match="room for 1 values"):

@@ -412,8 +412,9 @@ def test_annealing_reports_diverged_chains_and_bad_arguments():
     assert coarse.states.position.dtype == jnp.float32 and coarse.is_finite[0]
     with pytest.raises(ValueError, match="steps >= 1"):
         anneal_chains(jax.random.key(0), sampler_at, start, jnp.ones(2), 0)
-    with pytest.raises(ValueError, match="noise levels"):
-        anneal_chains(jax.random.key(0), sampler_at, start, jnp.ones(0), 1)
+    for levels in ([], [0.5, 1.0], [1.0, 0.0], [1.0, -0.5], [np.nan, 0.5], [0.0]):
+        with pytest.raises(ValueError, match=r"noise levels|positive and finite scalar sigma"):
+            anneal_chains(jax.random.key(0), sampler_at, start, jnp.array(levels), 1)
 
 
 @pytest.fixture
@@ -507,6 +508,28 @@ def test_float32_at_every_scale(sigma):
         assert chains.is_finite.all() and chains.states.position.dtype == jnp.float32
         found = np.var(np.asarray(chains.states.position, np.float64) / sigma)
         assert abs(found - variance) < 5 * variance * np.sqrt(2 / (2 * count))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("number", [np.float64, np.float32, jnp.float64])
+def test_positions_keep_their_type_whatever_that_of_a_setting(dtype, number):
+    start = jnp.ones((2, 3), dtype)
+    for sampler in (
+        langevin.as_top_level_api(jnp.negative, number(0.1)),
+        ozaki.as_top_level_api(
+            lambda x: (-x, Diagonal(-jnp.ones_like(x))),
+            number(0.1),
+            growth_bound=None if number is jnp.float64 else number(0.5),
+        ),
+    ):
+        chains = run_chains(jax.random.key(0), sampler.step, jax.vmap(sampler.init)(start), 2)
+        assert chains.is_finite.all() and chains.states.position.dtype == dtype
+
+
+def test_a_plain_array_as_second_derivative_is_refused():
+    sampler = ozaki.as_top_level_api(lambda x: (-x, -jnp.eye(2)), 0.1)
+    with pytest.raises(TypeError, match=r"s2 is an array of the shape \(2, 2\): wrap it, linops"):
+        jax.vmap(sampler.init)(jnp.ones((3, 2)))
 
 
 def test_what_is_no_state_of_chains_is_refused():

@@ -127,14 +127,26 @@ def test_a_foreign_point_and_its_foreign_value_are_found(law):
     np.testing.assert_allclose(jnp.mean(usual_maps, axis=0), 1.0, atol=0.3)
 
 
+@pytest.mark.parametrize("dim", [1, 3])
+def test_of_few_values_all_eigenvalues_lead(dim):
+    def derivatives_fn(noisy, sigma):
+        return -noisy, DiagonalPlusLowRank(jnp.full(dim, -0.5), 0.1 * jnp.ones((dim, 1)))
+
+    found = unusual.features(jax.random.key(0), jnp.zeros(dim), derivatives_fn, SIGMAS)
+    np.testing.assert_allclose(found.leading, found.trace, rtol=1e-9)
+
+
 def test_what_does_not_fit_is_refused():
     key, clean = jax.random.key(0), jnp.zeros(4)
 
     def derivatives_fn(noisy, sigma):
         return -noisy, DiagonalPlusLowRank(jnp.full(4, -0.5), jnp.zeros((4, 1)))
 
-    with pytest.raises(ValueError, match="levels that fall"):
-        unusual.features(key, clean, derivatives_fn, jnp.array([1.0, 0.5]))
+    for function in (unusual.features, unusual.unusual_map):
+        with pytest.raises(ValueError, match=r"levels that rise, got \[1\.  0\.5\]"):
+            function(key, clean, derivatives_fn, jnp.array([1.0, 0.5]))
+        with pytest.raises(TypeError, match="score2 is an array"):
+            function(jax.random.key(2), clean, lambda y, s: (-y, -jnp.eye(4)), SIGMAS)
     with pytest.raises(ValueError, match="floating-point"):
         unusual.unusual_map(key, jnp.zeros(4, int), derivatives_fn, SIGMAS)
     with pytest.raises(ValueError, match="leading >= 1"):

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 
 from hos_jax.evaluation import figures, report
-from hos_jax.evaluation.evaluate import evaluate_run
+from hos_jax.evaluation.evaluate import METRICS_FILE, evaluate_run
 from hos_jax.evaluation.held_out import held_out_examples
 from hos_jax.linops import Dense
 from hos_jax.training import loop
@@ -128,3 +129,36 @@ def test_images_are_drawn_without_ticks_and_curves_with_them():
     assert not any(axis.axison for axis in figures.sample_grid(images, (-1.0, 1.0)).axes)
     history = [{"group": "train", "step": step, "score1": 1.0} for step in (1, 2)]
     assert all(axis.axison for axis in figures.loss_curves(history).axes)
+
+
+def test_settings_of_the_process_do_not_reach_the_figures(tmp_path):
+    images = np.linspace(-1.0, 1.0, 48).reshape(3, 4, 4, 1)
+    history = [{"group": "train", "step": step, "score1": 1.0} for step in (1, 2)]
+
+    def drawn(name):
+        made = figures.sample_grid(images, (-1.0, 1.0)), figures.loss_curves(history)
+        for number, figure in enumerate(made):
+            figures.save(figure, tmp_path / f"{name}{number}.png")
+        pictures = [figures.as_array(figure) for figure in made]
+        return pictures, [path.read_bytes() for path in sorted(tmp_path.glob(f"{name}*"))]
+
+    plain = drawn("plain")
+    others = {"image.origin": "lower", "text.usetex": True, "savefig.bbox": "tight"}
+    with matplotlib.rc_context(others | {"axes.facecolor": "red", "xtick.labelsize": 20}):
+        before = dict(matplotlib.rcParams)
+        again = drawn("again")
+        assert dict(matplotlib.rcParams) == before
+    assert again[1] == plain[1]
+    for first, second in zip(plain[0], again[0], strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_the_numbers_are_kept_where_a_figure_fails(run_folder, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no figure")
+
+    (run_folder / METRICS_FILE).unlink()
+    monkeypatch.setattr(figures, "denoising_panel", fails)
+    with pytest.raises(RuntimeError, match="no figure"):
+        evaluate_run(load_run(run_folder).problem.config, run_folder)
+    assert json.loads((run_folder / METRICS_FILE).read_text())["sampling"]["finite"] > 0
