@@ -101,7 +101,7 @@ def _export(values: flags.FlagValues, rest: list[str]) -> None:
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
     workdir = run_folder(values)
-    output = Path(values.output or workdir / "parameters.safetensors")
+    output = Path(values.output or workdir / "parameters.safetensors").expanduser()
     options = {"half": values.half, "examples": values.examples}
     found = export_parameters(workdir, output, **options)
     images = f", {len(found.data.held_out)} held-out images" if values.examples else ""

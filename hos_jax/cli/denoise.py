@@ -59,7 +59,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     if values.tile is not None and values.tile < 0:
         raise UserError(f"--tile must be positive, or 0 for the whole picture, got {values.tile}")
     path, workdir = Path(rest[0]), run_folder(values)
-    output = Path(values.output or f"{path.stem}_denoised")
+    output = Path(values.output or f"{path.stem}_denoised").expanduser()
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: choose another --output")
     if output.is_dir() and any(output.iterdir()) and not (output / picture.PAGE).is_file():
@@ -67,11 +67,11 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     other = picture.made_of(output)
     if other not in (None, path.absolute()):
         raise UserError(f"{output} holds what was made of {other}: choose another --output")
-    if path.absolute().parent == output.absolute():
+    if path.resolve().parent == output.resolve():
         raise UserError(f"{output} holds the picture itself: choose another --output")
     loaded = load_run(workdir, images=False)
     root = loaded.problem.config.data.root
-    if root is not None and Path(root).absolute() in (output.absolute() / "x").parents:
+    if root is not None and Path(root).expanduser().absolute() in (output.absolute() / "x").parents:
         raise UserError(f"{output} is within the images of the run: choose another --output")
     sigma = None
     if values.sigma is not None:

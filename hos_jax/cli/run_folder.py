@@ -19,7 +19,7 @@ def run_folder(values: flags.FlagValues) -> Path:
             raise UserError(f"--{flag}={name!r} must be a name or a relative path without '..'")
         if not name.isprintable():
             raise UserError(f"--{flag}={name!r} has characters that are no text")
-    workdir = Path(values.run) / values.doc
+    workdir = Path(values.run).expanduser() / values.doc
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: choose another --doc")
     return workdir

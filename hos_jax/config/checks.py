@@ -14,6 +14,14 @@ from hos_jax.errors import UserError
 # Of reverse diffusion.
 EVALUATIONS_PER_STEP = {"ancestral": 1, "ddim": 1, "heun": 2, "second_order": 1}
 SAMPLERS = ("langevin", "ozaki", "annealed_langevin", "annealed_ozaki", *EVALUATIONS_PER_STEP)
+# Which networks have a setting. No config sets one for all of them, as `multipliers` and `depth`.
+_NETWORKS_WITH = {
+    "blocks": ("unet",),
+    "patch_size": ("unet",),
+    "attention_size": ("unet",),
+    "dtype": ("unet", "refinenet"),
+    "remat": ("unet", "refinenet"),
+}
 _POSITIVE = """
 noise optim.lr optim.eps model.ngf model.rank model.reach model.floor model.blocks model.depth
 model.patch_size training.steps training.batch_size training.log_every training.evaluate_every
@@ -160,6 +168,7 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         not weight or loss.second_order in RESIDUAL,
         f"loss.jacobian_weight={weight} needs loss.second_order to be one of {', '.join(RESIDUAL)}",
     )
+    _validate_unused(config)
     _validate_noise_range(config)
     _validate_classes(config)
     _validate_denoiser(config)
@@ -175,6 +184,22 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
     _require(
         model.output_units != "score" or not model.data_std,
         "model.output_units=score needs model.data_std=0: such a network gives the score itself",
+    )
+
+
+def _validate_unused(config: ml_collections.ConfigDict) -> None:
+    """Refuse settings that would have no effect."""
+    name, default = config.model.name, default_config()
+    for key, networks in _NETWORKS_WITH.items():
+        value = config.model[key]
+        _require(
+            name in networks or value == default.model[key],
+            f"model.{key}={value} needs model.name={' or '.join(networks)}, got {name}",
+        )
+    dropout = config.training.label_dropout
+    _require(
+        config.model.classes is not None or dropout == default.training.label_dropout,
+        f"training.label_dropout={dropout} needs model.classes",
     )
 
 

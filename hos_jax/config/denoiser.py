@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from hos_jax import adapters
 from hos_jax.data.image_data import UNIT_RANGE
 from hos_jax.errors import UserError, did_you_mean, reason
 
+# The folder of each module that a denoiser's file has imported from beside itself.
+_BESIDE: dict[str, str] = {}
 _LEVEL_NAMES = ("sigma", "std", "noise", "level", "noise_level", "noise_std")
 
 
@@ -39,6 +42,10 @@ def load_denoiser(
         function of NumPy arrays: `denoise(noisy, sigma)` of images (N, H, W, C) and of the
         deviation of their noise, (N,); or of the images alone.
       value_range: data units that both know as 0 and 1.
+
+    A file finds modules beside itself, its own also where another denoiser's are of the same name.
+    That holds while it is imported: of such names, a function that imports one when it is called
+    gets that of the denoiser that was loaded last.
 
     Raises:
       UserError: for what cannot be imported, or is neither of the two.
@@ -121,9 +128,35 @@ def _import(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     # What looks up its own module, as dataclasses do, finds it there.
     sys.modules[spec.name] = module
-    with _first_on_the_path(path.absolute().parent):
+    with _own_modules(path.absolute().parent):
         spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _own_modules(folder: Path) -> Iterator[None]:
+    """Find modules of a folder, while one is imported, and none of another denoiser's folder."""
+    others = {
+        name: sys.modules.pop(name)
+        for name in list(sys.modules)
+        if _BESIDE.get(name.partition(".")[0], str(folder)) != str(folder)
+    }
+    known = set(sys.modules)
+    try:
+        with _first_on_the_path(folder):
+            yield
+    finally:
+        new = [name for name in set(sys.modules) - known if "." not in name]
+        # Functions may import the same names once more when they are called.
+        for name, module in others.items():
+            if name.partition(".")[0] not in new:
+                sys.modules[name] = module
+        _BESIDE.update({name: str(folder) for name in new if _lies_in(sys.modules[name], folder)})
+
+
+def _lies_in(module: Any, folder: Path) -> bool:
+    places = getattr(module, "__path__", None) or [getattr(module, "__file__", None)]
+    return any(os.path.dirname(str(place)) == str(folder) for place in places)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,14 @@ def to_plain(config: ml_collections.ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
+def _with_full_root(config: ml_collections.ConfigDict) -> dict:
+    plain = to_plain(config)
+    root = plain["data"]["root"]
+    if root is not None:
+        plain["data"]["root"] = str(Path(root).expanduser().absolute())
+    return plain
+
+
 def save(
     config: ml_collections.ConfigDict,
     workdir: Path,
@@ -58,8 +66,10 @@ def save(
     denoiser: list[float] | None = None,
 ) -> None:
     """Write what makes the run to `config.json`: all keys, versions, `ImageData.identity`,
-    `ImageData.form`, and what a denoiser from outside says of one image."""
-    content = {**to_plain(config), "versions": versions(), "images": images}
+    `ImageData.form`, and what a denoiser from outside says of one image.
+
+    `data.root` is written as a full path, which holds from any folder."""
+    content = {**_with_full_root(config), "versions": versions(), "images": images}
     beside = {"image_form": image_form, "denoiser_answer": denoiser}
     content |= {key: value for key, value in beside.items() if value is not None}
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
@@ -97,7 +107,7 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
 
 def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.ConfigDict) -> None:
     """Raise OtherRunError where settings of `IDENTITY` differ; what else differs is logged."""
-    changed = differences(to_plain(saved), to_plain(asked))
+    changed = differences(_with_full_root(saved), _with_full_root(asked))
 
     def refused(line: str) -> bool:
         key = line.partition(":")[0]

@@ -9,4 +9,4 @@ from hos_jax.config.run_file import load
 
 def get_config(workdir: str) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`; UserError if there is none, or it cannot be read."""
-    return load(Path(workdir))
+    return load(Path(workdir).expanduser())

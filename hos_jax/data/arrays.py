@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 def load_arrays(root: str | os.PathLike | None) -> ImageData:
     """The images in a `.npy` or `.npz` file; nothing in it is ever unpickled.
 
-    A file has one array of images, (N, H, W) or (N, H, W, C) with C 1 or 3. A second one is held
+    A file has one array of images, (N, H, W) or (N, H, W, C) with C 1 or 3; three axes of which the
+    last is 3 or 4 may be one picture in colour, and are refused. A second one is held
     out if its name says `test` or `held` (`test_images`, `x_test`, `held_out`); otherwise the
     20th, 40th, ... image is, as in a folder. Labels, (N,) or (N, 1), are called `labels`,
     `targets` or `y` (`train_labels`, `y_test`), or come second without a name. Arrays that are
@@ -98,6 +99,10 @@ def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
     """Images as uint8 or float32, (N, H, W, C), and labels as int32 (N,)."""
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise UserError(f"{what}: images are {array.dtype}: save them as uint8 or as float32")
+    # So narrow images are rare, and this is how one picture is kept.
+    if array.ndim == 3 and array.shape[-1] in (3, 4) and min(array.shape[:2]) >= 16:
+        wanted = "one picture in colour is images[None]; grey ones so narrow are images[..., None]"
+        raise UserError(f"{what}: images are {array.shape}, which may be one picture: {wanted}")
     images = array[..., None] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         wanted = "reshape them to (N, H, W) or (N, H, W, C), with 1 or 3 channels on the last axis"

@@ -58,7 +58,7 @@ def batch_at(
             `random_turn` on what is not square.
         ValueError: a negative step or seed, or a process index out of range.
     """
-    step, seed = operator.index(step), operator.index(seed)
+    step, seed, images = operator.index(step), operator.index(seed), np.asarray(images)
     check_changes(images, random_flip=random_flip, random_turn=random_turn)
     _check(images, step, seed, batch_size, process_index, process_count)
     share = batch_size // process_count

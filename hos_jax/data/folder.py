@@ -1,5 +1,6 @@
 """A folder of image files, prepared the way CelebA is in the published experiments."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, ImageData
 from hos_jax.data.pictures import files_below, read_all
 from hos_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def load_folder(
@@ -23,7 +26,8 @@ def load_folder(
 
     The defaults are those published for CelebA (178 x 218 pixels). What is an image and how it is
     read is said in `pictures.read_all`. Images are taken in the order of their path and held out as
-    `held_out_mask` says. They are RGB, or one channel where all of them are grey.
+    `held_out_mask` says. They are RGB, or one channel where all of them are grey. Those that are
+    enlarged are counted in a warning.
 
     Args:
         crop: height of the central part that is kept, whose sides have the ratio of those of the
@@ -40,14 +44,25 @@ def load_folder(
         raise UserError(f"image_folder: crop {crop} and image_size {image_size} must be positive")
     folder, files = files_below(root, "image_folder")
     images = np.empty((len(files), *size, 3), np.uint8)
+    enlarged: list[Path] = []
 
     def prepare(path: Path, image: Image.Image) -> np.ndarray:
-        return np.asarray(_central_part(path, image, crop, size))
+        part = _central_part(path, image, crop, size)
+        if part.height < size[0] or part.width < size[1]:
+            enlarged.append(path)
+        # Not resize(box=...): its filter would look beyond the edge of the box.
+        return np.asarray(part.resize(size[::-1], Image.Resampling.BILINEAR))
 
     def keep(number: int, path: Path, pixels: np.ndarray) -> None:
         images[number] = pixels
 
     found = read_all(folder, files, prepare, keep, skip_unreadable)
+    if enlarged:
+        logger.warning(
+            "%d of %d images are enlarged to %d x %d, and have no detail that small, as %s: set a "
+            "smaller data.image_size",
+            *(len(enlarged), found.images, *size[::-1], min(enlarged)),
+        )
     images = images[: found.images, ..., : 1 if found.grey else 3]
     held_out = held_out_mask(images, str(folder))
     parts = images[~held_out], images[held_out]
@@ -65,6 +80,4 @@ def _central_part(path: Path, image: Image.Image, crop: int, size: tuple[int, in
         what = f"is {width} x {height}, smaller than the crop of {crop} pixels"
         raise UserError(f"{path} {what}: {remedy}")
     left, top = (width - part_width) // 2, (height - part_height) // 2
-    # Not resize(box=...): its filter would look beyond the edge of the box.
-    part = image.crop((left, top, left + part_width, top + part_height))
-    return part.resize((columns, rows), Image.Resampling.BILINEAR)
+    return image.crop((left, top, left + part_width, top + part_height))

@@ -1,5 +1,6 @@
 """The names of the data sets, and the one function that loads them."""
 
+import operator
 import os
 from typing import Any
 
@@ -76,6 +77,7 @@ def load(
     if name not in NAMES:
         hint = did_you_mean(str(name), NAMES)
         raise UserError(f"unknown data set {name!r}: {hint}known are {', '.join(NAMES)}")
+    image_size = _plain_size(image_size)
     options = {
         "crop": crop,
         "skip_unreadable": skip_unreadable or None,
@@ -105,3 +107,17 @@ def load(
             f"{image_size}: leave image_size unset"
         )
     return data
+
+
+def _plain_size(image_size: Any) -> int | tuple[int, int] | None:
+    """Sizes as Python's whole numbers, whichever they are, such as NumPy's."""
+    if image_size is None:
+        return None
+    try:
+        if not hasattr(image_size, "__len__"):
+            return operator.index(image_size)
+        height, width = map(operator.index, image_size)
+    except (TypeError, ValueError) as error:
+        wanted = "must be a whole number, or two, (height, width)"
+        raise UserError(f"image_size {image_size!r} {wanted}") from error
+    return height, width

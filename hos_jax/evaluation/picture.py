@@ -135,7 +135,7 @@ def denoise_file(
     """
     problem = run.problem
     sigma = _checked_level(run, sigma)
-    pixels = read_picture(path, grey=run.image_shape[2] == 1)
+    pixels = _read(path, run.image_shape[2] == 1, warn=not add_noise)
     head = problem.model.head
     assert head is not None
     if head.is_local and min(pixels.shape[:2]) <= head.reach:
@@ -195,6 +195,25 @@ def denoise_file(
         as_pictures(leading),
         deviations,
     )
+
+
+def _read(path: Path, grey: bool, warn: bool) -> np.ndarray:
+    """The pixels, in the channels of the run; a warning where that changes the picture's noise."""
+    pixels = read_picture(path, grey=False)
+    is_grey = bool((pixels == pixels[..., :1]).all())
+    if warn and grey and not is_grey:
+        logger.warning(
+            "%s has colour and the run is grey: the mean of its channels has less noise than they, "
+            "two thirds where theirs is independent, so give the --sigma that is left",
+            path,
+        )
+    if warn and is_grey and not grey:
+        logger.warning(
+            "%s is grey and the run is of colour: its three channels have the same noise, where "
+            "the run knows independent noise; take a run of grey images",
+            path,
+        )
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None] if grey else pixels
 
 
 def _checked_level(run: LoadedRun, sigma: float | None) -> float:

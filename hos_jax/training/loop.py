@@ -280,7 +280,7 @@ def train_and_evaluate(
       UserError: for a config that cannot work, a run that does not fit or that another process
         works on, a folder that cannot be written to, or a non-finite loss.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     problem = Problem.from_config(config)
     check_batch(problem)
     check_denoiser(problem)

@@ -163,13 +163,18 @@ def _has_derivative(score_fn: AdaptedScore, shape: tuple[int, ...]) -> bool:
 
 def _check_scale(data_std: float, data: ImageData) -> None:
     """Warn of a user's own numbers for which the network's scale was not set."""
-    if data.train.dtype == np.uint8 or not data_std:
+    if not data_std:
         return
-    found = float(data.train.std(dtype=np.float64))
+    # Of large data some will do.
+    some = data.train[:: max(1, len(data.train) // 1000)]
+    whole = some.dtype == np.uint8
+    found = float(np.std(data.to_float(some), dtype=np.float64))
     if not 0.1 < found / data_std < 10:
+        taken = ", where whole numbers of 8 bits are taken as 0 to 255," if whole else ""
+        remedy = "save the images as floats, or set it" if whole else "set it"
         logger.warning(
-            f"the standard deviation of the data is {found:.3g} and model.data_std is "
-            f"{data_std:.3g}: set it, and a noise in the same units"
+            f"the standard deviation of the data{taken} is {found:.3g} and model.data_std is "
+            f"{data_std:.3g}: {remedy}, and a noise in the same units"
         )
 
 

@@ -70,7 +70,7 @@ def load_run(workdir: Path | str, *, images: bool = True) -> LoadedRun:
     Raises:
       UserError: if there is no run, nothing of it can be read, or the images are others.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     config = run_config.load(workdir)
     form = None if images else run_config.image_form(workdir)
     if form is None:

@@ -27,6 +27,12 @@ def final_state(workdir):
     return restored
 
 
+def test_runs_may_lie_in_the_home_of_the_user(command, environment, tmp_path, monkeypatch):
+    monkeypatch.setitem(environment, "HOME", str(tmp_path))
+    done = command(*LOW_RANK, "--doc", "a", "--run=~/mine", "--test")
+    assert done.returncode == 2 and f"no run in {tmp_path}/mine/a" in done.stderr
+
+
 def test_train_resume_and_test(command, tmp_path):
     done = command(*LOW_RANK, "--doc", "a", "--noise", "0.3", "--ni", "--comment", "first")
     assert done.returncode == 0, done.stderr

@@ -117,6 +117,7 @@ def _with_nan(value):
         (np.moveaxis(REAL, -1, 1), r"numpy\.moveaxis\(images, 1, -1\)"),
         (REAL[..., :2], "channels on the last axis"),
         (REAL[..., :2], "1 or 3 channels"),
+        (np.zeros((60, 50, 3), np.uint8), r"one picture in colour is images\[None\]"),
         (BYTES[:1], "at least 2"),
         (BYTES[:, :0], "N > 0"),
         (np.zeros((9, 4, 4)), "nothing to learn"),

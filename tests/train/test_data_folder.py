@@ -155,3 +155,14 @@ def test_folders_that_hold_no_data(tmp_path):
         data.load("image_folder", root=tmp_path)
     with pytest.raises(UserError, match="must be positive"):
         data.load("image_folder", root=tmp_path, image_size=0)
+
+
+def test_pictures_that_are_enlarged_are_counted(tmp_path, caplog):
+    for index, side in enumerate((8, 8, 40)):
+        _picture(index, side, side).save(tmp_path / f"{index}.png")
+    data.load("image_folder", root=tmp_path, crop=0, image_size=32)
+    assert "2 of 3 images are enlarged to 32 x 32" in caplog.text
+    assert f"{tmp_path}/0.png" in caplog.text
+    caplog.clear()
+    data.load("image_folder", root=tmp_path, crop=0, image_size=8)
+    assert not caplog.text

@@ -13,6 +13,7 @@ from hos_jax.errors import UserError
 from hos_jax.evaluation.evaluate import evaluate_run, table
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.loop import train_and_evaluate
+from hos_jax.training.problem import Problem
 from hos_jax.training.runs import load_run_as
 
 FIRST_ORDER = {"model__head": "none", "loss__second_order": "none"}
@@ -126,6 +127,14 @@ def test_images_that_are_not_square_go_all_the_way(config_of, tmp_path, network)
     page = _page(tmp_path / "run")
     assert page["shape"] == [8, 16, 1]
     assert len(page["figures"]) == (8 if network == "mlp" else 5)
+
+
+@pytest.mark.parametrize(("largest", "warns"), [(1, True), (16, True), (255, False)])
+def test_bytes_that_do_not_reach_white_are_named(config_of, tmp_path, caplog, largest, warns):
+    images = np.random.default_rng(0).integers(0, largest, (60, 4, 8), np.uint8, endpoint=True)
+    np.save(tmp_path / "x.npy", images)
+    Problem.from_config(config_of(tmp_path / "x.npy"))
+    assert ("whole numbers of 8 bits are taken as 0 to 255" in caplog.text) == warns
 
 
 @pytest.mark.parametrize("kind", ["bytes", "real"])

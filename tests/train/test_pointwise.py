@@ -217,6 +217,12 @@ def test_a_run_knows_the_noise_levels_that_it_was_trained_at(
             assert np.isnan(jax.jit(fn)(noisy, sigma)).all()
 
 
+def test_a_run_may_lie_in_the_home_of_the_user(small_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train_and_evaluate(small_config(training__steps=1), "~/run")
+    assert load_run("~/run").step == 1 and (tmp_path / "run").is_dir()
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_points_of_16_bits_have_the_posterior_of_float32(images, dtype):
     model, params = image_model()

@@ -58,6 +58,22 @@ def file(tmp_path_factory):
     return path
 
 
+def test_noise_that_a_change_of_channels_changes_is_named(run, tmp_path, caplog):
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "colour.png")
+    # A grey picture, saved in colour.
+    Image.fromarray(pixels[..., 0]).convert("RGB").save(tmp_path / "grey.png")
+    for name, add_noise, warns in (
+        ("colour", False, True),
+        ("colour", True, False),
+        ("grey", False, False),
+    ):
+        caplog.clear()
+        options = {"samples": 1, "directions": 1, "add_noise": add_noise}
+        picture.denoise_file(run, tmp_path / f"{name}.png", **options)
+        assert ("has less noise than they" in caplog.text) == warns
+
+
 @pytest.mark.parametrize("shape", [(5, 9), (64, 64), (70, 131), (200, 33)])
 @pytest.mark.parametrize(
     ("size", "margin", "step"), [(16, 8, 2), (32, 24, 4), (50, 12, 1), (17, 8, 2), (51, 40, 4)]
