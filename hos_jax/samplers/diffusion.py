@@ -238,7 +238,8 @@ def heun(churn: float = 0.0, between: tuple[float, float] = (0.0, np.inf)) -> Ca
 
     Args:
       churn: S_churn over the number of steps there.
-      between: the lowest and the highest level with churn, data units.
+      between: the lowest and the highest level with churn, data units. A run knows no level above
+        its largest, so a chain that begins there needs a lower end: beyond it all is NaN.
     """
     if not 0 <= churn <= LARGEST_CHURN:
         raise ValueError(f"expected churn from 0 to sqrt(2) - 1, got {churn}")

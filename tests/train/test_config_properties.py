@@ -195,6 +195,11 @@ def test_a_config_file_of_anything_is_read_or_refused_in_one_line(tmp_path, cont
         ({"model.blocks": 101}, "model.blocks must be at most 100"),
         ({"noise": 1e-9}, "noise must be between"),
         ({"loss.first_order_weight": float("nan")}, "loss.first_order_weight must be zero or"),
+        ({"model.name": "mlp", "model.dtype": "bfloat16"}, "needs model.name=unet or refinenet"),
+        ({"model.name": "mlp", "model.remat": True}, "model.remat=True needs model.name=unet"),
+        ({"model.name": "refinenet", "model.blocks": 2}, "blocks=2 needs model.name=unet, got"),
+        ({"model.name": "refinenet", "model.patch_size": 2}, "patch_size=2 needs model.name=unet"),
+        ({"training.label_dropout": 0.5}, "label_dropout=0.5 needs model.classes"),
         ({"data.image_size": 0}, "data.image_size must be at least 1"),
     ],
 )

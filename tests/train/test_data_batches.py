@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -101,6 +102,13 @@ def test_the_data_is_left_alone(images):
     batch[:] = 0
     np.testing.assert_array_equal(images, before)
     assert _ids(batch_at(images, 0, seed=0, batch_size=N)) != [0] * N
+
+
+def test_images_may_be_arrays_of_jax(images):
+    options = {"seed": 0, "batch_size": N, "random_flip": True}
+    batch = batch_at(jnp.asarray(images), 0, **options)
+    assert isinstance(batch, np.ndarray) and batch.flags.writeable
+    np.testing.assert_array_equal(batch, batch_at(images, 0, **options))
 
 
 @pytest.mark.parametrize(

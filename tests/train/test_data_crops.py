@@ -18,6 +18,11 @@ def write(folder, pictures):
         Image.fromarray(pixels).save(folder / f"{name}.png")
 
 
+def test_the_side_may_be_a_number_of_numpy(tmp_path):
+    write(tmp_path, {"a": picture(0), "b": picture(1)})
+    assert data.load("image_crops", root=tmp_path, image_size=np.int64(8)).image_shape == (8, 8, 3)
+
+
 def as_set(crops):
     return {crop.tobytes() for crop in crops}
 

@@ -155,6 +155,17 @@ def test_folders_that_hold_no_data(tmp_path):
         data.load("image_folder", root=tmp_path)
     with pytest.raises(UserError, match="must be positive"):
         data.load("image_folder", root=tmp_path, image_size=0)
+    for size in (8.0, "8", (8, 8, 3), np.array(8.0)):
+        with pytest.raises(UserError, match="a whole number, or two"):
+            data.load("image_folder", root=tmp_path, image_size=size)
+
+
+@pytest.mark.parametrize("size", [(8, 12), [8, 12], np.array([8, 12]), np.int64(8), np.uint8(8)])
+def test_sizes_are_whole_numbers_of_any_kind(tmp_path, size):
+    for index in range(3):
+        _picture(index, 20, 20).save(tmp_path / f"{index}.png")
+    found = data.load("image_folder", root=tmp_path, crop=0, image_size=size)
+    assert found.image_shape == (8, 12 if np.size(size) == 2 else 8, 3)
 
 
 def test_pictures_that_are_enlarged_are_counted(tmp_path, caplog):

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hos_jax.evaluation.evaluate import evaluate_run, table
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.loop import train_and_evaluate
 from hos_jax.training.problem import Problem
-from hos_jax.training.runs import load_run_as
+from hos_jax.training.runs import load_run, load_run_as
 
 FIRST_ORDER = {"model__head": "none", "loss__second_order": "none"}
 
@@ -127,6 +128,20 @@ def test_images_that_are_not_square_go_all_the_way(config_of, tmp_path, network)
     page = _page(tmp_path / "run")
     assert page["shape"] == [8, 16, 1]
     assert len(page["figures"]) == (8 if network == "mlp" else 5)
+
+
+def test_a_run_finds_its_images_from_another_folder(config_of, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).integers(0, 256, (60, 4, 8), np.uint8))
+    train_and_evaluate(config_of(Path("x.npy"), training__steps=1), tmp_path / "run")
+    # A run that was begun before roots were written in full goes on.
+    saved = tmp_path / "run" / "config.json"
+    saved.write_text(saved.read_text().replace(f"{tmp_path}/x.npy", "x.npy"))
+    train_and_evaluate(config_of(Path("x.npy"), training__steps=2), tmp_path / "run", resume=True)
+    assert "data.root" not in caplog.text
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert load_run(tmp_path / "run").step == 2
 
 
 @pytest.mark.parametrize(("largest", "warns"), [(1, True), (16, True), (255, False)])

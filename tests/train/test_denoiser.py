@@ -134,6 +134,22 @@ def test_a_name_that_cannot_be_used_is_one_line(written, name, said):
     assert "\n" not in str(raised.value)
 
 
+def test_each_denoiser_has_the_modules_beside_it(tmp_path):
+    score_fns = []
+    for folder, share in (("a", 0.25), ("b", 0.75), ("a", 0.25)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "of_two.py").write_text(f"share = {share}")
+        (tmp_path / folder / f"of_{folder}.py").write_text("alone = 1")
+        lines = f"from of_two import share\nimport of_{folder}\ndef denoise(noisy):\n"
+        # What only one folder has can be imported later, too.
+        lines += f"    import of_{folder}\n    return of_{folder}.alone * share * noisy\n"
+        (tmp_path / folder / "mine.py").write_text(lines)
+        score_fns.append(load_denoiser(f"{tmp_path}/{folder}/mine.py:denoise"))
+    noisy = jnp.ones((1, 1, 1))
+    found = [float((noisy + score_fn(noisy, 1.0)).squeeze()) for score_fn in score_fns]
+    assert found == [0.25, 0.75, 0.25]
+
+
 def test_files_are_named_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute_name("mine.py:half") == f"{tmp_path}/mine.py:half"

@@ -72,6 +72,10 @@ def test_noise_that_a_change_of_channels_changes_is_named(run, tmp_path, caplog)
         options = {"samples": 1, "directions": 1, "add_noise": add_noise}
         picture.denoise_file(run, tmp_path / f"{name}.png", **options)
         assert ("has less noise than they" in caplog.text) == warns
+    caplog.clear()
+    for name, warns in (("colour", False), ("grey", True)):
+        assert picture._read(tmp_path / f"{name}.png", grey=False, warn=True).shape == (20, 20, 3)
+        assert ("three channels have the same noise" in caplog.text) == warns
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (64, 64), (70, 131), (200, 33)])
