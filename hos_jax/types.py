@@ -113,3 +113,12 @@ def check_falling_levels(sigmas: Array) -> None:
         known = np.asarray(sigmas)
         if not (np.all(np.diff(known) < 0) and known[-1] > 0 and known[0] < np.inf):
             raise ValueError(f"expected positive noise levels that fall, got {known}")
+
+
+def check_rising_levels(sigmas: Array) -> None:
+    """`check_falling_levels`, of levels that rise."""
+    if not isinstance(sigmas, jax.core.Tracer) and np.ndim(sigmas) == 1 and len(sigmas) > 1:
+        known = np.asarray(sigmas)
+        if not (np.all(np.diff(known) > 0) and known[0] > 0 and known[-1] < np.inf):
+            raise ValueError(f"expected positive noise levels that rise, got {known}")
+    check_falling_levels(sigmas[::-1])

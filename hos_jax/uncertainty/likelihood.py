@@ -30,9 +30,9 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     check_counts,
-    check_falling_levels,
     check_floating_vectors,
     check_positive,
+    check_rising_levels,
     check_vectors,
 )
 
@@ -45,15 +45,6 @@ LogDensityFn = Callable[[Array], Array]
 
 # What a step of Tsitouras' method costs beyond the first: its last stage is the next one's first.
 _EVALUATIONS_PER_STEP = 6
-
-
-def check_rising_levels(sigmas: Array) -> None:
-    """`check_falling_levels`, of levels that rise."""
-    if not isinstance(sigmas, jax.core.Tracer) and np.ndim(sigmas) == 1 and len(sigmas) > 1:
-        known = np.asarray(sigmas)
-        if not (np.all(np.diff(known) > 0) and known[0] > 0 and known[-1] < np.inf):
-            raise ValueError(f"expected positive noise levels that rise, got {known}")
-    check_falling_levels(sigmas[::-1])
 
 
 def gaussian_log_density(mean: Array, variance: Array | float) -> LogDensityFn:

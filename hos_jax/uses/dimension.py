@@ -30,10 +30,11 @@ from hos_jax.types import (
     check_counts,
     check_floating_vectors,
     check_positive,
+    check_rising_levels,
     check_structured,
     check_vectors,
 )
-from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn, check_rising_levels
+from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
 
 
 def covariance_of(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:

@@ -41,9 +41,10 @@ from hos_jax.types import (
     check_floating,
     check_floating_vectors,
     check_positive,
+    check_rising_levels,
     check_vectors,
 )
-from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn, check_rising_levels
+from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR
 from hos_jax.uses.dimension import LEAST_FREE, covariance_of
 
