@@ -100,7 +100,7 @@ def evaluate_run(
     Returns what was written to `metrics.json`. UserError as `load_run_as`.
     """
     begun = time.monotonic()
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     run = load_run_as(config, workdir)
     result = held_out.held_out_metrics(run.problem, run.params)
     count = max(config.sampling.images, REPORTED_IMAGES)

@@ -96,7 +96,7 @@ def import_checkpoint(
     Raises:
       UserError: for a file that cannot be imported, or a folder that holds a run.
     """
-    source, workdir = Path(source), Path(workdir)
+    source, workdir = Path(source).expanduser(), Path(workdir).expanduser()
     if str(source) in NAMES and not source.is_file():
         source = path_of(str(source))
     content, metadata = tensor_files.read(source)

@@ -70,7 +70,7 @@ def export_parameters(
       ValueError: for a negative number of examples.
     """
     check_counts(0, examples=examples)
-    workdir, output = Path(workdir), Path(output)
+    workdir, output = Path(workdir).expanduser(), Path(output).expanduser()
     config = run_config.load(workdir)
     run = load_run(workdir, images=examples > 0)
     shape, data = run.image_shape, run.problem.data
