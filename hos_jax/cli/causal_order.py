@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from hos_jax.errors import UserError, reason
-from hos_jax.files import write_atomically
+from hos_jax.files import expanded, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +103,8 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     if not 0.001 <= values.sigma <= 1000:
         raise UserError(f"--sigma must be between 0.001 and 1000, got {values.sigma}")
     path = Path(rest[0])
-    output = values.output and Path(os.path.expanduser(values.output))
-    same = output and all(map(os.path.exists, (output, path))) and output.samefile(path)
+    output = values.output and expanded(values.output)
+    same = output and output.exists() and path.exists() and output.samefile(path)
     if output and (output.suffix != ".csv" or same):
         raise UserError(f"--output={output} must be another file that ends in .csv")
     if output and not output.parent.is_dir():

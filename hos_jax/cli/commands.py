@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
@@ -22,6 +21,7 @@ from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
 from hos_jax.config import default_config
 from hos_jax.errors import UserError
+from hos_jax.files import expanded
 
 
 class _Command(NamedTuple):
@@ -101,7 +101,7 @@ def _export(values: flags.FlagValues, rest: list[str]) -> None:
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
     workdir = run_folder(values)
-    output = Path(values.output or workdir / "parameters.safetensors").expanduser()
+    output = expanded(values.output or workdir / "parameters.safetensors")
     options = {"half": values.half, "examples": values.examples}
     found = export_parameters(workdir, output, **options)
     images = f", {len(found.data.held_out)} held-out images" if values.examples else ""

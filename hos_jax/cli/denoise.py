@@ -9,6 +9,7 @@ from absl import flags
 from hos_jax.cli.run_folder import run_folder
 from hos_jax.cli.second_order import sigma_levels
 from hos_jax.errors import UserError
+from hos_jax.files import expanded
 
 USAGE = """\
 denoise PICTURE --doc NAME: the denoised picture, a map of deviations, intervals, draws of the clean
@@ -59,7 +60,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     if values.tile is not None and values.tile < 0:
         raise UserError(f"--tile must be positive, or 0 for the whole picture, got {values.tile}")
     path, workdir = Path(rest[0]), run_folder(values)
-    output = Path(values.output or f"{path.stem}_denoised").expanduser()
+    output = expanded(values.output or f"{path.stem}_denoised")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: choose another --output")
     if output.is_dir() and any(output.iterdir()) and not (output / picture.PAGE).is_file():
@@ -71,7 +72,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         raise UserError(f"{output} holds the picture itself: choose another --output")
     loaded = load_run(workdir, images=False)
     root = loaded.problem.config.data.root
-    if root is not None and Path(root).expanduser().absolute() in (output.absolute() / "x").parents:
+    if root is not None and expanded(root).absolute() in (output.absolute() / "x").parents:
         raise UserError(f"{output} is within the images of the run: choose another --output")
     sigma = None
     if values.sigma is not None:

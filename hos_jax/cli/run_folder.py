@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from hos_jax.errors import UserError
-from hos_jax.files import free_name, locked
+from hos_jax.files import expanded, free_name, locked
 
 
 def run_folder(values: flags.FlagValues) -> Path:
@@ -19,7 +19,7 @@ def run_folder(values: flags.FlagValues) -> Path:
             raise UserError(f"--{flag}={name!r} must be a name or a relative path without '..'")
         if not name.isprintable():
             raise UserError(f"--{flag}={name!r} has characters that are no text")
-    workdir = Path(values.run).expanduser() / values.doc
+    workdir = expanded(values.run) / values.doc
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: choose another --doc")
     return workdir

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -11,6 +9,7 @@ from hos_jax.cli.run_folder import run_folder
 from hos_jax.cli.train import train
 from hos_jax.config import named_config
 from hos_jax.errors import UserError
+from hos_jax.files import expanded
 
 USAGE = """\
 second_order --denoiser FILE.py:NAME --data photos --sigma 25/255 --doc NAME: a run that learns the
@@ -75,7 +74,7 @@ def make_config(values: flags.FlagValues):
 
     config = values.config
     config.model.denoiser = absolute_name(values.denoiser)
-    place = Path(values.data).expanduser()
+    place = expanded(values.data)
     overrides = config_flags.get_override_values(values["config"])
     for key, flag in (("data.name", "data"), ("data.root", "data"), ("model.denoiser", "denoiser")):
         if key in overrides:

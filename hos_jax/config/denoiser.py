@@ -18,6 +18,7 @@ import numpy as np
 from hos_jax import adapters
 from hos_jax.data.image_data import UNIT_RANGE
 from hos_jax.errors import UserError, did_you_mean, reason
+from hos_jax.files import expanded
 
 # The folder of each module that a denoiser's file has imported from beside itself.
 _BESIDE: dict[str, str] = {}
@@ -28,7 +29,7 @@ def absolute_name(name: str) -> str:
     """The same name, with the full path of a file, so that it holds from any folder."""
     module, colon, attribute = name.rpartition(":")
     if colon and module.endswith(".py"):
-        return f"{Path(module).expanduser().absolute()}:{attribute}"
+        return f"{expanded(module).absolute()}:{attribute}"
     return name
 
 
@@ -120,7 +121,7 @@ def _import(name: str) -> Any:
     if not name.endswith(".py"):
         with _first_on_the_path(Path.cwd()):
             return importlib.import_module(name)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_file():
         raise UserError(f"model.denoiser: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"hos_jax_denoiser_{path.stem}", path)

@@ -11,7 +11,7 @@ import ml_collections
 
 from hos_jax.config.defaults import default_config
 from hos_jax.errors import NoRunError, OtherRunError, UserError
-from hos_jax.files import write_atomically
+from hos_jax.files import expanded, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def _with_full_root(config: ml_collections.ConfigDict) -> dict:
     plain = to_plain(config)
     root = plain["data"]["root"]
     if root is not None:
-        plain["data"]["root"] = str(Path(root).expanduser().absolute())
+        plain["data"]["root"] = str(expanded(root).absolute())
     return plain
 
 

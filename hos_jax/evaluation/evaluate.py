@@ -20,7 +20,7 @@ from hos_jax.evaluation.generate import Samples, course_curves, draw_samples
 from hos_jax.evaluation.held_out import Examples
 from hos_jax.evaluation.likelihood import likelihood_scores
 from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, measured, write_report
-from hos_jax.files import write_atomically
+from hos_jax.files import expanded, write_atomically
 from hos_jax.noise import stream_key
 from hos_jax.training.logs import RunLog, read_history, shows_progress
 from hos_jax.training.problem import Problem
@@ -100,7 +100,7 @@ def evaluate_run(
     Returns what was written to `metrics.json`. UserError as `load_run_as`.
     """
     begun = time.monotonic()
-    workdir = Path(workdir).expanduser()
+    workdir = expanded(workdir)
     run = load_run_as(config, workdir)
     result = held_out.held_out_metrics(run.problem, run.params)
     count = max(config.sampling.images, REPORTED_IMAGES)

@@ -16,7 +16,7 @@ from hos_jax import config as run_config
 from hos_jax.config.networks import make_model
 from hos_jax.config.runners import RUNNERS, apply_runner
 from hos_jax.errors import UserError
-from hos_jax.files import locked
+from hos_jax.files import expanded, locked
 from hos_jax.migrate import tensor_files
 from hos_jax.migrate.parameters import check_fits, from_arrays, with_denoiser
 from hos_jax.migrate.pretrained import NAMES, path_of
@@ -96,7 +96,7 @@ def import_checkpoint(
     Raises:
       UserError: for a file that cannot be imported, or a folder that holds a run.
     """
-    source, workdir = Path(source).expanduser(), Path(workdir).expanduser()
+    source, workdir = expanded(source), expanded(workdir)
     if str(source) in NAMES and not source.is_file():
         source = path_of(str(source))
     content, metadata = tensor_files.read(source)

@@ -16,6 +16,7 @@ from hos_jax import config as run_config
 from hos_jax.config.networks import make_hessian_model, make_model
 from hos_jax.data import ImageData, value_range_of
 from hos_jax.errors import UserError, reason
+from hos_jax.files import expanded
 from hos_jax.migrate import tensor_files
 from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.training.problem import Problem, denoiser_answer
@@ -70,7 +71,7 @@ def export_parameters(
       ValueError: for a negative number of examples.
     """
     check_counts(0, examples=examples)
-    workdir, output = Path(workdir).expanduser(), Path(output).expanduser()
+    workdir, output = expanded(workdir), expanded(output)
     config = run_config.load(workdir)
     run = load_run(workdir, images=examples > 0)
     shape, data = run.image_shape, run.problem.data

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from hos_jax import config as run_config
 from hos_jax.data import batch_at
 from hos_jax.errors import NonFiniteError, StorageError, UserError
-from hos_jax.files import locked
+from hos_jax.files import expanded, locked
 from hos_jax.noise import example_keys, log_normal_sigmas, log_uniform_sigmas, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
@@ -280,7 +280,7 @@ def train_and_evaluate(
       UserError: for a config that cannot work, a run that does not fit or that another process
         works on, a folder that cannot be written to, or a non-finite loss.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = expanded(workdir)
     problem = Problem.from_config(config)
     check_batch(problem)
     check_denoiser(problem)

@@ -12,6 +12,7 @@ import ml_collections
 from hos_jax import config as run_config
 from hos_jax.data.image_data import ImageData
 from hos_jax.errors import UserError
+from hos_jax.files import expanded
 from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.models.score_model import ScoreModel
 from hos_jax.training.checkpoint import Checkpoints
@@ -70,7 +71,7 @@ def load_run(workdir: Path | str, *, images: bool = True) -> LoadedRun:
     Raises:
       UserError: if there is no run, nothing of it can be read, or the images are others.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = expanded(workdir)
     config = run_config.load(workdir)
     form = None if images else run_config.image_form(workdir)
     if form is None:

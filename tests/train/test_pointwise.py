@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hos_jax import pointwise, tweedie
+from hos_jax.errors import UserError
 from hos_jax.linops import DiagonalPlusLowRank
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.hessian_model import HessianModel
@@ -221,6 +222,8 @@ def test_a_run_may_lie_in_the_home_of_the_user(small_config, tmp_path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     train_and_evaluate(small_config(training__steps=1), "~/run")
     assert load_run("~/run").step == 1 and (tmp_path / "run").is_dir()
+    with pytest.raises(UserError, match="no run in ~nobody-here/run"):
+        load_run("~nobody-here/run")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
