@@ -80,11 +80,11 @@ class Images:
         )
         return pairs.eigenvectors
 
-    def refined(self, params, noisy, steps):
+    def refined(self, params, noisy, steps, count=DIRECTIONS):
         """The leading directions of the direct model, corrected by the Jacobian, (D, k)."""
         known = self.direct(params, noisy).scale(self.sigma**2)
         pairs = autodiff.refine_eigenpairs(
-            self.score_fn(params), noisy, self.sigma, known, DIRECTIONS, steps=steps
+            self.score_fn(params), noisy, self.sigma, known, count, steps=steps
         )
         return pairs.eigenvectors
 
@@ -121,7 +121,9 @@ class Images:
         return values, float(np.median(seconds)), compiled.memory_analysis().temp_size_in_bytes
 
 
-def judge(images: Images, covariances, floor: float, directions=None) -> dict:
+def judge(
+    images: Images, covariances, floor: float, directions=None, tails: str = "gaussian"
+) -> dict:
     """Averages over the images, and the standard error of the likelihood."""
     sigma = images.sigma
 
@@ -129,9 +131,9 @@ def judge(images: Images, covariances, floor: float, directions=None) -> dict:
     def one(covariance, noisy, clean, given):
         score1 = images.score_fn(images.params)(noisy)
         mean = tweedie.posterior_mean(noisy, score1, sigma)
-        found = posterior_from_covariance(mean, covariance, sigma, floor=floor)
+        found = posterior_from_covariance(mean, covariance, sigma, floor=floor, tails=tails)
         scaled = found.covariance.scale(sigma**-2)
-        scores = metrics.covariance_scores((clean - mean) / sigma, scaled)
+        scores = metrics.covariance_scores((clean - mean) / sigma, scaled, tails)
         inside = calibration.inside_intervals(found, clean)
         vectors = found.top_eigenpairs(DIRECTIONS).eigenvectors if given is None else given
         captured = calibration.captured_shares(clean - mean, vectors)

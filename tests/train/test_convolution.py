@@ -122,9 +122,13 @@ def test_chunks_are_even_and_not_too_large():
         ((1, 28, 28, 128), 64, True),
         ((16, 7, 7, 256), 256, False),
         ((40, 7, 7, 256), 256, True),
+        ((1, 93, 93, 64), 64, True),
+        ((4, 95, 95, 64), 64, False),
     ],
 )
-def test_filtering_is_for_many_channels_and_more_pixels_than_the_kernel_needs(shape, outputs, paid):
+def test_filtering_is_for_many_channels_and_pixels_of_images_that_stay_in_the_cache(
+    shape, outputs, paid
+):
     assert pays(shape, outputs) == paid
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, shape[-1], outputs), jnp.float32)
