@@ -43,7 +43,7 @@ from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import is_within
-from hos_jax.types import Array, ScoreFn, check_positive
+from hos_jax.types import Array, ScoreFn, check_positive, nan_unless
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, Posterior, posterior_from_covariance
 
 Sigma = Array | float
@@ -173,7 +173,7 @@ def _at_a_point(
 def _checked_level(sigma: Sigma, levels: tuple[float, float]) -> Sigma:
     """The level; ValueError for one at which the run was not trained, NaN if it is traced."""
     if isinstance(sigma, jax.core.Tracer):
-        return jnp.where(is_within(sigma, levels), sigma, jnp.nan)
+        return nan_unless(is_within(sigma, levels), sigma)
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     level = float(np.asarray(sigma))
     if not is_within(level, levels):

@@ -122,3 +122,14 @@ def check_rising_levels(sigmas: Array) -> None:
         if not (np.all(np.diff(known) > 0) and known[0] > 0 and known[-1] < np.inf):
             raise ValueError(f"expected positive noise levels that rise, got {known}")
     check_falling_levels(sigmas[::-1])
+
+
+def nan_unless(known: Array | bool, value: Array | float) -> Array:
+    """`value` where `known`, a scalar or of its shape, is true, and NaN elsewhere.
+
+    A constant NaN in a `jnp.where` would stop a process with `jax_debug_nans` where nothing is
+    wrong.
+    """
+    value = jnp.asarray(value)
+    one = jnp.ones((), value.dtype)
+    return value * jnp.sqrt(jnp.where(known, one, -one))

@@ -17,7 +17,7 @@ import numpy as np
 
 from hos_jax.adapters.black_box import BlackBox
 from hos_jax.adapters.processes import Process, variance_exploding
-from hos_jax.types import Array, check_floating, check_positive
+from hos_jax.types import Array, check_floating, check_positive, nan_unless
 
 Prediction = Literal["noise", "residual", "clean", "velocity", "score"]
 Level = Literal["argument", "channel", "none"]
@@ -68,11 +68,8 @@ class AdaptedScore:
         shown = scale * (image - mean) / self.std
         predicted = self._evaluate(shown, self.process.time(level))
         noise = self._noise(predicted, shown, level, scale)
-        return (
-            jnp.where(self._knows(level), -noise / sigma, jnp.nan)
-            .reshape(noisy.shape)
-            .astype(noisy.dtype)
-        )
+        score = nan_unless(self._knows(level), -noise / sigma)
+        return score.reshape(noisy.shape).astype(noisy.dtype)
 
     def _as_image(self, noisy: Array) -> Array:
         if self.shape is None:

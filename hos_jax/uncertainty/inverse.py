@@ -34,7 +34,7 @@ from jax.scipy.sparse.linalg import cg
 
 from hos_jax.errors import reason
 from hos_jax.linops import Diagonal
-from hos_jax.types import Array, PRNGKey, check_floating, check_unmasked, check_vectors
+from hos_jax.types import Array, PRNGKey, check_floating, check_unmasked, check_vectors, nan_unless
 from hos_jax.uncertainty.posterior import Posterior
 
 PosteriorFn = Callable[[Array, Array | float], Posterior]
@@ -185,7 +185,7 @@ def condition(
     solution, _ = cg(product, residual, tol=tolerance, maxiter=max_iterations)
     # The solver leaves its loop at once where a number is not finite, as if nothing were measured.
     size = jnp.linalg.norm(jax.lax.stop_gradient(residual))
-    solution = jnp.where(jnp.isfinite(size), solution, jnp.nan)
+    solution = nan_unless(jnp.isfinite(size), solution)
     left = jnp.linalg.norm(jax.lax.stop_gradient(product(solution) - residual))
     left = left / jnp.where(size > 0, size, 1.0)
     guidance = observation.adjoint(solution, posterior.mean)

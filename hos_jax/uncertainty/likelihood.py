@@ -34,6 +34,7 @@ from hos_jax.types import (
     check_positive,
     check_rising_levels,
     check_vectors,
+    nan_unless,
 )
 
 # s1 at a noise level: (y, sigma) -> (D,); with s2, structured; with tr s2, a scalar, or one for
@@ -271,7 +272,7 @@ def log_likelihood(
     if trace.ndim:
         count = trace.shape[0]
         error = jnp.std(found, ddof=1) / math.sqrt(count) if count > 1 else error + jnp.inf
-    value = jnp.where(converged, jnp.mean(found), jnp.nan)
+    value = nan_unless(converged, jnp.mean(found))
     return LogLikelihood(value, evaluations, error, converged)
 
 

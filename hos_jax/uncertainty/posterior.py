@@ -24,6 +24,7 @@ from hos_jax.types import (
     check_structured,
     check_tails,
     check_vectors,
+    nan_unless,
 )
 from hos_jax.uncertainty import student
 
@@ -97,7 +98,7 @@ class Posterior:
             raise IndexError(f"index {place} is out of range for {dim} values")
         unit = jax.nn.one_hot(place % dim, dim, dtype=self.mean.dtype)
         row = self.matvec(jnp.broadcast_to(unit, self.mean.shape))
-        return jnp.where((-dim <= place) & (place < dim), row, jnp.nan)
+        return nan_unless((-dim <= place) & (place < dim), row)
 
     def solve(self, vector: Array) -> Array:
         """K^-1 v, (D,) or (D, k)."""

@@ -171,6 +171,17 @@ def test_a_level_beyond_the_schedule_is_refused_or_nan():
     assert jnp.isfinite(jax.jit(score_fn)(POINT, 0.5)).all()
 
 
+def test_numbers_where_nothing_is_wrong_do_not_stop_a_search_for_nan():
+    score_fn = adapters.score_fn(lambda x, t: x, "noise", adapters.ddpm(BETAS))
+    points, levels = jnp.stack([POINT, POINT]), jnp.array([0.5, 2.0])
+    with jax.debug_nans(True):
+        found = [jax.vmap(score_fn)(points, levels), jax.jit(jax.vmap(score_fn))(points, levels)]
+        with pytest.raises(FloatingPointError):
+            jax.vmap(score_fn)(points, 1e9 * levels)
+    np.testing.assert_array_equal(found[0], jax.vmap(score_fn)(points, levels))
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
 @pytest.mark.parametrize("layout", adapters.LAYOUTS)
 @pytest.mark.parametrize("level", adapters.LEVELS)
 @pytest.mark.parametrize("batched", [False, True])
