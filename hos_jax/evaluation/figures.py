@@ -113,7 +113,7 @@ def calibration(
 ) -> Any:
     """A figure in three panels: variances, intervals, and the error in leading directions.
 
-    From `calibration.reliability` of Gaussian intervals, the same of recalibrated ones, if there
+    From `calibration.reliability` of the model's intervals, the same of recalibrated ones, if there
     are any, and `held_out.direction_scores`.
     """
     rows, better = _columns(reliability), _columns(recalibrated or [])
@@ -130,7 +130,7 @@ def calibration(
         level = int(name.removeprefix("coverage_"))
         style = {"color": f"C{index}", "markersize": 4}
         middle.axhline(level / 100, color="gray", linewidth=0.8)
-        middle.plot(predicted, rows[name], "o:", **style, label=f"{level}%, Gaussian")
+        middle.plot(predicted, rows[name], "o:", **style, label=f"{level}%, the model's")
         if better:
             deviation = np.sqrt(better["predicted"])
             middle.plot(deviation, better[name], "o-", **style, label=f"{level}%, recalibrated")

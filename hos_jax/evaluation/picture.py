@@ -45,9 +45,9 @@ CAPTIONS = {
 class DenoisedPicture(NamedTuple):
     """What a run says of one picture, (H, W, C), data units; `clean` where it is known.
 
-    `lower` and `upper` are 90% intervals of each value, `recalibrated` or Gaussian. `samples` and
-    `directions` are (k, H, W, C), `deviations` along those (k,); there are none of a picture that
-    was examined in tiles.
+    `lower` and `upper` are 90% intervals of each value, `recalibrated` or the model's. `samples`
+    and `directions` are (k, H, W, C), `deviations` along those (k,); there are none of a picture
+    that was examined in tiles.
     """
 
     path: Path
@@ -67,7 +67,7 @@ class DenoisedPicture(NamedTuple):
     def measures(self) -> list[tuple[str, str, str]]:
         """Name, value and meaning of each number that is known."""
         low, high = self.value_range
-        unit, intervals = high - low, "recalibrated" if self.recalibrated else "Gaussian"
+        unit, intervals = high - low, "recalibrated" if self.recalibrated else "model's"
         rows = [("sigma", self.sigma / unit, "deviation of the noise, black 0 and white 1")]
         predicted = float(np.sqrt(np.mean(np.square(self.deviation)))) / unit
         rows.append(("predicted_rmse", predicted, "root mean square of the predicted deviation"))
@@ -125,7 +125,7 @@ def denoise_file(
       sigma: deviation of its noise, data units; that of the run unless given.
       add_noise: whether the picture is clean, and noise is to be added first.
       samples, directions: how many draws and leading directions.
-      multipliers: of `calibration.recalibrated_interval`; Gaussian intervals without.
+      multipliers: of `calibration.recalibrated_interval`; the model's intervals without.
       tile: side of the parts in which the picture is examined, and then without directions, which
         are of the whole; 0 for all at once. Unless given, 0 up to `LARGEST_WHOLE` pixels, else 512.
 

@@ -182,7 +182,7 @@ def test_sigma_is_of_white_whatever_the_units_of_the_data(place, environment):
     # One held-out image tells no widths of intervals.
     smooth_picture(3, 20, 20).save(place / "two.png")
     done = run(place, environment, "denoise", "two.png", "--doc", "bytes", "--sigma", "25/255")
-    assert done.returncode == 0 and "Gaussian 90% intervals" in done.stdout, done.stderr
+    assert done.returncode == 0 and "model's 90% intervals" in done.stdout, done.stderr
 
 
 def test_nothing_of_the_users_is_overwritten(place, environment):
