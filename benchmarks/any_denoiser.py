@@ -8,18 +8,20 @@ r"""Error bars for a denoiser that is only called, on photographs that nothing w
 At each of `--sigmas`, of 255, squares of the pictures in PHOTOGRAPHS/held_out. Every second picture
 (by name) chooses: the variance of "constant", the floors of autodiff, the widths of recalibrated
 intervals. The others report, so that nothing is chosen on what judges it. NLL and calibration in
-units of sigma as in the table of `--test`; coverage of 90% intervals, Gaussian and recalibrated;
-the share of the squared error in the 5 and 12 leading directions; median seconds per square.
+units of sigma as in the table of `--test`; coverage of 90% intervals, the model's own and
+recalibrated; the share of the squared error in the 5 and 12 leading directions; median seconds per
+square.
 
 * direct: the run's covariance, one pass. diagonal: that of another run, with a diagonal head.
-  scaled: times the mean of r^T C^-1 r / D on the pictures that choose, one number a level.
+  scaled: times the mean of r^T C^-1 r / D on the pictures that choose, one number a level, which
+  is right for second moments and best for the Gaussian likelihood alone.
 * constant: one variance for all values, the mean squared error at that level.
 * autodiff: the whole Jacobian of the denoiser (`--jacobian`), where there is a derivative.
 * Runs of Student's tails have the likelihood and the intervals of these; then constant and autodiff
-  are shown with both laws, each with the floor that is best for it.
+  are shown with the Gaussian law and with these, autodiff each time with the floor that is best.
 * refined: the direct model's directions, corrected by 12 products with the Jacobian, six in each of
-  two steps; subspace iteration: 5 directions from a random start, 30 steps of 5 differences. Both
-  as in `posterior_covariance.py`.
+  two steps; subspace iteration: 5 directions from a random start, 30 steps of 5 differences. The
+  searches of `posterior_covariance.py`, with other counts.
 * wrong sigma: direct, where the noise is 20% larger or smaller than the run and the denoiser are
   told.
 
@@ -37,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 import posterior_covariance
 from measure import Rows
-from posterior_covariance import FLOORS, SHOWN, judge
+from posterior_covariance import FLOORS, SHOWN, best_floor, judge
 
 from hos_jax import pointwise, tweedie
 from hos_jax.data import to_float
@@ -153,7 +155,7 @@ def measure(options: argparse.Namespace, table: Rows) -> None:
                 images.timed(images.jacobian) for images in (choose, report)
             )
             for name, law in laws.items():
-                chosen = judge_floors(choose, choices[0], law)
+                chosen = best_floor(choose, choices[0], law)
                 known, factor = chosen["floor"], chosen["calibration"]
                 found = judge(report, covariances, known, tails=law)
                 add("autodiff, whole Jacobian" + name, seconds, **found)
@@ -186,12 +188,6 @@ def draw(runs: list[LoadedRun], file: Path, level: float, path: Path) -> None:
     names = [run.problem.config.comment or run.problem.config.model.denoiser for run in runs]
     shown = figures.denoising_panel(*stacked, deviations, rows[0].value_range, sigma, names)
     figures.save(shown, path)
-
-
-def judge_floors(images: Squares, covariances: list, tails: str) -> dict:
-    """With the floor that has the best likelihood."""
-    rows = [judge(images, covariances, floor, tails=tails) for floor in FLOORS]
-    return min(rows, key=lambda row: row["nll_per_dim"])
 
 
 def scaled(images: Squares, covariances: list, floor: float, factor: float, tails: str) -> dict:

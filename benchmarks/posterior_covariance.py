@@ -155,8 +155,9 @@ def judge(
     return result | {"nll_standard_error": float(spread / np.sqrt(len(rows))), "floor": floor}
 
 
-def best_floor(images: Images, covariances) -> dict:
-    rows = [judge(images, covariances, floor) for floor in FLOORS]
+def best_floor(images: Images, covariances, tails: str = "gaussian") -> dict:
+    """With the floor that has the best likelihood."""
+    rows = [judge(images, covariances, floor, tails=tails) for floor in FLOORS]
     return min(rows, key=lambda row: row["nll_per_dim"])
 
 
@@ -165,7 +166,7 @@ def judge_direct(images: Images, covariances) -> dict:
     head = images.problem.model.head
     if not head.positive_definite:
         return best_floor(images, covariances)
-    return judge(images, covariances, min(FLOORS[0], head.floor))
+    return judge(images, covariances, min(FLOORS[0], head.floor), tails=head.tails)
 
 
 def compare(options) -> list[dict]:

@@ -125,11 +125,10 @@ def check_rising_levels(sigmas: Array) -> None:
 
 
 def nan_unless(known: Array | bool, value: Array | float) -> Array:
-    """`value` where `known`, a scalar or of its shape, is true, and NaN elsewhere.
+    """`value`, real, where `known`, a scalar or of its shape, is true, and NaN elsewhere, where its
+    derivative is NaN too; a Python scalar stays one to promotion.
 
-    A constant NaN in a `jnp.where` would stop a process with `jax_debug_nans` where nothing is
-    wrong.
+    Where JAX runs operation by operation, as in `jax.disable_jit` or when `jax_debug_nans` looks
+    for the origin of a NaN, a constant NaN in a `jnp.where` would itself be found.
     """
-    value = jnp.asarray(value)
-    one = jnp.ones((), value.dtype)
-    return value * jnp.sqrt(jnp.where(known, one, -one))
+    return value * jnp.sqrt(jnp.where(known, 1.0, -1.0))

@@ -13,6 +13,7 @@ import pytest
 
 from hos_jax import adapters, distributions
 from hos_jax.errors import NotDifferentiableError, UserError
+from hos_jax.types import nan_unless
 
 MIXTURE = distributions.GaussianMixture(
     jnp.array([0.5, 0.3, 0.2]),
@@ -171,15 +172,24 @@ def test_a_level_beyond_the_schedule_is_refused_or_nan():
     assert jnp.isfinite(jax.jit(score_fn)(POINT, 0.5)).all()
 
 
-def test_numbers_where_nothing_is_wrong_do_not_stop_a_search_for_nan():
+def test_a_search_for_nan_finds_none_where_nothing_is_wrong():
     score_fn = adapters.score_fn(lambda x, t: x, "noise", adapters.ddpm(BETAS))
     points, levels = jnp.stack([POINT, POINT]), jnp.array([0.5, 2.0])
-    with jax.debug_nans(True):
-        found = [jax.vmap(score_fn)(points, levels), jax.jit(jax.vmap(score_fn))(points, levels)]
+    with jax.debug_nans(True), jax.disable_jit():
+        found = jax.vmap(score_fn)(points, levels)
         with pytest.raises(FloatingPointError):
             jax.vmap(score_fn)(points, 1e9 * levels)
-    np.testing.assert_array_equal(found[0], jax.vmap(score_fn)(points, levels))
-    np.testing.assert_allclose(*found, rtol=1e-12)
+    np.testing.assert_allclose(found, jax.vmap(score_fn)(points, levels), rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.5, 2, np.ones(3, jnp.bfloat16)])
+def test_what_may_be_nan_has_the_dtype_that_it_had(value):
+    point = jnp.ones(3, jnp.bfloat16)
+    times = jax.jit(lambda known, value: point * nan_unless(known, value))
+    for known in (True, jnp.ones((), bool)):
+        found = times(known, value)
+        assert found.dtype == point.dtype and jnp.array_equal(found, point * value)
+    assert jnp.isnan(times(False, value)).all()
 
 
 @pytest.mark.parametrize("layout", adapters.LAYOUTS)

@@ -25,7 +25,7 @@ ENABLED = os.environ.get("HOS_JAX_WINOGRAD", "1") != "0"
 
 
 def filters(kernel: Array, dtype: Any) -> bool:
-    """Whether convolutions with this kernel go by filtering, if there are pixels enough."""
+    """Whether convolutions with this kernel go by filtering, if `pays` says so of the pixels."""
     options: Any = jax.config  # to whose class some versions of JAX add these as they are imported
     return (
         ENABLED

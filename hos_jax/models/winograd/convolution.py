@@ -52,23 +52,23 @@ def _plain_kernel_gradient(images: Array, cotangent: Array, dilation: int) -> Ar
 
 
 def _has_enough(shape: tuple[int, ...], outputs: int) -> bool:
-    """Channels and pixels, of images (B, H, W, I) and a kernel (3, 3, I, O)."""
+    """Whether images (B, H, W, I) and a kernel (3, 3, I, O) have channels and pixels enough."""
     batch, height, width, inputs = shape
     pixels = max(PIXELS, inputs * outputs // VALUES_PER_PIXEL)
     return min(inputs, outputs) >= CHANNELS and batch * height * width >= pixels
 
 
 def _transformed_values(shape: tuple[int, ...]) -> int:
-    """Of one image of a batch."""
+    """How many values one image of a batch is transformed to."""
     return filtering.TAPS**2 * math.prod(shape[1:]) // filtering.TILE**2
 
 
 def pays(shape: tuple[int, ...], outputs: int) -> bool:
     """Whether filtering is the faster way for images (B, H, W, I) and a kernel (3, 3, I, O).
 
-    Not where a single image is transformed to more than stays in the cache: with 64 channels at
-    128 x 128 it takes 1.3 times as long as XLA's own, at 256 x 256 2.8 times. The gradient of the
-    kernel is no slower there, and with 128 channels faster.
+    Not where each image is transformed to more than stays in the cache: of one image in float32 at
+    128 x 128 with 64 channels it takes 1.3 times as long as XLA's own, at 256 x 256 2.8 times. The
+    gradient of the kernel is no slower there, and with 128 channels faster.
     """
     return _has_enough(shape, outputs) and _transformed_values(shape) <= CHUNK
 
