@@ -71,7 +71,7 @@ def _times(matrices: Array, columns: Array) -> Array:
     """Small matrices (H, W, C, C) times columns (H, W, C, k), as sums that XLA fuses."""
     channels = matrices.shape[-1]
     if channels == 1:
-        # JAX 0.10 on a CPU: the sum in the derivative by the matrices is slow beside axes of length 1.
+        # In JAX 0.10 the sum in the derivative by the matrices is slow beside axes of length 1.
         return (matrices[..., 0, :] * columns[..., 0, :])[..., None, :]
     terms = (matrices[..., c, None] * columns[..., c, None, :] for c in range(channels))
     return functools.reduce(operator.add, terms)
