@@ -162,7 +162,10 @@ def measure(options: argparse.Namespace, table: Rows) -> None:
                 found = scaled(report, covariances, known, factor, law)
                 add("autodiff, scaled" + name, None, **found)
         for way, search in (
-            ("refined, 12 products", lambda p, y, images=report: images.refined(p, y, 2, 6)),
+            (
+                "refined, 12 products",
+                lambda p, y, images=report: images.refined(p, y, steps=2, count=6),
+            ),
             (
                 "subspace iteration, 150 differences",
                 lambda p, y, images=report: images.iterated(p, y, SHOWN, 30),

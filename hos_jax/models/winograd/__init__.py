@@ -2,8 +2,8 @@
 
 XLA's convolutions run near the rate of a matrix product, with four times the products; no compiler
 option or ordinary operation that was tried makes up for that (benchmarks/README.md). On other
-devices, in float64, with fewer than 64 channels, where a precision is asked for, and with
-HOS_JAX_WINOGRAD=0 in the environment, convolutions are XLA's own.
+devices, in float64, with fewer than 64 channels, of images too large for the cache, where a
+precision is asked for, and with HOS_JAX_WINOGRAD=0 in the environment, convolutions are XLA's own.
 """
 
 from __future__ import annotations
