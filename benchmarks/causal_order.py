@@ -16,6 +16,7 @@ have them. The measure is the divergence: how many true edges the order forbids.
 - kernel: SCORE as published, a Stein estimator of the second derivatives with an RBF kernel of
   median bandwidth and ridge 0.001, of standardized columns; of `--kernel_rows` rows at most.
 - kernel, relative: the same with the variance of each column over its squared mean.
+- kernel, dispersion: the same with the variance over the size of the mean, as the learned one has.
 - kernel, raw: as published, on columns in the units of the simulation, in which all noises are
   about equally large. No measured table comes in such units.
 - variance: columns sorted by variance in the units of the simulation ("varsortability").
@@ -57,7 +58,7 @@ SACHS_EDGES = """
 
 
 MODEL = causal.Conditionals()
-fit = jax.jit(causal.fit_conditionals, static_argnames=("model", "steps"))
+NETWORKS, STEPS = 8, 6000
 
 
 def simulate(seed: int, dim: int, degree: float, count: int, noise: str):
@@ -110,13 +111,13 @@ def stein_second_derivatives(points: np.ndarray, ridge: float = 0.001) -> np.nda
     return cho_solve(factor, spread / square**2 - sums / square) - scores**2
 
 
-def kernel_order(table: np.ndarray, relative: bool = False) -> np.ndarray:
-    """SCORE's order, causes first."""
+def kernel_order(table: np.ndarray, power: int = 0) -> np.ndarray:
+    """SCORE's order, causes first, by the variance over |mean|^power."""
 
     def statistics(known):
         values = stein_second_derivatives(table[:, known])
         found = np.full(table.shape[1], np.inf)
-        found[known] = values.var(axis=0) / (values.mean(axis=0) ** 2 if relative else 1.0)
+        found[known] = values.var(axis=0) / np.abs(values.mean(axis=0)) ** power
         return found
 
     return causal.peel(statistics, table.shape[1]).order
@@ -129,7 +130,8 @@ def orders(table: np.ndarray, seed: int, kernel_rows: int) -> dict[str, np.ndarr
     rows = slice(kernel_rows)
     return {
         "kernel": kernel_order(columns[rows]),
-        "kernel, relative": kernel_order(columns[rows], relative=True),
+        "kernel, relative": kernel_order(columns[rows], power=2),
+        "kernel, dispersion": kernel_order(columns[rows], power=1),
         "kernel, raw": kernel_order(table[rows]),
         "variance": np.argsort(table.var(axis=0)),
         "R2": np.argsort(-unexplained),
@@ -138,13 +140,15 @@ def orders(table: np.ndarray, seed: int, kernel_rows: int) -> dict[str, np.ndarr
 
 
 def learned_orders(table: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """What `causal_order` gives, with and without `same_noise`, by one training for both."""
+    """What `causal_order` gives, with and without `same_noise`, by the same networks for both."""
     columns = jax.numpy.asarray(causal.standardized(table))
     fit_key, noise_key = jax.random.split(jax.random.key(seed))
-    params = fit(fit_key, MODEL, columns, 1.0, steps=4000)
+    members = causal.fit_members(
+        jax.random.split(fit_key, NETWORKS), MODEL, columns, 1.0, steps=STEPS
+    )
     return {
         name: causal.order_by(
-            jax.random.clone(noise_key), MODEL, params, columns[:1000], 1.0, variances=variances
+            jax.random.clone(noise_key), MODEL, members, columns[:1000], 1.0, variances=variances
         ).order
         for name, variances in (("learned", None), ("learned, same noise", table.var(axis=0)))
     }
@@ -167,7 +171,8 @@ def measure(table: np.ndarray, edges: np.ndarray, seed: int, options) -> dict:
 
 def simulated(options) -> None:
     columns = ["dim", "degree", "noise", "count", "seed"]
-    table = Rows(options.json, columns, {"kernel_rows": options.kernel_rows})
+    settings = {"kernel_rows": options.kernel_rows, "networks": NETWORKS, "steps": STEPS}
+    table = Rows(options.json, columns, settings)
     cells = [
         (dim, degree, noise, count)
         for dim in options.dims
@@ -201,7 +206,7 @@ def show(cell, rows: list[dict]) -> None:
     print(
         f"{mean([row['cpu_seconds'] for row in rows])}; GiB {max(r['peak_gib'] for r in rows):.2f}"
     )
-    every = "learned", "kernel", "kernel, relative", "R2", "random"
+    every = "learned", "kernel", "kernel, relative", "kernel, dispersion", "R2", "random"
     in_units = "learned, same noise", "kernel, raw", "variance"
     for ways in (every, in_units):
         for way in [way for way in ways if way in rows[0]]:

@@ -157,6 +157,8 @@ def of_errors(rows: Rows, run: Any, flat: dict[str, np.ndarray], options: Any) -
         keys = jax.random.split(jax.random.key(20 + n), len(flat["training"]))
         known = in_parts(fn, run.params, keys, flat["training"], sigma)
         ratio = float(known["confirmed"].mean() / known["trace"].mean())
+        spread = np.std(known["confirmed"] - ratio * known["trace"], ddof=1)
+        ratio_error = float(spread / known["trace"].mean() / np.sqrt(len(known["trace"])))
         draws = []
         for draw in range(options.draws):
             keys = jax.random.split(jax.random.key(100 * (draw + 1) + n), len(flat["held out"]))
@@ -186,6 +188,7 @@ def of_errors(rows: Rows, run: Any, flat: dict[str, np.ndarray], options: Any) -
                     np.corrcoef(values.mean(axis=1), truth.mean(axis=1))[0, 1]
                 ),
                 "ratio": ratio,
+                "ratio_error": ratio_error,
                 "per_pixel": float(truth.mean() * sigma**2 / flat["held out"].shape[1]),
                 "images": len(truth),
                 "draws": options.draws,
@@ -244,7 +247,7 @@ def on_digits(rows: Rows, options: argparse.Namespace) -> None:
     run = load_run(options.run)
     data = run.problem.data
     flat = {
-        "training": data.to_float(data.train[:: max(1, len(data.train) // 900)][:900]),
+        "training": data.to_float(data.train),
         "held out": data.to_float(data.held_out[: options.images]),
     }
     flat = {name: found.reshape(len(found), -1) for name, found in flat.items()}
@@ -306,11 +309,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="with --run")
     parser.add_argument("--images", type=int, default=500, help="held-out digits")
-    parser.add_argument("--draws", type=int, default=4, help="of the noise, for the errors")
+    parser.add_argument("--draws", type=int, default=16, help="of the noise, for the errors")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--ambient", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--points", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=2000, help="of each fit; 0: none")
+    parser.add_argument("--steps", type=int, default=10_000, help="of each fit; 0: none")
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--data_std", type=float, default=0.01)
     parser.add_argument("--json", type=Path)

@@ -118,9 +118,10 @@ def autodiff_fn(problem: Any, probes: int) -> Callable:
         derivatives_fn, dim = of_run.make_derivatives_fn(problem, params), len(clean)
 
         def at_level(level: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-            noise_key, probe_key = jax.random.split(level[0])
+            # The noise that `unusual.features` draws by the same key.
+            probe_key = jax.random.fold_in(jax.random.clone(level[0]), 1)
             sigma = level[1]
-            noisy = clean + sigma * jax.random.normal(noise_key, clean.shape, clean.dtype)
+            noisy = clean + sigma * jax.random.normal(level[0], clean.shape, clean.dtype)
             score, derivative = jax.linearize(lambda y: derivatives_fn(y, sigma)[0], noisy)
 
             def products(vectors: jax.Array) -> jax.Array:

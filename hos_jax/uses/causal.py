@@ -26,6 +26,7 @@ noisy, or unknown, at random in training.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -70,10 +71,15 @@ class CausalOrder(NamedTuple):
         return rows
 
 
-def relative_variance(values: Array) -> Array:
-    """Var / mean^2 of each column, (N, D) -> (D,): of the second derivatives of one variable at N
-    points it is 0 for a leaf, and the same in every unit that the variable may have."""
-    return jnp.var(values, axis=0) / jnp.square(jnp.mean(values, axis=0))
+def dispersion(values: Array) -> Array:
+    """Var / |mean| of each column, (N, D) -> (D,): of the second derivatives of one variable at N
+    points, in units of 1 / x_j^2 as these. It is 0 for a leaf.
+
+    Each effect of x_j adds a term to its second derivative. Of n such terms, equally large and
+    independent, the variance and the mean both grow with n, so that the dispersion does not depend
+    on n, where var / mean^2 would make a variable with many effects look like one with none.
+    """
+    return jnp.var(values, axis=0) / jnp.abs(jnp.mean(values, axis=0))
 
 
 def conditional_precisions(covariances: Array, sigma: Array | float) -> Array:
@@ -150,7 +156,7 @@ def fit_conditionals(
     *,
     steps: int,
     batch_size: int = 128,
-    jitter: float = 0.1,
+    jitter: float = 0.2,
     learning_rate: float = 3e-3,
 ) -> Any:
     """Parameters of `Conditionals`: `losses.dsm` for s1 and `losses.residual_nll` for C.
@@ -190,6 +196,14 @@ def fit_conditionals(
     return minimize(loop_key, loss_fn, params, steps=steps, learning_rate=learning_rate)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "steps"))
+def fit_members(
+    keys: PRNGKey, model: Conditionals, data: Array, sigma: Array | float = 1.0, *, steps: int
+) -> Any:
+    """Parameters of one network for each key, stacked, by `fit_conditionals` one after another."""
+    return jax.lax.map(lambda key: fit_conditionals(key, model, data, sigma, steps=steps), keys)
+
+
 def _draw_masks(known_key: PRNGKey, noisy_key: PRNGKey, shape: tuple[int, int]):
     """Which variables are known, and which of these are noisy, (N, D) each: 1.0 or 0.0.
 
@@ -219,6 +233,25 @@ def conditional_variances(
         return covariance[:, j]
 
     return jax.lax.map(of_variable, jnp.arange(data.shape[1])).T
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def mean_precisions(
+    key: PRNGKey, model: Conditionals, members: Any, data: Array, known: Array, sigma: Array | float
+) -> Array:
+    """`conditional_precisions` at every row, means over networks, (N, D).
+
+    Args:
+      members: parameters of networks, stacked, as `fit_members` gives them.
+      others: of `conditional_variances`; all networks see the same noise.
+    """
+
+    def of_member(params: Any) -> Array:
+        at = jax.random.clone(key)
+        found = conditional_variances(at, model, params, data, known, sigma)
+        return conditional_precisions(found, sigma)
+
+    return jnp.mean(jax.lax.map(of_member, members), axis=0)
 
 
 def standardized(data: Any) -> np.ndarray:
@@ -272,15 +305,18 @@ def _relative_units(data: Any) -> np.ndarray:
 def order_by(
     key: PRNGKey,
     model: Conditionals,
-    params: Any,
+    members: Any,
     points: Array,
     sigma: float,
     *,
     variances: np.ndarray | None = None,
 ) -> CausalOrder:
-    """The order by a trained network, from precisions at standardized points, (N, D).
+    """The order by trained networks, from precisions at standardized points, (N, D).
 
     Args:
+      members: parameters of networks trained with different keys, the first axis of each leaf being
+        that of the networks. Their precisions are averaged: what one of them has wrong varies from
+        row to row, as if the variable had effects.
       variances: of the columns in units in which all noises are about equally large, up to one
         factor for all, (D,), if there are such units: see `same_noise` of `causal_order`.
     """
@@ -289,9 +325,8 @@ def order_by(
     def ask(known: np.ndarray) -> Array:
         # The same noise in every step: what changes is what is known.
         at = jax.random.clone(key)
-        found = _variances(at, model, params, points, jnp.asarray(known), sigma)
-        precisions = conditional_precisions(found, sigma)
-        return relative_variance(precisions) if units is None else precisions.var(axis=0) / units**2
+        precisions = mean_precisions(at, model, members, points, jnp.asarray(known), sigma)
+        return dispersion(precisions) if units is None else precisions.var(axis=0) / units**2
 
     return peel(ask, points.shape[1])
 
@@ -302,7 +337,8 @@ def causal_order(
     *,
     same_noise: bool = False,
     sigma: float = 1.0,
-    steps: int = 4000,
+    steps: int = 6000,
+    networks: int = 8,
     features: int = 128,
     rows: int = 1000,
 ) -> CausalOrder:
@@ -313,29 +349,26 @@ def causal_order(
       data: (N, D), one row per observation; standardized here for training.
       same_noise: whether the noises of all variables are about equally large in the units of the
         table. If so the variances of their precisions are compared in these units, as the
-        published method does, in place of `relative_variance`. It is wrong for units that have
-        nothing to do with one another.
+        published method does, in place of `dispersion` of standardized columns. It is wrong for
+        units that have nothing to do with one another.
       sigma: the noise level, deviations of the data.
-      steps: of training, which is done once.
-      features: width of the network.
+      steps: of training, which is done once for each network.
+      networks: how many are trained; their precisions are averaged.
+      features: width of a network.
       rows: at how many rows, drawn at random without replacement, the precisions are compared.
 
     Raises:
       UserError: for a table that is none, see `standardized`.
-      ValueError: for steps, features or rows that are no positive whole numbers, or sigma <= 0.
+      ValueError: for steps, networks, features or rows that are no positive whole numbers, or
+        sigma <= 0.
     """
-    check_counts(steps=steps, features=features, rows=rows)
+    check_counts(steps=steps, networks=networks, features=features, rows=rows)
     check_positive(sigma=sigma)
     table = jnp.asarray(standardized(data))
     variances = _relative_units(data) if same_noise else None
     model = Conditionals(features)
     fit_key, noise_key = jax.random.split(key)
     row_key = jax.random.fold_in(jax.random.clone(key), 2)
-    params = _fit(fit_key, model, table, sigma, steps=steps)
+    members = fit_members(jax.random.split(fit_key, networks), model, table, sigma, steps=steps)
     points = jax.random.permutation(row_key, table)[:rows]
-    return order_by(noise_key, model, params, points, sigma, variances=variances)
-
-
-# Compiled once for all tables of one shape.
-_fit = jax.jit(fit_conditionals, static_argnames=("model", "steps"))
-_variances = jax.jit(conditional_variances, static_argnames="model")
+    return order_by(noise_key, model, members, points, sigma, variances=variances)

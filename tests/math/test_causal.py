@@ -34,7 +34,7 @@ def test_exact_second_derivatives_give_the_exact_order():
         asked.append(known.tolist())
         hessians = jax.vmap(lambda x: jax.hessian(log_density)(x, jnp.asarray(known)))(points)
         diagonals = jnp.where(jnp.asarray(known), jnp.diagonal(hessians, axis1=1, axis2=2), 1.0)
-        return causal.relative_variance(diagonals)
+        return causal.dispersion(diagonals)
 
     found = causal.peel(statistics, 3)
     assert found.order.tolist() == ORDER
@@ -64,7 +64,9 @@ def test_with_noise_on_one_variable_alone_a_leaf_is_constant_at_every_level(sigm
     )
     leaf = VARIANCES[1] / (VARIANCES[1] + sigma**2)
     np.testing.assert_allclose(found[:, 1], leaf, rtol=1e-6)
-    assert (np.asarray(causal.relative_variance(jnp.asarray(found)))[[0, 2]] > 1e-3).all()
+    precisions = causal.conditional_precisions(jnp.asarray(found), sigma)
+    dispersions = np.asarray(causal.dispersion(precisions))
+    assert dispersions[1] < 1e-9 and (dispersions[[0, 2]] > 1e-2).all()
 
 
 class Recorder:
@@ -97,30 +99,46 @@ def test_a_variance_that_noise_cannot_reduce_gives_a_small_precision():
 
 class Varying:
     """In place of a network: precisions 2 and 1 on average, with deviations 0.2 and 0.15 in steps
-    of sign, at sigma 1; what is hidden changes nothing."""
+    of sign, at sigma 1, and `params` times a step of its own; what is hidden changes nothing."""
 
     def apply(self, params, points, known, noisy, sigma):
-        signs = jnp.where(jnp.arange(len(points)) % 2 == 0, 1.0, -1.0)[:, None]
-        return points, 1.0 / (1.0 + jnp.array([[2.0, 1.0]]) + signs * jnp.array([[0.2, 0.15]]))
+        rows = jnp.arange(len(points))
+        signs = jnp.where(rows % 2 == 0, 1.0, -1.0)[:, None]
+        own = jnp.where(rows % 4 < 2, 1.0, -1.0)[:, None] * params
+        precisions = jnp.array([[2.0, 1.0]]) + signs * jnp.array([[0.2, 0.15]]) + own
+        return points, 1.0 / (1.0 + precisions)
 
 
 def test_precisions_are_compared_by_their_means_or_in_the_units_of_the_noises():
     def found(variances):
-        points = jnp.zeros((10, 2))
-        return causal.order_by(jax.random.key(0), Varying(), None, points, 1.0, variances=variances)
+        points, members = jnp.zeros((12, 2)), jnp.zeros(1)
+        key = jax.random.key(0)
+        return causal.order_by(key, Varying(), members, points, 1.0, variances=variances)
 
-    np.testing.assert_allclose(found(None).evidence[0], [0.1**2, 0.15**2], rtol=1e-9)
+    np.testing.assert_allclose(found(None).evidence[0], [0.2**2 / 2.0, 0.15**2], rtol=1e-9)
     assert found(None).order.tolist() == [1, 0]
     in_units = found(np.array([1.0, 4.0]))
     np.testing.assert_allclose(in_units.evidence[0], [0.2**2, 0.15**2 / 16.0], rtol=1e-9)
     assert in_units.order.tolist() == [0, 1]
 
 
-def test_statistics_are_the_same_in_every_unit():
-    values = jnp.asarray(1.0 + draw(50) ** 2)
-    scaled = causal.relative_variance(values * jnp.array([[1e-3, 5.0, 1e4]]))
-    np.testing.assert_allclose(scaled, causal.relative_variance(values), rtol=1e-9)
-    np.testing.assert_allclose(scaled, np.var(values, axis=0) / np.mean(values, axis=0) ** 2)
+def test_what_networks_have_wrong_each_in_its_way_is_averaged_out():
+    members = jnp.array([0.3, -0.3])
+
+    def evidence(some):
+        return causal.order_by(jax.random.key(0), Varying(), some, jnp.zeros((12, 2)), 1.0).evidence
+
+    np.testing.assert_allclose(evidence(members)[0], [0.2**2 / 2.0, 0.15**2], rtol=1e-9)
+    one = evidence(members[:1])[0]
+    np.testing.assert_allclose(one, [(0.2**2 + 0.3**2) / 2.0, 0.15**2 + 0.3**2], rtol=1e-9)
+
+
+def test_the_dispersion_does_not_depend_on_the_number_of_effects():
+    """Sums of n independent terms: variance and mean grow alike."""
+    terms = np.random.default_rng(0).gamma(2.0, 3.0, (4000, 2, 16))
+    sums = jnp.asarray(np.stack([terms[:, 0, 0], terms[:, 1].sum(axis=1)], axis=1))
+    np.testing.assert_allclose(causal.dispersion(sums), 3.0, rtol=0.15)
+    np.testing.assert_allclose(causal.dispersion(-sums), causal.dispersion(sums), rtol=1e-12)
 
 
 def test_the_table_names_the_leaf_of_each_step():
@@ -158,7 +176,7 @@ def test_masked_values_are_refused():
 
 def test_precisions_are_compared_at_rows_at_random(monkeypatch):
     """A sorted table is as good as any."""
-    monkeypatch.setattr(causal, "_fit", lambda *_, **__: None)
+    monkeypatch.setattr(causal, "fit_members", lambda *_, **__: None)
     monkeypatch.setattr(causal, "order_by", lambda *arguments, **_: np.asarray(arguments[3]))
     table = np.sort(draw(300), axis=0)
     rows = [tuple(row) for row in causal.standardized(table)]

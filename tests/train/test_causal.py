@@ -34,6 +34,20 @@ def test_conditional_variances_are_those_of_a_gaussian():
         assert (np.std(found[:, inside], axis=0) < 0.15 * exact).all()
 
 
+def test_networks_are_trained_by_their_keys_alone():
+    """Those of `fit_conditionals`, whatever others are trained beside them."""
+    model = causal.Conditionals(features=4, depth=1)
+    data = jax.random.normal(jax.random.key(1), (50, 3))
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = causal.fit_members(jax.random.clone(keys), model, data, steps=3)
+    alone = causal.fit_conditionals(keys[1], model, data, steps=3)
+    jax.tree.map(
+        lambda many, one: np.testing.assert_allclose(many[1], one, rtol=1e-5, atol=1e-7),
+        found,
+        alone,
+    )
+
+
 @pytest.fixture(scope="module")
 def chain():
     """x_1 -> x_2 -> x_0, in units that say nothing of the order."""
