@@ -4,7 +4,7 @@ r"""Local dimension, errors of denoising without the truth, and noise levels, ag
     python benchmarks/dimension.py --run RUN [--json PATH]
 
 Without a run: planes and unit spheres of 2, 4 and 8 dimensions in R^10 and R^100 (`manifolds.py`)
-at sigma 0.1. Means over fresh points of tr C at noisy points and of FLIPD at clean ones, by exact
+at `--sigma`. Means over fresh points of tr C at noisy points and of FLIPD at clean ones, by exact
 scores, by heads that `hos_jax.fit` learned beside the exact s1 and beside a learned s1, and by the
 derivative of the learned s1; and what is used on samples without noise: the maximum likelihood
 estimate of Levina and Bickel (20 neighbours) and TwoNN (Facco et al. 2017), of 4,000 samples.
@@ -34,7 +34,7 @@ from hos_jax.evaluation import likelihood as of_run
 from hos_jax.training.runs import load_run
 from hos_jax.uses import dimension
 
-SIGMA, NEIGHBOURS = 0.1, 20
+NEIGHBOURS = 20
 DIGIT_LEVELS = (0.1, 0.25, 0.5, 1.0)
 AT_ONCE = 12
 PARTS = ("errors", "levels")
@@ -49,16 +49,18 @@ def by_neighbours(points: np.ndarray) -> tuple[np.ndarray, float]:
     return local, float(1.0 / np.mean(ratios))
 
 
-def totals(key: jax.Array, clean: jax.Array, derivatives_fn: Callable) -> dict[str, float]:
-    """Means of tr C at noisy points and of FLIPD at clean ones, at `SIGMA`."""
+def totals(
+    key: jax.Array, clean: jax.Array, derivatives_fn: Callable, sigma: float
+) -> dict[str, float]:
+    """Means of tr C at noisy points and of FLIPD at clean ones."""
 
     def flipd(x: jax.Array) -> jax.Array:
-        score1, score2 = derivatives_fn(x, SIGMA)
-        covariance = dimension.covariance_of(score2, SIGMA)
-        return jnp.sum(dimension.flipd_map(score1, covariance, SIGMA))
+        score1, score2 = derivatives_fn(x, sigma)
+        covariance = dimension.covariance_of(score2, sigma)
+        return jnp.sum(dimension.flipd_map(score1, covariance, sigma))
 
     def noisy(key: jax.Array, x: jax.Array) -> jax.Array:
-        return dimension.local_dimension(key, x, derivatives_fn, SIGMA, draws=1).total
+        return dimension.local_dimension(key, x, derivatives_fn, sigma, draws=1).total
 
     found = jax.jit(jax.vmap(noisy))(jax.random.split(key, len(clean)), clean)
     return {
@@ -71,16 +73,16 @@ def learned(kind: manifolds.Manifold, d: int, dim: int, options: Any) -> dict[st
     """`derivatives_fn` of learned heads, beside the exact s1 and beside a learned one, and of the
     learned s1 and its derivative."""
     network = functools.partial(models.MLP, features=options.features)
-    settings = {"dim": dim, "steps": options.steps}
+    settings, sigma = {"dim": dim, "steps": options.steps}, options.sigma
     # With nearly all of y skipped, the network gives the clean point, not the noise of R^D.
     first = models.ScoreModel(network, data_std=options.data_std)
     params = jax.jit(
-        lambda key: fit.fit_score(key, first, kind.sample, SIGMA, batch_size=256, **settings)
+        lambda key: fit.fit_score(key, first, kind.sample, sigma, batch_size=256, **settings)
     )(jax.random.key(1))
-    learned_fn = pointwise.score_fn(first, params, SIGMA)
+    learned_fn = pointwise.score_fn(first, params, sigma)
 
     def exact_fn(noisy: jax.Array) -> jax.Array:
-        return kind.derivatives_fn(noisy, SIGMA)[0]
+        return kind.derivatives_fn(noisy, sigma)[0]
 
     def with_head(score_fn: Callable, seed: int) -> Callable:
         # Unconstrained: C = I + S with S = -I + U U^T is what a plane has. The positive head keeps
@@ -88,15 +90,15 @@ def learned(kind: manifolds.Manifold, d: int, dim: int, options: Any) -> dict[st
         head = models.SecondOrderHead("low_rank", rank=2 * d, positive_definite=False)
         second = models.HessianModel(network, head)
         hessian_fn = fit.train_second_order(
-            jax.random.key(seed), score_fn, second, kind.sample, SIGMA, **settings
+            jax.random.key(seed), score_fn, second, kind.sample, sigma, **settings
         )
-        return lambda noisy, sigma: (score_fn(noisy), hessian_fn(noisy))
+        return lambda noisy, _: (score_fn(noisy), hessian_fn(noisy))
 
     hessian_fn = autodiff.dense_hessian_fn(learned_fn)
     return {
         "head, exact s1": with_head(exact_fn, 2),
         "head, learned s1": with_head(learned_fn, 3),
-        "autodiff of learned s1": lambda noisy, sigma: (learned_fn(noisy), hessian_fn(noisy)),
+        "autodiff of learned s1": lambda noisy, _: (learned_fn(noisy), hessian_fn(noisy)),
     }
 
 
@@ -116,7 +118,7 @@ def on_manifolds(rows: Rows, options: argparse.Namespace) -> None:
                 ways |= learned(kind, d, dim, options) if options.steps else {}
                 clean = kind.sample(jax.random.key(4), options.points)
                 for way, derivatives_fn in ways.items():
-                    found = totals(jax.random.key(5), clean, derivatives_fn)
+                    found = totals(jax.random.key(5), clean, derivatives_fn, options.sigma)
                     print(rows.add({**key, "way": way, **found}), flush=True)
 
 
@@ -312,6 +314,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=16, help="of the noise, for the errors")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--ambient", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--sigma", type=float, default=0.1, help="of planes and spheres")
     parser.add_argument("--points", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=10_000, help="of each fit; 0: none")
     parser.add_argument("--features", type=int, default=128)
@@ -324,7 +327,7 @@ def main() -> None:
         on_digits(rows, options)
     else:
         settings = {name: getattr(options, name) for name in ("points", "steps", "features")}
-        settings |= {"data_std": options.data_std, "sigma": SIGMA}
+        settings |= {"data_std": options.data_std, "sigma": options.sigma}
         rows = Rows(options.json, ("data", "d", "ambient", "way"), settings)
         on_manifolds(rows, options)
     print(tables(rows, bool(options.run)))

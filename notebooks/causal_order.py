@@ -177,7 +177,7 @@ for step, values in enumerate(found.evidence):
 top, bottom = np.nanmax(found.evidence), np.nanmin(found.evidence)
 axis.set(yscale="log", xlim=(0.5, VARIABLES + 0.5), ylim=(bottom / 1.4, top * 1.4))
 axis.set(xlabel="step", ylabel="variance / mean", xticks=range(1, VARIABLES + 1))
-axis.set_yticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
+axis.set_yticks([0.003, 0.03, 0.3], ["0.003", "0.03", "0.3"])
 axis.yaxis.set_minor_formatter(NullFormatter())
 plt.show()
 
