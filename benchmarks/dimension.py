@@ -11,7 +11,7 @@ estimate of Levina and Bickel (20 neighbours) and TwoNN (Facco et al. 2017), of 
 
 With a run of digits, of many noise levels: tr C of held-out digits beside these estimates; SURE
 and sigma^2 tr C against the true squared error; the most likely noise level against that of
-wavelets (`skimage.restoration.estimate_sigma`).
+wavelets (the median of the finest Haar details).
 """
 
 from __future__ import annotations
@@ -178,7 +178,8 @@ def of_errors(rows: Rows, run: Any, flat: dict[str, np.ndarray], options: Any) -
             "SURE, ratio, noise known": sure - found["noise"],
         }
         for way, values in ways.items():
-            off, error = mean_and_error(values, truth)
+            # The scale is not known without error either.
+            off, error = mean_and_error(sure if "scaled" in way else values, truth)
             row = {
                 "part": "errors",
                 "sigma": sigma,

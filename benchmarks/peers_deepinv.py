@@ -1,25 +1,28 @@
 r"""Posterior samples of linear inverse problems beside deepinv's, judged by the exact posterior.
 
-    pip install deepinv
+    pip install deepinv==0.5.0
     python benchmarks/peers_deepinv.py [--json PATH] [--budgets 20 100 500]
 
 A Gaussian and a mixture of three Gaussians in 16 dimensions, written once for JAX and once for
 PyTorch, so that all see exact scores; the first 8 values are measured with noise of deviation 0.1.
-The posterior is known. Of deepinv: `DDRM`, `ULA` and `PosteriorDiffusion` (exploding noise, Euler's
-steps, equally many a factor of the noise) guided as DPS, as pseudoinverse guidance and by matched
+The posterior is known. Of deepinv: `DDRM`, `ULA` and `PosteriorDiffusion` (exploding noise, its
+`AncestralSolver`, the last point denoised) guided as DPS, as pseudoinverse guidance and by matched
 moments, which takes the Jacobian by automatic differentiation for the covariance. (`DiffPIR` is
 left out, as it takes images of values in [0, 1].) Ours: `inverse.sample_posterior` with the exact
-covariance; no derivative is taken.
+covariance, which is exact in law on a Gaussian, for any number of steps.
 
 A pass is one evaluation of the denoiser or one product with its transposed Jacobian; both are
-counted. Each way takes as many steps as the passes of a budget allow, and `ULA` the step size, DPS
-the weight of a grid that has the smallest distance on another measurement. What is said:
+counted. A pass of ours gives mean and covariance at once, as those of a second-order model do. Each
+way takes as many steps as the passes of a budget allow, and the setting of a grid (`GRIDS`) that
+has the smallest distance on another measurement. What is said:
 
-- mean: of the samples, off the exact mean, in exact deviations, root mean square.
+- mean: of the samples, off the exact mean, in exact deviations, root mean square; of exact draws
+  about 1 / sqrt(draws).
 - deviation: of the samples over the exact one, mean over values that are not measured.
+- measured deviation: the same over values that are.
 - distance: sliced 2-Wasserstein distance to exact draws, over that of as many exact draws.
 
-Means and standard errors over measurements.
+Means and standard errors over measurements, each with its own random numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +53,13 @@ DIM, SEEN, NOISE_STD = 16, 8, 0.1
 LARGEST, SMALLEST = 10.0, 0.05
 SHAPE = 1, 4, 4
 WAYS = ("ours", "DDRM", "ULA", "DPS", "pseudoinverse", "matched moments")
-GRIDS = {"ULA": [0.1, 0.3, 1.0], "DPS": [0.1, 0.3, 1.0, 3.0]}
+# Step size over the variance of the noise; weight; iterations of conjugate gradients; eta.
+GRIDS = {
+    "ULA": [0.3, 1.0, 1.5],
+    "DPS": [1.0, 10.0, 100.0, 1000.0],
+    "matched moments": [3, 8],
+    "DDRM": [0.5, 0.85, 1.0],
+}
 
 
 def make_law(count: int) -> distributions.GaussianMixture:
@@ -118,7 +126,9 @@ def observe(law: distributions.GaussianMixture, seed: int) -> np.ndarray:
     return np.asarray(clean + NOISE_STD * jax.random.normal(noise_key, (SEEN,)))
 
 
-def by_deepinv(way: str, weight: float, passes: int, denoiser: Denoiser, values, count: int):
+def by_deepinv(
+    way: str, setting: float, passes: int, denoiser: Denoiser, values, count: int, seed: int
+) -> np.ndarray:
     """Samples (count, DIM) by a sampler of deepinv."""
     mask = torch.zeros(SHAPE)
     mask.reshape(-1)[:SEEN] = 1.0
@@ -127,12 +137,12 @@ def by_deepinv(way: str, weight: float, passes: int, denoiser: Denoiser, values,
     measured = torch.zeros(count, DIM)
     measured[:, :SEEN] = torch.tensor(values)
     measured = measured.reshape(count, *SHAPE)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     sigmas = np.geomspace(LARGEST, SMALLEST, passes)
     if way == "DDRM":
-        found = sampling.DDRM(denoiser, sigmas=sigmas)(measured, physics)
+        found = sampling.DDRM(denoiser, sigmas=sigmas, eta=setting)(measured, physics)
     elif way == "ULA":
-        step = weight * NOISE_STD**2
+        step = setting * NOISE_STD**2
         sampler = sampling.ULA(
             *(ScorePrior(denoiser), L2(sigma=NOISE_STD), step, SMALLEST),
             **{"max_iter": passes, "thinning": 1, "clip": None, "thresh_conv": 0.0},
@@ -142,28 +152,33 @@ def by_deepinv(way: str, weight: float, passes: int, denoiser: Denoiser, values,
         found = sampler.get_chain()[-1]["x"]
     else:
         fidelities = {
-            "DPS": (sampling.DPSDataFidelity, 2),
-            "pseudoinverse": (sampling.PiGDMDataFidelity, 2),
-            "matched moments": (sampling.MomentMatchingDataFidelity, 6),
+            "DPS": (sampling.DPSDataFidelity, 2, {"weight": setting}),
+            "pseudoinverse": (sampling.PiGDMDataFidelity, 2, {}),
+            "matched moments": (
+                *(sampling.MomentMatchingDataFidelity, setting + 3),
+                {"cg_max_iter": setting},
+            ),
         }
-        make, each = fidelities[way]
-        steps = max(passes // each, 2)
+        make, each, settings = fidelities[way]
+        steps = max(int((passes - 1) // each), 2)
         times = np.linspace(1.0, 0.0, steps + 1)
         exploding = sampling.VarianceExplodingDiffusion(
             denoiser, sigma_min=SMALLEST, sigma_max=LARGEST
         )
         sampler = sampling.PosteriorDiffusion(
-            make(denoiser=denoiser, weight=weight),
+            make(denoiser=denoiser, **settings),
             denoiser,  # that of `exploding` is taken for one of images in [-1, 1]
             exploding,
-            solver=sampling.EulerSolver(timesteps=times),
+            solver=sampling.AncestralSolver(timesteps=times),
             minus_one_one=False,
         )
-        found = sampler(measured, physics, x_init=measured.shape, seed=0)
+        found = sampler(measured, physics, x_init=measured.shape, seed=seed)
     return found.detach().reshape(count, DIM).numpy().astype(np.float32)
 
 
-def ours(law: distributions.GaussianMixture, passes: int, values, count: int) -> np.ndarray:
+def ours(
+    law: distributions.GaussianMixture, passes: int, values, count: int, seed: int
+) -> np.ndarray:
     """Samples (count, DIM) by `inverse.sample_posterior`."""
     observation = inverse.Observation(
         jnp.asarray(values, jnp.float32), NOISE_STD, lambda x: x[:SEEN]
@@ -179,14 +194,18 @@ def ours(law: distributions.GaussianMixture, passes: int, values, count: int) ->
         start = sigmas[0] * jax.random.normal(start_key, (DIM,))
         return inverse.sample_posterior(key, posterior_fn, observation, start, sigmas)
 
-    return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), count)))
+    return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), count)))
 
 
-def judge(found: np.ndarray, posterior: distributions.GaussianMixture) -> dict[str, float]:
-    """The three numbers of the head of this file."""
-    exact = posterior.sample(jax.random.key(2), 20_000)
+def judge(
+    found: np.ndarray, posterior: distributions.GaussianMixture, seed: int
+) -> dict[str, float]:
+    """The numbers of the head of this file."""
+    exact_key, more_key, key = jax.random.split(jax.random.fold_in(jax.random.key(2), seed), 3)
+    exact = posterior.sample(exact_key, 20_000)
     mean, spread = np.asarray(exact.mean(axis=0)), np.asarray(exact.std(axis=0))
-    key, more = jax.random.key(3), np.asarray(posterior.sample(jax.random.key(4), len(found)))
+    more = np.asarray(posterior.sample(more_key, len(found)))
+    ratios = found.std(axis=0) / spread
 
     def distance(samples: np.ndarray) -> float:
         at = jax.random.clone(key)
@@ -195,7 +214,8 @@ def judge(found: np.ndarray, posterior: distributions.GaussianMixture) -> dict[s
 
     return {
         "mean": float(np.sqrt(np.mean(((found.mean(axis=0) - mean) / spread) ** 2))),
-        "deviation": float(np.mean(found.std(axis=0)[SEEN:] / spread[SEEN:])),
+        "deviation": float(np.mean(ratios[SEEN:])),
+        "measured deviation": float(np.mean(ratios[:SEEN])),
         "distance": distance(found) / distance(more),
     }
 
@@ -209,17 +229,15 @@ class Case(NamedTuple):
     observed: list[np.ndarray]
     posteriors: list[distributions.GaussianMixture]
 
-    def run(self, way: str, weight: float, budget: int, number: int, draws: int) -> dict:
-        """What `judge` says of one way and measurement, its passes and seconds."""
-        self.denoiser.passes, begun = 0, time.perf_counter()
-        values = self.observed[number]
+    def run(self, way: str, setting: float, budget: int, number: int, draws: int) -> dict:
+        """What `judge` says of one way and measurement, and its passes."""
+        self.denoiser.passes, values = 0, self.observed[number]
         if way == "ours":
-            found, passes = ours(self.law, budget, values, draws), budget
+            found, passes = ours(self.law, budget, values, draws, number), budget
         else:
-            found = by_deepinv(way, weight, budget, self.denoiser, values, draws)
+            found = by_deepinv(way, setting, budget, self.denoiser, values, draws, number)
             passes = self.denoiser.passes
-        judged = judge(found, self.posteriors[number])
-        return judged | {"passes": passes, "seconds": time.perf_counter() - begun}
+        return judge(found, self.posteriors[number], number) | {"passes": passes}
 
 
 def make_case(count: int, measurements: int) -> Case:
@@ -238,10 +256,10 @@ def measure(rows: Rows, options: argparse.Namespace) -> None:
             continue
         run = functools.partial(case.run, way, budget=budget, draws=options.draws)
         grid = GRIDS.get(way, [1.0])
-        distances = [run(weight, number=0)["distance"] for weight in grid]
-        weight = grid[int(np.argmin(distances))]
-        each = [run(weight, number=n + 1) for n in range(options.measurements)]
-        row: dict[str, Any] = {"case": case.name, "budget": budget, "way": way, "weight": weight}
+        distances = [run(setting, number=0)["distance"] for setting in grid]
+        setting = grid[int(np.argmin(distances))]
+        each = [run(setting, number=n + 1) for n in range(options.measurements)]
+        row: dict[str, Any] = {"case": case.name, "budget": budget, "way": way, "setting": setting}
         for name in each[0]:
             values = np.array([found[name] for found in each])
             row[name] = float(values.mean())
@@ -249,9 +267,9 @@ def measure(rows: Rows, options: argparse.Namespace) -> None:
         rows.add(row)
         judged = "".join(
             f"{row[name]:>9.3f} ({row[name + '_error']:.3f})"
-            for name in ("mean", "deviation", "distance")
+            for name in ("mean", "deviation", "measured deviation", "distance")
         )
-        print(f"{case.name:<13}{way:<17}{row['passes']:>6.0f}{judged}", flush=True)
+        print(f"{case.name:<13}{way:<17}{setting:>6g}{row['passes']:>6.0f}{judged}", flush=True)
 
 
 def main() -> None:
@@ -262,7 +280,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000)
     options = parser.parse_args()
     settings = {name: getattr(options, name) for name in ("measurements", "draws")}
-    print(f"{'law':<13}{'way':<17}{'passes':>6}{'mean':>13}{'deviation':>17}{'distance':>17}")
+    titles = "".join(f"{name:>17}" for name in ("mean", "deviation", "of measured", "distance"))
+    print(f"{'law':<13}{'way':<17}{'':>6}{'passes':>6}{titles}")
     measure(Rows(options.json, ("case", "budget", "way"), settings), options)
 
 

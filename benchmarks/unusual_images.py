@@ -308,7 +308,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--images", type=int, default=120, help="of each kind, half to choose by")
+    parser.add_argument(
+        "--images", type=int, default=120, help="of each kind; half as many to choose by"
+    )
     parser.add_argument("--training", type=int, default=200, help="digits that say what is usual")
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--few", type=int, default=120, help="of each kind for autodiff")

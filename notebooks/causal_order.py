@@ -149,7 +149,7 @@ plt.show()
 # ## The evidence, step by step
 #
 # In each step the variable whose second derivative varies least is taken for the last of those that
-# are left, and removed. This table has variance over squared mean for all that are left.
+# are left, and removed. This table has variance over mean for all that are left.
 
 # %%
 for row in found.table(NAMES):

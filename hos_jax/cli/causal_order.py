@@ -34,7 +34,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
         **define,
     )
     flags.DEFINE_float("sigma", 1.0, "Noise level, in standard deviations of a column.", **define)
-    flags.DEFINE_integer("steps", 6000, "Steps of training of each network.", **define)
+    flags.DEFINE_integer("steps", 6000, "Steps of training of each of 8 networks.", **define)
     flags.DEFINE_integer("seed", 0, "Seed of everything random.", 0, 2**32 - 1, **define)
 
 

@@ -21,7 +21,7 @@ REMEDIES = {
     "start a new run with another --doc",
     errors.InUseError: ": wait for it, or choose another --doc",
     errors.StorageError: "; --resume_training goes on from the last checkpoint",
-    errors.NonFiniteError: "; try a lower optim.lr, or a lower optim.clip (0 clips nothing)",
+    errors.NonFiniteError: "; try a lower optim.lr, or a smaller optim.clip above 0",
 }
 
 

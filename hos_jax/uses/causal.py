@@ -20,8 +20,8 @@ all others clean, the second derivative of the smoothed density along y_j is
 and of a leaf with Gaussian noise C_j = v_j / (v_j + sigma^2): constant at *every* sigma. With noise
 on all variables at once it would be constant in the limit of small sigma only, where s2 is hard to
 learn. And the law of the variables that remain is what a network learns for which the removed ones
-are unknown. So one `Conditionals`, trained once, is asked in every step: a variable is clean, or
-noisy, or unknown, at random in training.
+are unknown. So a `Conditionals` is trained once and asked in every step: a variable is clean, or
+noisy, or unknown, at random in training. Several are trained, and what they say is averaged.
 """
 
 from __future__ import annotations
@@ -73,11 +73,13 @@ class CausalOrder(NamedTuple):
 
 def dispersion(values: Array) -> Array:
     """Var / |mean| of each column, (N, D) -> (D,): of the second derivatives of one variable at N
-    points, in units of 1 / x_j^2 as these. It is 0 for a leaf.
+    points, in units of 1 / x_j^2 as these. It is 0 for a leaf with Gaussian noise, if they are
+    exact.
 
     Each effect of x_j adds a term to its second derivative. Of n such terms, equally large and
-    independent, the variance and the mean both grow with n, so that the dispersion does not depend
-    on n, where var / mean^2 would make a variable with many effects look like one with none.
+    independent, variance and mean both grow with n, so that the dispersion hardly depends on n once
+    they outweigh the variable's own 1 / v_j; var / mean^2 falls with n, as if a variable with many
+    effects had none.
     """
     return jnp.var(values, axis=0) / jnp.abs(jnp.mean(values, axis=0))
 
@@ -200,7 +202,8 @@ def fit_conditionals(
 def fit_members(
     keys: PRNGKey, model: Conditionals, data: Array, sigma: Array | float = 1.0, *, steps: int
 ) -> Any:
-    """Parameters of one network for each key, stacked, by `fit_conditionals` one after another."""
+    """Parameters of a network for each of the keys (M,), stacked, by `fit_conditionals` one after
+    another; data is (N, D)."""
     return jax.lax.map(lambda key: fit_conditionals(key, model, data, sigma, steps=steps), keys)
 
 
@@ -239,11 +242,11 @@ def conditional_variances(
 def mean_precisions(
     key: PRNGKey, model: Conditionals, members: Any, data: Array, known: Array, sigma: Array | float
 ) -> Array:
-    """`conditional_precisions` at every row, means over networks, (N, D).
+    """`conditional_precisions` at every row, means over networks, (N, D); columns that are not
+    known mean nothing. All networks see the same noise.
 
     Args:
       members: parameters of networks, stacked, as `fit_members` gives them.
-      others: of `conditional_variances`; all networks see the same noise.
     """
 
     def of_member(params: Any) -> Array:
@@ -313,6 +316,8 @@ def order_by(
 ) -> CausalOrder:
     """The order by trained networks, from precisions at standardized points, (N, D).
 
+    ValueError, of `peel`, where the networks give what is not finite.
+
     Args:
       members: parameters of networks trained with different keys, the first axis of each leaf being
         that of the networks. Their precisions are averaged: what one of them has wrong varies from
@@ -358,9 +363,10 @@ def causal_order(
       rows: at how many rows, drawn at random without replacement, the precisions are compared.
 
     Raises:
-      UserError: for a table that is none, see `standardized`.
-      ValueError: for steps, networks, features or rows that are no positive whole numbers, or
-        sigma <= 0.
+      UserError: for a table that is none, see `standardized`; with `same_noise` for columns whose
+        units are too far apart.
+      ValueError: for masked values; for steps, networks, features or rows that are no positive
+        whole numbers, or sigma <= 0.
     """
     check_counts(steps=steps, networks=networks, features=features, rows=rows)
     check_positive(sigma=sigma)

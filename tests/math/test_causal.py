@@ -133,8 +133,8 @@ def test_what_networks_have_wrong_each_in_its_way_is_averaged_out():
     np.testing.assert_allclose(one, [(0.2**2 + 0.3**2) / 2.0, 0.15**2 + 0.3**2], rtol=1e-9)
 
 
-def test_the_dispersion_does_not_depend_on_the_number_of_effects():
-    """Sums of n independent terms: variance and mean grow alike."""
+def test_the_dispersion_of_sums_does_not_depend_on_the_number_of_terms():
+    """Variance and mean of n independent terms grow alike."""
     terms = np.random.default_rng(0).gamma(2.0, 3.0, (4000, 2, 16))
     sums = jnp.asarray(np.stack([terms[:, 0, 0], terms[:, 1].sum(axis=1)], axis=1))
     np.testing.assert_allclose(causal.dispersion(sums), 3.0, rtol=0.15)

@@ -59,7 +59,7 @@ def chain():
 
 
 def test_the_order_of_a_chain_is_found(chain):
-    found = causal.causal_order(jax.random.key(0), chain, steps=800, features=64)
+    found = causal.causal_order(jax.random.key(0), chain, steps=800, networks=2, features=64)
     assert found.order.tolist() == [1, 2, 0]
     leaf, causes = found.evidence[0, 0], found.evidence[0, 1:]
     assert 4 * leaf < causes.min()
