@@ -37,6 +37,7 @@ from hos_jax.uses import dimension
 NEIGHBOURS = 20
 DIGIT_LEVELS = (0.1, 0.25, 0.5, 1.0)
 AT_ONCE = 12
+SCALED = "sigma^2 tr C, scaled by the mean of SURE"
 PARTS = ("errors", "levels")
 
 
@@ -159,8 +160,8 @@ def of_errors(rows: Rows, run: Any, flat: dict[str, np.ndarray], options: Any) -
         keys = jax.random.split(jax.random.key(20 + n), len(flat["training"]))
         known = in_parts(fn, run.params, keys, flat["training"], sigma)
         ratio = float(known["confirmed"].mean() / known["trace"].mean())
-        spread = np.std(known["confirmed"] - ratio * known["trace"], ddof=1)
-        ratio_error = float(spread / known["trace"].mean() / np.sqrt(len(known["trace"])))
+        of_ratio = known["confirmed"][:, None], ratio * known["trace"][:, None]
+        ratio_error = ratio * mean_and_error(*of_ratio)[1]
         draws = []
         for draw in range(options.draws):
             keys = jax.random.split(jax.random.key(100 * (draw + 1) + n), len(flat["held out"]))
@@ -171,15 +172,16 @@ def of_errors(rows: Rows, run: Any, flat: dict[str, np.ndarray], options: Any) -
         sure = found["seen"] + 2 * ratio * trace
         ways = {
             "sigma^2 tr C": trace,
-            "sigma^2 tr C, scaled by the mean of SURE": trace * sure.mean() / trace.mean(),
+            SCALED: trace * sure.mean() / trace.mean(),
             "SURE": raw,
             "SURE, ratio": sure,
             # That of the noise itself has mean 0, and is most of what SURE scatters by.
             "SURE, ratio, noise known": sure - found["noise"],
         }
+        # What has the scale of SURE's mean has its error too.
+        of_mean = ways | {SCALED: sure}
         for way, values in ways.items():
-            # The scale is not known without error either.
-            off, error = mean_and_error(sure if "scaled" in way else values, truth)
+            off, error = mean_and_error(of_mean[way], truth)
             row = {
                 "part": "errors",
                 "sigma": sigma,
