@@ -3,7 +3,6 @@
 import os
 
 import pytest
-import quick_compilation
 from small_runs import runner_in
 
 
@@ -16,15 +15,9 @@ def cache_of_the_user(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """Compiled programs are shared between commands, and compiled quickly rather than well."""
-    shared = tmp_path_factory.getbasetemp().parent / "jax_cache"
-    return {
-        **os.environ,
-        "XLA_FLAGS": quick_compilation.added_to(os.environ),
-        "JAX_COMPILATION_CACHE_DIR": str(shared),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
+def environment():
+    """That of the tests, to be added to."""
+    return dict(os.environ)
 
 
 @pytest.fixture

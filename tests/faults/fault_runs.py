@@ -1,6 +1,5 @@
 """A tiny run driven through the real command line, and what can happen to it on the way."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import quick_compilation
 from command_line import ROOT, as_flags
 
 from hos_jax.config import load as load_config
@@ -40,17 +38,11 @@ def flags(**overrides):
     return [*RUNNER, *as_flags(values)]
 
 
-def start(workdir, *arguments, cache):
+def start(workdir, *arguments):
     """`python main.py` in a process of its own, on the run in `workdir`."""
     run = ["--run", str(workdir.parent), "--doc", workdir.name]
     return subprocess.Popen(
         [sys.executable, str(ROOT / "main.py"), *run, *arguments],
-        env={
-            **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": quick_compilation.FLAGS,
-        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -102,11 +94,11 @@ def wait_for_moment(process, workdir, moment, rng):
         time.sleep(rng.uniform(0.0, 0.03))
 
 
-def interrupt(workdir, number, moment, rng, *, cache):
+def interrupt(workdir, number, moment, rng):
     """One session of the run that ends by a signal; the run is new or resumed. Returns stderr."""
     resumed = (workdir / "config.json").exists()
     how = "--resume_training" if resumed else "--ni"
-    process = start(workdir, *flags(training__steps=100_000), how, cache=cache)
+    process = start(workdir, *flags(training__steps=100_000), how)
     wait_for_moment(process, workdir, moment, rng)
     assert process.poll() is None, process.communicate()
     process.send_signal(number)
@@ -132,12 +124,10 @@ def same_bits(a, b):
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-def ends_as_if_never_stopped(workdir, command, *, cache):
+def ends_as_if_never_stopped(workdir, command):
     """Resume to 20 steps beyond the last checkpoint, and compare with a run that never stopped."""
     total = (saved_steps(workdir) or [0])[-1] + 20
-    status, errors = finish(
-        start(workdir, *flags(training__steps=total), "--resume_training", cache=cache)
-    )
+    status, errors = finish(start(workdir, *flags(training__steps=total), "--resume_training"))
     figures["resumes"] += 1
     figures["lost runs"] += status != 0
     assert status == 0, errors

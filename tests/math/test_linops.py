@@ -237,6 +237,7 @@ def test_what_does_not_fit_the_batch_is_refused(structure):
             _ = wrong.dim
 
 
+@pytest.mark.usefixtures("keys_used_once")
 def test_samples_of_a_batch_are_those_of_each_key(structure):
     batch, key = make_batch(structure, (3,), True), jax.random.key(0)
     draws = batch.sample(key, 4)

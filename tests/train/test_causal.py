@@ -7,6 +7,8 @@ import pytest
 
 from hos_jax.uses import causal
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 SIGMA = 1.0
 
 
