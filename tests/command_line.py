@@ -9,6 +9,8 @@ SMALL = {
     "model.name": "mlp",
     "model.ngf": 16,
     "model.depth": 1,
+    # A neighbour is an operation to trace and to compile: 4 of them, not 12.
+    "model.reach": 1,
     "training.steps": 6,
     "training.batch_size": 8,
     "training.log_every": 2,

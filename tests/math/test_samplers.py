@@ -331,7 +331,7 @@ def test_chunks_thinning_and_burn_in_do_not_change_the_draws():
     np.testing.assert_array_equal(chunked.trajectory, whole.trajectory)
     thinned = run_chains(key, walk, start, 60, thinning=5, chunk=5, **collect)
     np.testing.assert_array_equal(thinned.trajectory, whole.trajectory[4::5])
-    late = run_chains(key, walk, start, 40, burn_in=20, chunk=6, **collect)
+    late = run_chains(key, walk, start, 40, burn_in=20, chunk=7, **collect)
     np.testing.assert_array_equal(late.trajectory, whole.trajectory[20:])
     bare = run_chains(key, walk, start, 60)
     assert bare.trajectory is None
