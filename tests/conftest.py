@@ -1,10 +1,9 @@
-"""What all tests share: compiled programs, and the check that no key is used twice."""
+"""What all tests share: compiled programs."""
 
 import os
 import shutil
 import tempfile
 
-import pytest
 import quick_compilation
 
 # Before JAX is imported and before workers start: what one process compiles, all of them use, the
@@ -19,12 +18,3 @@ if _CACHE:
 def pytest_unconfigure():
     if _CACHE:
         shutil.rmtree(_CACHE, ignore_errors=True)
-
-
-@pytest.fixture
-def keys_used_once():
-    """A key that is used twice is an error; looking for it takes time in every call of JAX."""
-    import jax
-
-    with jax.debug_key_reuse(True):
-        yield

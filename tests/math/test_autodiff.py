@@ -11,8 +11,6 @@ import pytest
 from hos_jax import autodiff
 from hos_jax.linops import Dense, lanczos
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 DIM = 5
 # Between the components, where the third derivative is large.
 NOISY = jnp.asarray([1.5, 0.8, -0.4, -0.2, -1.3])

@@ -8,8 +8,6 @@ import pytest
 from hos_jax.linops import Diagonal, DiagonalPlusLowRank
 from hos_jax.uncertainty import calibration, posterior_from_covariance
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 D, COUNT = 200, 500
 
 

@@ -8,8 +8,6 @@ from scipy.signal import lfilter
 
 from hos_jax.samplers import diagnostics
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 
 def autoregressive(rho, chains=4, draws=4000, seed=0):
     """x' = rho x + sqrt(1 - rho^2) w, stationary, in two dimensions; the second is independent."""

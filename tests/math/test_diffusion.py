@@ -14,8 +14,6 @@ from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, Local
 from hos_jax.noise import karras_sigmas
 from hos_jax.samplers import diffusion, reverse_chains
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 DIM = 3
 GAUSSIAN = distributions.Gaussian(
     jnp.array([0.5, -1.0, 2.0]),

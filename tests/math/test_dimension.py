@@ -12,8 +12,6 @@ from hos_jax import autodiff, distributions
 from hos_jax.linops import Dense, Diagonal
 from hos_jax.uses import dimension
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 
 def basis(dim, columns):
     return jax.random.orthogonal(jax.random.key(9), dim)[:, :columns]

@@ -23,8 +23,6 @@ from hos_jax.distributions import (
 )
 from hos_jax.linops import Dense, Diagonal
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 DIM = 3
 LAWS = ["gaussian", "mixture", "isotropic", "logistic", "empirical"]
 

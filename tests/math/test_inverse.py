@@ -11,8 +11,6 @@ from hos_jax import distributions, tweedie, uncertainty
 from hos_jax.linops import Diagonal, DiagonalPlusLowRank
 from hos_jax.uncertainty import inverse
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 DIM, COUNT, NOISE_STD = 6, 3, 0.3
 LAW = distributions.random_correlated_gaussian(jax.random.key(0), DIM, 30.0)
 MATRIX = jax.random.normal(jax.random.key(1), (COUNT, DIM))

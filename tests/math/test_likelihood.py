@@ -15,8 +15,6 @@ from hos_jax.linops.local import count_taps
 from hos_jax.noise import geometric_sigmas
 from hos_jax.uncertainty import bound, likelihood
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 SMALLEST, LARGEST = 0.05, 30.0
 
 

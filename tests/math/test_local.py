@@ -248,7 +248,6 @@ def test_floor_raises_scales_and_tells():
     assert np.all(np.linalg.eigvalsh(jax.jit(Local.to_dense)(shifted)) > 0)
 
 
-@pytest.mark.usefixtures("keys_used_once")
 def test_draws_have_the_covariance():
     matrix = make((3, 2, 2), 1).add_columns(jnp.ones((12, 1)))
     dense = np.asarray(matrix.to_dense())

@@ -11,8 +11,6 @@ from hos_jax import distributions, errors, uncertainty
 from hos_jax.linops import DiagonalPlusLowRank
 from hos_jax.uses import measure_next
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 DIM, NOISE_STD = 12, 0.3
 LAW = distributions.random_correlated_gaussian(jax.random.key(0), DIM, 30.0)
 K = np.asarray(LAW.covariance)

@@ -16,8 +16,6 @@ from hos_jax.noise import (
     stream_key,
 )
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 
 def test_no_two_uses_of_randomness_share_a_key():
     keys = [jax.random.key(seed) for seed in (0, 1, 1234)]

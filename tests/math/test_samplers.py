@@ -14,8 +14,6 @@ from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLo
 from hos_jax.noise import geometric_sigmas
 from hos_jax.samplers import anneal_chains, langevin, ozaki, run_chains
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 DIM = 5
 
 

@@ -61,7 +61,6 @@ def test_operator_equals_dense_linear_algebra(structure):
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.usefixtures("keys_used_once")
 def test_samples_reproduce_mean_variances_and_leading_directions(structure):
     found = make_posterior(structure)
     count = 200_000
@@ -360,7 +359,6 @@ def test_a_posterior_needs_no_violations():
 
 
 @pytest.mark.parametrize("structure", [*STRUCTURES, "local"])
-@pytest.mark.usefixtures("keys_used_once")
 def test_students_tails_draw_their_law_and_keep_the_covariance(structure):
     rng = np.random.default_rng(8)
     if structure == "local":

@@ -13,8 +13,6 @@ from hos_jax.linops import Dense, DiagonalPlusLowRank, Local, LocalPlusLowRank
 from hos_jax.linops.local import count_taps
 from hos_jax.uses import unusual
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 DIM = 6
 SIGMAS = jnp.array([0.2, 0.5, 1.0])
 

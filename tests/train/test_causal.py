@@ -7,8 +7,6 @@ import pytest
 
 from hos_jax.uses import causal
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 SIGMA = 1.0
 
 

@@ -18,8 +18,6 @@ from hos_jax.models.unet import UNet
 from hos_jax.training import load_run, loop
 from hos_jax.training.problem import Problem, check_denoiser
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 FILE = """
 import jax.numpy as jnp
 import numpy as np

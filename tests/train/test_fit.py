@@ -16,8 +16,6 @@ from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.mlp import MLP
 from hos_jax.models.score_model import ScoreModel
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 SIGMA = 0.5
 NETWORK = functools.partial(MLP, features=32, depth=2)
 

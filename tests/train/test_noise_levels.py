@@ -23,8 +23,6 @@ from hos_jax.samplers import diffusion
 from hos_jax.training import loop, parallel
 from hos_jax.training.problem import Problem
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 RANGE = {
     "model__name": "unet",
     "model__ngf": 8,

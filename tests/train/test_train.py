@@ -22,8 +22,6 @@ from hos_jax.training.loop import (
 )
 from hos_jax.training.problem import Problem
 
-pytestmark = pytest.mark.usefixtures("keys_used_once")
-
 
 def assert_same_bits(a, b):
     leaves_a, leaves_b = jax.tree.leaves(a), jax.tree.leaves(b)
