@@ -132,6 +132,7 @@ class Objective:
         probes: Array | None = None,
         mean: Callable[[Array], Array] = jnp.mean,
         apart: bool = False,
+        score_fn: Callable | None = None,
     ) -> dict[str, Array]:
         """The losses of a batch, each (N,): "loss", the weighted sum, and "score1" to "score3".
 
@@ -148,6 +149,8 @@ class Objective:
           apart: that s1 does not share a network with the other orders, and `model` takes
             `orders`, which to evaluate. Then s1 is evaluated only where a loss uses it, and
             differentiated only where it is trained. The losses are the same.
+          score_fn: `score_fn(points, sigma)`, s1 alone, (N, D), for the Jacobian where that is less
+            work than `model`; gradients in its parameters are not needed.
 
         Raises:
           ValueError: for shapes that do not belong together, integers, or probes that are missing.
@@ -185,7 +188,8 @@ class Objective:
                 if not self.needs_probes:
                     probes = _along_residual(at["plus"].score1, flat_noise, sigma)
                     probes = probes.reshape(clean.shape)
-                derived = self._jacobian(model, points, at["plus"], sigma, probes)
+                score_fn = score_fn or (lambda y, sigma: model(y, sigma).score1)
+                derived = self._jacobian(score_fn, points, at["plus"], sigma, probes)
                 second += derived * (self.jacobian_weight or 1.0)
             values["score2"] = second / dim
             total = total + values["score2"]
@@ -240,13 +244,15 @@ class Objective:
         terms = jax.vmap(d2sm_residual_terms)(*pair, at["clean"].scaled_hessian)
         return d2sm_residual(terms, control_coefficients(terms, mean=mean))
 
-    def _jacobian(self, model, points: Array, outputs, sigma: Array, probes: Array | None) -> Array:
+    def _jacobian(
+        self, score_fn, points: Array, outputs, sigma: Array, probes: Array | None
+    ) -> Array:
         """`jacobian_regression` at the points y+, (N,)."""
         if probes is None or probes.shape != points.shape:
             found = None if probes is None else probes.shape
             raise ValueError(f"expected probes of shape {points.shape}, got {found}")
         flat = probes.reshape(len(points), -1)
-        _, products = jax.jvp(lambda y: model(y, sigma).score1, (points,), (probes,))
+        _, products = jax.jvp(lambda y: score_fn(y, sigma), (points,), (probes,))
         scaled = jax.lax.stop_gradient(jnp.square(sigma)[:, None] * products)
         return jax.vmap(jacobian_regression)(outputs.scaled_hessian, flat, scaled)
 

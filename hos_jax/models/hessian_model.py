@@ -3,6 +3,7 @@ r"""A second-order model beside a score that somebody else provides."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,8 +87,13 @@ class FixedScoreModel:
 
     def init(self, key: Array, noisy: Array, sigma: Array | float) -> Any:
         """Parameters for points of this shape; the score is not asked."""
-        scores = jnp.zeros_like(noisy).reshape(len(noisy), -1)
-        return self.hessian.init(key, noisy, sigma, scores)
+        return self.lazy_init(key, jax.ShapeDtypeStruct(noisy.shape, noisy.dtype), sigma)
+
+    def lazy_init(self, key: Array, noisy: jax.ShapeDtypeStruct, sigma: Array | float) -> Any:
+        """The same by shape and dtype of the points alone, as of a Flax module."""
+        dim = math.prod(noisy.shape[1:])
+        scores = jax.ShapeDtypeStruct((noisy.shape[0], dim), noisy.dtype)
+        return self.hessian.lazy_init(key, noisy, sigma, scores)
 
     def apply(self, params: Any, noisy: Array, sigma: Array | float) -> ModelOutputs:
         """Evaluate at points (N, H, W, C) or (N, D) and noise levels, a scalar or (N,)."""

@@ -246,7 +246,7 @@ class ScoreModel(nn.Module):
 
         y is (N, H, W, C) images or (N, D) vectors, sigma a scalar or (N,), labels whole numbers
         below `classes`, (N,), or `classes` itself where the class is not known, as without labels.
-        Of networks apart only those of `orders` are evaluated.
+        Of networks apart, or in a cascade, only those that `orders` need are evaluated.
         ValueError for labels that the model does not take; those out of this range give NaN.
         """
         images, sigma = as_images(noisy, sigma)
@@ -310,25 +310,25 @@ class ScoreModel(nn.Module):
             raw = evaluate("trunk", 1 + blocks + self.third_order)
             raw1, raw2, raw3 = jnp.split(raw, (channels, channels * (1 + blocks)), axis=-1)
         else:
+            blocks = blocks if 2 in orders else 0
+            third = self.third_order and 3 in orders
             seen = images
             if 1 in orders or not self.has_score1_apart:
                 score1 = network("score1", 1)
                 raw1 = score1(images, *level).astype(images.dtype)
-            if self.networks == "cascade":
+            if self.networks == "cascade" and (blocks or third):
                 # Losses of higher orders must not bend s1: its parameters are constants here, its
                 # dependence on the point is not.
                 constant = jax.lax.stop_gradient(score1.variables)
                 known1 = score1.clone(parent=None, name=None).apply(constant, images, *level)
                 seen = jnp.concatenate([images, known1.astype(images.dtype)], axis=-1)
-            if 2 not in orders:
-                blocks = 0
             if blocks and self.networks == "per_output":
                 parts = {"diagonal": 1, "factor": blocks - 1}
                 found = [evaluate(name, size) for name, size in parts.items() if size]
                 raw2 = jnp.concatenate(found, axis=-1)
             elif blocks:
                 raw2 = evaluate("score2", blocks, seen)
-            if self.third_order and 3 in orders:
+            if third:
                 raw3 = evaluate("score3", 1, seen)
         raw2 = split_blocks(raw2, blocks) if blocks else None
         return raw1, raw2, raw3 if self.third_order else None

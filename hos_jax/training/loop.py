@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 from hos_jax import config as run_config
@@ -116,7 +117,8 @@ def _one_step(problem: Problem) -> Callable:
             return averages["loss"], averages
 
         gradients, losses = jax.grad(loss_fn, has_aux=True)(state.params)
-        gradients, losses = parallel.mean_over_devices((gradients, losses))
+        # As one vector, so that devices exchange one array and not hundreds.
+        gradients, losses = parallel.mean_over_devices((ravel_pytree(gradients)[0], losses))
         state, norms = apply_gradients(
             state, gradients, losses["loss"], problem.optimizer, problem.config.optim.ema
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ from hos_jax.data.batches import check_changes
 from hos_jax.errors import NotDifferentiableError, UserError
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import FixedScoreModel
-from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
+from hos_jax.models.score_model import ScoreModel, outputs_of
 from hos_jax.noise import stream_key
 from hos_jax.training import parallel
 from hos_jax.training.state import TrainState, init_state, make_optimizer
@@ -73,7 +74,7 @@ class Problem:
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, which a checkpoint must have; raises as `init`."""
-        return jax.eval_shape(self._init_state, self._abstract_params())
+        return jax.eval_shape(self._init_state, self._abstract_params)
 
     def losses(
         self,
@@ -88,11 +89,17 @@ class Problem:
         At several points of each example the network is told the class at each of them.
         """
 
-        def model(points: jax.Array, sigma: jax.Array, **orders: Any) -> ModelOutputs:
+        def evaluate(params: Any, points: jax.Array, sigma: jax.Array, **orders: Any):
             known = () if labels is None else (jnp.tile(labels, len(points) // len(labels)),)
             return outputs_of(self.model, params, points, sigma, *known, **orders)
 
+        def score_fn(points: jax.Array, sigma: jax.Array) -> jax.Array:
+            return evaluate(jax.lax.stop_gradient(params), points, sigma, orders=(1,)).score1
+
         options["apart"] = self.model.has_score1_apart
+        if isinstance(self.model, ScoreModel):
+            options["score_fn"] = score_fn
+        model = functools.partial(evaluate, params)
         return self.objective.per_example(model, clean, *drawn, **options)
 
     def _init_state(self, params: Any) -> TrainState:
@@ -105,11 +112,12 @@ class Problem:
         optimize them than to run them unoptimized, and the time grows faster than their number.
         With hundreds of draws it is quicker to run them one by one, as most share a shape.
         """
-        if len(jax.tree.leaves(self._abstract_params())) > 300:
+        if len(jax.tree.leaves(self._abstract_params)) > 300:
             return self._init_params
         options = {"xla_backend_optimization_level": 0} if parallel.on_cpu() else None
         return jax.jit(self._init_params, compiler_options=options)
 
+    @functools.cached_property
     def _abstract_params(self) -> Any:
         try:
             return jax.eval_shape(self._init_params, jax.random.key(0))
@@ -118,8 +126,8 @@ class Problem:
 
     def _init_params(self, key: jax.Array) -> Any:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
-        image = jnp.zeros((1, *self.data.image_shape), jnp.float32)
-        return self.model.init(key, image, self.config.noise)
+        image = jax.ShapeDtypeStruct((1, *self.data.image_shape), jnp.float32)
+        return self.model.lazy_init(key, image, self.config.noise)
 
 
 def _load(options: ml_collections.ConfigDict) -> ImageData:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from hos_jax.training import parallel
 from hos_jax.types import Array
 
 
@@ -39,11 +42,14 @@ class TrainState:
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
     """The state before the first step."""
+    leaves = jax.tree.leaves(params)
+    # No optimizer starts from the values of the parameters.
+    vector = jnp.zeros(sum(leaf.size for leaf in leaves), jnp.result_type(*leaves))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-        opt_state=optimizer.init(ravel_pytree(params)[0]),
+        ema_params=params if ema else None,
+        opt_state=optimizer.init(vector),
         first_nonfinite_step=jnp.full((), -1, jnp.int32),
     )
 
@@ -58,6 +64,30 @@ def ema_decay(ema: float, step: Array) -> Array:
     return jnp.minimum(ema, (10.0 + step) / (20.0 + step))
 
 
+def _splitting(tree: Any, step: Array) -> Callable[[Array], Any]:
+    """The function that cuts a vector of all parameters into arrays like those of a tree."""
+    # On a CPU, XLA compiles equal loops once. These are equal where shapes are, if the places to
+    # cut at are data: each is the first of two numbers, as a single one would be written into its
+    # loop, in a sum with the part of the step below zero, which XLA does not know to be none.
+    zero = jnp.minimum(step, 0) if parallel.on_cpu() else 0
+    leaves, structure = jax.tree.flatten(tree)
+    starts = np.cumsum([0, *(leaf.size for leaf in leaves)])[:-1]
+    places = [(jnp.asarray([start, 0], jnp.int32) + zero)[0] for start in starts.tolist()]
+
+    def split(vector: Array) -> Any:
+        return jax.tree.unflatten(
+            structure,
+            [
+                jax.lax.dynamic_slice(vector, (place,), (leaf.size,), allow_negative_indices=False)
+                .reshape(leaf.shape)
+                .astype(leaf.dtype)
+                for leaf, place in zip(leaves, places, strict=True)
+            ],
+        )
+
+    return split
+
+
 def apply_gradients(
     state: TrainState,
     gradients: Any,
@@ -67,6 +97,7 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step; returns the new state and the norms worth logging.
 
+    The gradients are a tree like the parameters or one vector of them all, as `ravel_pytree` makes.
     From the first non-finite loss or gradient on, parameters stay as they are, so that the state
     remains worth keeping while the host finds out.
     """
@@ -74,7 +105,8 @@ def apply_gradients(
     # make the compiler emit a dozen loops for each. (`optax.flatten` hands back a tree, and the
     # averages and norms are then loops of their own: 4.7 against 3.1 ms at the demo's size.)
     flat_gradients, _ = ravel_pytree(gradients)
-    flat_params, unravel = ravel_pytree(state.params)
+    flat_params, _ = ravel_pytree(state.params)
+    split = _splitting(state.params, state.step)
     # The optimizer needs parameters for the decay alone, and norms and biases do not decay.
     kernels = jax.tree.map(lambda p: p if p.ndim > 1 else jnp.zeros_like(p), state.params)
     updates, opt_state = optimizer.update(flat_gradients, state.opt_state, ravel_pytree(kernels)[0])
@@ -93,10 +125,10 @@ def apply_gradients(
         flat_ema, _ = ravel_pytree(state.ema_params)
         change = (1.0 - ema_decay(ema, state.step)).astype(flat_ema.dtype)
         new_ema = optax.incremental_update(new_params, flat_ema, change)
-        ema_params = unravel(jnp.where(finite, new_ema, flat_ema))
+        ema_params = split(jnp.where(finite, new_ema, flat_ema))
     new_state = TrainState(
         step=state.step + 1,
-        params=unravel(jnp.where(finite, new_params, flat_params)),
+        params=split(jnp.where(finite, new_params, flat_params)),
         ema_params=ema_params,
         opt_state=jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state

@@ -178,6 +178,9 @@ def test_in_a_cascade_s2_sees_s1_and_does_not_bend_it(noise_conditional):
         outputs = model.apply(params, images, 0.5)
         return jnp.mean(outputs.raw_second_order[:, 0] + outputs.raw_third_order)
 
+    alone, whole = model.apply(params, images, 0.5, orders=(1,)), model.apply(params, images, 0.5)
+    np.testing.assert_array_equal(alone.score1, whole.score1)
+    assert alone.raw_second_order is None and alone.raw_third_order is None
     gradient = jax.grad(higher)(params, images)["params"]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["score1"]))
     assert all(np.any(gradient[name]["end_conv"]["kernel"]) for name in ("score2", "score3"))

@@ -242,6 +242,28 @@ def test_the_residual_can_be_the_probe(problem):
         Objective("dsm", "jacobian", jacobian_probe="sign")
 
 
+def test_the_jacobian_is_of_the_score_given_apart(problem):
+    """The same losses, and the same gradients, however much of the model it leaves out."""
+    _, clean, noise, params, model = problem
+    objective = Objective("dsm", "residual_nll", jacobian_weight=0.3, jacobian_probe="residual")
+
+    def loss(params, alone, factor=1.0):
+        def score_fn(points, sigma):
+            constant = jax.lax.stop_gradient(params)
+            return factor * model.apply(constant, points, sigma, orders=(1,)).score1
+
+        values = objective.per_example(
+            lambda points, sigma: model.apply(params, points, sigma),
+            *(clean, noise, SIGMA),
+            score_fn=score_fn if alone else None,
+        )
+        return jnp.mean(values["loss"])
+
+    expected, got = (jax.value_and_grad(loss)(params, alone) for alone in (False, True))
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-7)
+    assert abs(loss(params, True, 1.5) - expected[0]) > 1e-3
+
+
 def test_unknown_losses_are_refused():
     with pytest.raises(ValueError, match="unknown loss 'ssm'"):
         Objective("ssm")

@@ -1,11 +1,14 @@
 """Training: it learns, it resumes bit for bit, it stops on numbers that are none."""
 
 import json
+import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from hos_jax.config import load as load_config
 from hos_jax.data import batch_at, to_float
@@ -21,6 +24,7 @@ from hos_jax.training.loop import (
     train_and_evaluate,
 )
 from hos_jax.training.problem import Problem
+from hos_jax.training.state import _splitting, apply_gradients, init_state, make_optimizer
 
 
 def assert_same_bits(a, b):
@@ -128,8 +132,6 @@ def test_a_diverging_run_stops_and_keeps_its_last_good_checkpoint(small_config, 
 
 
 def test_learning_rate_schedule_clipping_and_decay(small_config):
-    from hos_jax.training.state import make_optimizer
-
     config = small_config(optim__schedule="cosine", optim__warmup=2, optim__final_lr=1e-4)
     optimizer = make_optimizer(config.optim, 6)
     params = {"w": jnp.asarray([1.0])}
@@ -142,9 +144,33 @@ def test_learning_rate_schedule_clipping_and_decay(small_config):
     np.testing.assert_allclose(moves[2:], cosine, rtol=1e-4)
 
 
-def test_only_kernels_decay_and_the_state_stays_one_vector(small_config):
-    from hos_jax.training.state import apply_gradients, init_state, make_optimizer
+def test_parameters_are_drawn_as_by_flax_however_many(small_config):
+    problem = Problem.from_config(small_config())
+    key = stream_key("parameters", problem.config.seed)
+    image = jnp.zeros((1, *problem.data.image_shape))
+    expected = problem.model.init(key, image, problem.config.noise)
+    # One by one, as where they are hundreds, and as one program, which rounds otherwise.
+    assert_same_bits(problem._init_params(key), expected)
+    chex.assert_trees_all_close(problem.init().params, expected, atol=1e-6)
 
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the places are constants")
+def test_arrays_of_one_shape_are_cut_out_by_equal_loops():
+    """As XLA compiles equal loops once; hundreds that differ take as long as the network."""
+    tree = {f"{n}": jnp.full((3, n % 2 + 1), float(n)) for n in range(40)}
+
+    def cut(vector, step):
+        return _splitting(tree, step)(vector)
+
+    vector = ravel_pytree(tree)[0]
+    compiled = jax.jit(cut).lower(vector, jnp.int32(5)).compile()
+    chex.assert_trees_all_equal(compiled(vector, jnp.int32(5)), tree)
+    bodies = re.findall(r"^%\S+ \(.*?^}", compiled.as_text(), re.MULTILINE | re.DOTALL)
+    loops = [re.sub(r", metadata=\{[^}]*\}|%?[a-z_-]+[.\d]+", "", body) for body in bodies]
+    assert len(loops) >= 40 and len(set(loops)) <= 4
+
+
+def test_only_kernels_decay_and_the_state_stays_one_vector(small_config):
     optim = small_config(optim__weight_decay=0.1).optim
     optimizer = make_optimizer(optim, 6)
     params = {"Conv": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.ones(3)}, "scale": jnp.ones(2)}
