@@ -87,10 +87,11 @@ class FixedScoreModel:
 
     def init(self, key: Array, noisy: Array, sigma: Array | float) -> Any:
         """Parameters for points of this shape; the score is not asked."""
-        return self.lazy_init(key, jax.ShapeDtypeStruct(noisy.shape, noisy.dtype), sigma)
+        dtype = jax.dtypes.canonicalize_dtype(noisy.dtype)
+        return self.lazy_init(key, jax.ShapeDtypeStruct(noisy.shape, dtype), sigma)
 
-    def lazy_init(self, key: Array, noisy: jax.ShapeDtypeStruct, sigma: Array | float) -> Any:
-        """The same by shape and dtype of the points alone, as of a Flax module."""
+    def lazy_init(self, key: Array, noisy: jax.ShapeDtypeStruct, sigma: Any) -> Any:
+        """The same by shapes and dtypes alone, as of a Flax module; sigma may be abstract too."""
         dim = math.prod(noisy.shape[1:])
         scores = jax.ShapeDtypeStruct((noisy.shape[0], dim), noisy.dtype)
         return self.hessian.lazy_init(key, noisy, sigma, scores)

@@ -368,13 +368,14 @@ class RefineNet(nn.Module):
     The first downsampling halves the image, everything after it keeps the size. There is no
     noise-level input.
 
-    Call `init` on one image, outside `jit` or with XLA's back-end optimization off: its two hundred
-    random arrays take minutes to optimize as one program on CPU.
+    Draw its parameters by `lazy_init`, which does not evaluate it, and outside `jit`: as one
+    program two hundred random arrays take XLA minutes to optimize on a CPU.
 
     Example::
 
         net = RefineNet(features=64, out_channels=1)
-        params = net.init(key, images[:1])      # {"params": ...}
+        shape = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+        params = net.lazy_init(key, shape)      # {"params": ...}
         scores = net.apply(params, images)      # (B, 28, 28, 1) for MNIST
 
     Attributes:

@@ -70,7 +70,8 @@ class Problem:
 
     def init(self) -> TrainState:
         """The state before the first step; UserError if the network does not fit the image size."""
-        return self._init_state(self._compiled_init()(stream_key("parameters", self.config.seed)))
+        params = self._compiled_init()(stream_key("parameters", self.config.seed))
+        return jax.jit(self._init_state)(params)
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, which a checkpoint must have; raises as `init`."""
@@ -126,8 +127,9 @@ class Problem:
 
     def _init_params(self, key: jax.Array) -> Any:
         # The key is an argument: as a constant, XLA would fold every random draw while compiling.
-        image = jax.ShapeDtypeStruct((1, *self.data.image_shape), jnp.float32)
-        return self.model.lazy_init(key, image, self.config.noise)
+        shapes = (1, *self.data.image_shape), ()
+        inputs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+        return self.model.lazy_init(key, *inputs)
 
 
 def _load(options: ml_collections.ConfigDict) -> ImageData:

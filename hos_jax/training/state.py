@@ -42,14 +42,11 @@ class TrainState:
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
     """The state before the first step."""
-    leaves = jax.tree.leaves(params)
-    # No optimizer starts from the values of the parameters.
-    vector = jnp.zeros(sum(leaf.size for leaf in leaves), jnp.result_type(*leaves))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=params if ema else None,
-        opt_state=optimizer.init(vector),
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        opt_state=optimizer.init(ravel_pytree(params)[0]),
         first_nonfinite_step=jnp.full((), -1, jnp.int32),
     )
 

