@@ -23,7 +23,7 @@ from hos_jax.data.batches import check_changes
 from hos_jax.errors import NotDifferentiableError, UserError
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import FixedScoreModel
-from hos_jax.models.score_model import ScoreModel, outputs_of
+from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.noise import stream_key
 from hos_jax.training import parallel
 from hos_jax.training.state import TrainState, init_state, make_optimizer
@@ -90,7 +90,9 @@ class Problem:
         At several points of each example the network is told the class at each of them.
         """
 
-        def evaluate(params: Any, points: jax.Array, sigma: jax.Array, **orders: Any):
+        def evaluate(
+            params: Any, points: jax.Array, sigma: jax.Array, **orders: Any
+        ) -> ModelOutputs:
             known = () if labels is None else (jnp.tile(labels, len(points) // len(labels)),)
             return outputs_of(self.model, params, points, sigma, *known, **orders)
 
