@@ -154,7 +154,7 @@ def test_parameters_are_drawn_as_by_flax_however_many(small_config):
     chex.assert_trees_all_close(problem.init().params, expected, atol=1e-6)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the places are constants")
+@pytest.mark.skipif(not parallel.on_cpu(), reason="elsewhere the places are constants")
 def test_arrays_of_one_shape_are_cut_out_by_equal_loops():
     """As XLA compiles equal loops once; hundreds that differ take as long as the network."""
     tree = {f"{n}": jnp.full((3, n % 2 + 1), float(n)) for n in range(40)}
