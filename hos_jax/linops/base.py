@@ -15,7 +15,7 @@ matrices and repeated eigenvalues included.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import jax
@@ -117,7 +117,7 @@ class SymmetricMatrix(abc.ABC):
 
     def quadratic_form(self, vector: Array) -> Array:
         """v^T A v for v of shape (..., D), or tr(V^T A V) for columns V, (..., D, k); (...)."""
-        return self._form(self._columns(vector))
+        return jnp.sum(self._forms(self._columns(vector)), axis=-1)
 
     def solve(self, vector: Array) -> Array:
         """A^-1 v for a positive definite A (NaN for others), (..., D) or (..., D, k)."""
@@ -232,6 +232,10 @@ class SymmetricMatrix(abc.ABC):
     def whiten(self, columns: Array) -> Array:
         """W V, (..., D, k), for a W with W^T W = A^-1: white where V has covariance A."""
 
+    def whiten_and_logdet(self, columns: Array) -> tuple[Array, Array]:
+        """`whiten` and `logdet`, (..., D, k) and (...), which share a factorization."""
+        return self.whiten(columns), self.logdet()
+
     @abc.abstractmethod
     def color(self, columns: Array) -> Array:
         """R V = W^-1 V, (..., D, k): of covariance A where V is white."""
@@ -327,9 +331,9 @@ class SymmetricMatrix(abc.ABC):
         """Whether solves and determinants are exact methods of this structure."""
         return True
 
-    def _form(self, columns: Array) -> Array:
-        """tr(V^T A V), (...)."""
-        return jnp.sum(columns * self._matmul(columns), axis=(-2, -1))
+    def _forms(self, columns: Array) -> Array:
+        """v^T A v of each column, (..., k)."""
+        return jnp.sum(columns * self._matmul(columns), axis=-2)
 
     @abc.abstractmethod
     def _inner(self, other: SymmetricMatrix) -> Array:
@@ -405,6 +409,11 @@ class Solvable(SymmetricMatrix):
     @abc.abstractmethod
     def whiten_transposed(self, columns: Array) -> Array:
         """W^T V, (..., D, k), for the W of `whiten`."""
+
+    def _of_each(self, function: Callable[[Array], Array], *columns: Array) -> Sequence[Array]:
+        """f(V) for each of several arrays of columns, (..., D, k), and f a method of this matrix
+        that treats columns alike."""
+        return [function(each) for each in columns]
 
     def _solve(self, columns: Array) -> Array:
         return self.whiten_transposed(self.whiten(columns))

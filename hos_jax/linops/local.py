@@ -21,7 +21,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -300,11 +300,16 @@ class Local(Solvable):
         product = self._factor(self._factor_transposed(columns))
         return self._shifted(product, lambda shift: shift[..., None] * columns)
 
-    def _form(self, columns: Array) -> Array:
-        form = jnp.sum(jnp.square(self._factor_transposed(columns)), axis=(-2, -1))
+    def _forms(self, columns: Array) -> Array:
+        forms = jnp.sum(jnp.square(self._factor_transposed(columns)), axis=-2)
         return self._shifted(
-            form, lambda shift: jnp.sum(shift[..., None] * jnp.square(columns), axis=(-2, -1))
+            forms, lambda shift: jnp.sum(shift[..., None] * jnp.square(columns), axis=-2)
         )
+
+    def _of_each(self, function: Callable[[Array], Array], *columns: Array) -> Sequence[Array]:
+        # A solve is a loop over anti-diagonals, of as many steps whatever the number of columns.
+        ends = np.cumsum([each.shape[-1] for each in columns])[:-1]
+        return jnp.split(function(jnp.concatenate(columns, axis=-1)), ends.tolist(), axis=-1)
 
     def _inner(self, other: SymmetricMatrix) -> Array:
         if not isinstance(other, Local):

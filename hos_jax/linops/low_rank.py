@@ -95,11 +95,13 @@ class PlusLowRank(SymmetricMatrix):
         return self._rebuild(self.base, columns)
 
     def logdet(self) -> Array:
-        inner = self._of_parts(lambda base, factor: woodbury.factorize(base, factor).logdet())
-        return self.base.logdet() + inner
+        return self._of_parts(woodbury.logdet)
 
     def whiten(self, columns: Array) -> Array:
-        return self._of_parts(woodbury.whiten, columns)
+        return self.whiten_and_logdet(columns)[0]
+
+    def whiten_and_logdet(self, columns: Array) -> tuple[Array, Array]:
+        return self._of_parts(woodbury.whiten_and_logdet, columns)
 
     def color(self, columns: Array) -> Array:
         return self._of_parts(woodbury.color, columns)
@@ -133,12 +135,12 @@ class PlusLowRank(SymmetricMatrix):
     def _is_solvable(self) -> bool:
         return self.base._is_solvable()
 
-    def _form(self, columns: Array) -> Array:
-        projected = jnp.sum(jnp.square(self.factor.mT @ columns), axis=(-2, -1))
-        return self.base._form(columns) + projected
+    def _forms(self, columns: Array) -> Array:
+        projected = jnp.sum(jnp.square(self.factor.mT @ columns), axis=-2)
+        return self.base._forms(columns) + projected
 
     def _inner(self, other: SymmetricMatrix) -> Array:
-        return self.base._inner(other) + other._form(self.factor)
+        return self.base._inner(other) + other.quadratic_form(self.factor)
 
     def _solve(self, columns: Array) -> Array:
         return self._of_parts(woodbury.solve, columns)

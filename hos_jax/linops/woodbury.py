@@ -34,16 +34,15 @@ class Factorization(NamedTuple):
         return white - self.factor @ weights, weights
 
 
-def factorize(base: Solvable, factor: Array) -> Factorization:
-    """The factors of M that solves and log-determinants share.
+def factorize(scaled: Array) -> Factorization:
+    """The factors of M that solves and log-determinants share, from W U, (D, r).
 
     M's eigenvalues are at least 1 but its entries may reach 1e7 in float32, where rounding
     alone can make it indefinite. So a Cholesky factor P of a shifted M only preconditions:
     with F = W U P^-T the matrix P^-1 M P^-T = P^-1 P^-T + F^T F is close to I and is formed
     without M (shifted Cholesky QR, Fukaya et al. 2020).
     """
-    dim, rank = factor.shape
-    scaled = base.whiten(factor)
+    dim, rank = scaled.shape
     identity = jnp.eye(rank, dtype=scaled.dtype)
     constant = jax.lax.stop_gradient(scaled)
     gram = identity + constant.T @ constant
@@ -56,49 +55,62 @@ def factorize(base: Solvable, factor: Array) -> Factorization:
     return Factorization(inverse, whitened, outer)
 
 
+def _factorized(base: Solvable, factor: Array, columns: Array) -> tuple[Factorization, Array]:
+    """The factors of M, and W V for columns V, (D, k)."""
+    scaled, white = base._of_each(base.whiten, factor, columns)
+    return factorize(scaled), white
+
+
+def logdet(base: Solvable, factor: Array) -> Array:
+    """log det A, a scalar."""
+    return base.logdet() + factorize(base.whiten(factor)).logdet()
+
+
 def solve(base: Solvable, factor: Array, columns: Array) -> Array:
     """A^-1 V, (D, k)."""
-    rest, _ = factorize(base, factor).solve(base.whiten(columns))
+    parts, white = _factorized(base, factor, columns)
+    rest, _ = parts.solve(white)
     return base.whiten_transposed(rest)
 
 
-def whiten(base: Solvable, factor: Array, columns: Array) -> Array:
-    r"""R^-1 V for a root R of A, (D, k).
+def whiten_and_logdet(base: Solvable, factor: Array, columns: Array) -> tuple[Array, Array]:
+    r"""R^-1 V for a root R of A, (D, k), and log det A.
 
     With V = W U, M = I + V^T V and its Cholesky factor Q it is R = W^-1 (I + V (I + Q)^-1 V^T),
     near to W^-1 where U is small, and R^-1 = (I - V (I + Q^T)^-1 Q^-1 V^T) W. (The product of the
     bracket with its transpose is I + V V^T, as (Q + I)(Q + I)^T = M + Q + Q^T + I.)
     """
-    parts, white = factorize(base, factor), base.whiten(columns)
+    parts, white = _factorized(base, factor, columns)
     weights = jsl.solve_triangular(parts.outer, parts.factor.T @ white, lower=True)
     # In terms of F = V P^-T and Q = P outer, of which no entry is large.
     middle = parts.inverse + parts.outer
-    return white - parts.factor @ jsl.solve_triangular(middle, weights, lower=True, trans=1)
+    rest = white - parts.factor @ jsl.solve_triangular(middle, weights, lower=True, trans=1)
+    return rest, base.logdet() + parts.logdet()
 
 
 def color(base: Solvable, factor: Array, columns: Array) -> Array:
-    """R V, (D, k), for the root R of `whiten`."""
-    parts = factorize(base, factor)
+    """R V, (D, k), for the root R of `whiten_and_logdet`."""
+    parts = factorize(base.whiten(factor))
     middle = parts.inverse + parts.outer
     weights = jsl.solve_triangular(middle, parts.factor.T @ columns, lower=True)
     return base.color(columns) + factor @ weights
 
 
-def _form_and_logdet(base: Solvable, vector: Array, parts: Factorization):
-    """Both values, and A^-1 v.
+def _form_and_logdet(base: Solvable, parts: Factorization, white: Array):
+    """Both values for W v, (D, 1), and W^-T A^-1 v, (D, 1).
 
     With w = M^-1 U^T B^-1 v the form is n2(W (v - U w)) + n2(w): a sum of squares, where
     Woodbury's difference of two large numbers would lose float32's digits.
     """
-    rest, weights = parts.solve(base.whiten(vector[:, None]))
+    rest, weights = parts.solve(white)
     form = jnp.sum(jnp.square(rest)) + jnp.sum(jnp.square(parts.inverse.T @ weights))
-    return (form, base.logdet() + parts.logdet()), base.whiten_transposed(rest)[:, 0]
+    return (form, base.logdet() + parts.logdet()), rest
 
 
 @jax.custom_jvp
 def quadratic_form_and_logdet(base: Solvable, factor: Array, vector: Array) -> tuple[Array, Array]:
     """v^T A^-1 v and log det A, scalars."""
-    return _form_and_logdet(base, vector, factorize(base, factor))[0]
+    return _form_and_logdet(base, *_factorized(base, factor, vector[:, None]))[0]
 
 
 @quadratic_form_and_logdet.defjvp
@@ -111,17 +123,20 @@ def _quadratic_form_and_logdet_jvp(primals, tangents):
     """
     base, factor, vector = primals
     base_dot, factor_dot, vector_dot = tangents
-    parts = factorize(base, factor)
-    values, solved = _form_and_logdet(base, vector, parts)
+    parts, white = _factorized(base, factor, vector[:, None])
+    values, rest = _form_and_logdet(base, parts, white)
     identity = jnp.eye(factor.shape[1], dtype=factor.dtype)
     root = jsl.solve_triangular(parts.outer, identity, lower=True)
-    turned = base.whiten_transposed(parts.factor @ root.T)
+    solved, turned = base._of_each(base.whiten_transposed, rest, parts.factor @ root.T)
+    columns = jnp.concatenate([solved, turned], axis=1)
     inverse_factor = turned @ (root @ parts.inverse)
-    _, (form_dot, logdet_dot) = jax.jvp(
-        lambda b: (-b.quadratic_form(solved), b.logdet() - b.quadratic_form(turned)),
-        (base,),
-        (base_dot,),
-    )
+
+    def base_part(b: Solvable) -> tuple[Array, Array]:
+        forms = b._forms(columns)
+        return -forms[0], b.logdet() - jnp.sum(forms[1:])
+
+    _, (form_dot, logdet_dot) = jax.jvp(base_part, (base,), (base_dot,))
+    solved = solved[:, 0]
     form_dot += 2.0 * (solved @ vector_dot)
     form_dot -= 2.0 * jnp.sum(solved[:, None] * (factor.T @ solved)[None, :] * factor_dot)
     return values, (form_dot, logdet_dot + 2.0 * jnp.sum(inverse_factor * factor_dot))

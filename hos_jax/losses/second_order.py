@@ -233,10 +233,10 @@ def residual_student_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     """
     check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
     constant = jax.lax.stop_gradient(residual)
-    white = covariance.whiten(constant[:, None])
+    white, logdet = covariance.whiten_and_logdet(constant[:, None])
     constants = math.log(2.0 / math.pi) + 0.5 * math.log(2.0 * math.pi)
     tails = jnp.sum(2.0 * jnp.log1p(jnp.square(white)) - constants)
-    return 0.5 * covariance.logdet() + tails
+    return 0.5 * logdet + tails
 
 
 def jacobian_regression(
