@@ -128,14 +128,13 @@ def _quadratic_form_and_logdet_jvp(primals, tangents):
     identity = jnp.eye(factor.shape[1], dtype=factor.dtype)
     root = jsl.solve_triangular(parts.outer, identity, lower=True)
     solved, turned = base._of_each(base.whiten_transposed, rest, parts.factor @ root.T)
-    columns = jnp.concatenate([solved, turned], axis=1)
     inverse_factor = turned @ (root @ parts.inverse)
 
-    def base_part(b: Solvable) -> tuple[Array, Array]:
-        forms = b._forms(columns)
-        return -forms[0], b.logdet() - jnp.sum(forms[1:])
-
-    _, (form_dot, logdet_dot) = jax.jvp(base_part, (base,), (base_dot,))
+    _, (form_dot, logdet_dot) = jax.jvp(
+        lambda b: (-b.quadratic_form(solved), b.logdet() - b.quadratic_form(turned)),
+        (base,),
+        (base_dot,),
+    )
     solved = solved[:, 0]
     form_dot += 2.0 * (solved @ vector_dot)
     form_dot -= 2.0 * jnp.sum(solved[:, None] * (factor.T @ solved)[None, :] * factor_dot)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,7 +69,9 @@ class Problem:
 
     def init(self) -> TrainState:
         """The state before the first step; UserError if the network does not fit the image size."""
-        params = self._compiled_init()(stream_key("parameters", self.config.seed))
+        many = len(jax.tree.leaves(self._abstract_params)) > 300
+        draw = self._init_params if many else self._init_params_at_once
+        params = draw(stream_key("parameters", self.config.seed))
         return jax.jit(self._init_state)(params)
 
     def abstract_state(self) -> TrainState:
@@ -108,22 +109,22 @@ class Problem:
     def _init_state(self, params: Any) -> TrainState:
         return init_state(params, self.optimizer, self.config.optim.ema)
 
-    def _compiled_init(self) -> Callable:
-        """`_init_params`, compiled as a whole where that is the faster way.
+    @functools.cached_property
+    def _init_params_at_once(self) -> Any:
+        """`_init_params`, compiled as a whole.
 
         Random draws are much code and little work: XLA's CPU back end takes 5 times longer to
         optimize them than to run them unoptimized, and the time grows faster than their number.
         With hundreds of draws it is quicker to run them one by one, as most share a shape.
         """
-        if len(jax.tree.leaves(self._abstract_params)) > 300:
-            return self._init_params
         options = {"xla_backend_optimization_level": 0} if parallel.on_cpu() else None
         return jax.jit(self._init_params, compiler_options=options)
 
     @functools.cached_property
     def _abstract_params(self) -> Any:
         try:
-            return jax.eval_shape(self._init_params, jax.random.key(0))
+            # Of the function that draws them, so that the network is traced once.
+            return self._init_params_at_once.eval_shape(jax.random.key(0))
         except ValueError as error:
             raise UserError(str(error)) from error
 

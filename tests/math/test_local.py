@@ -10,7 +10,7 @@ import pytest
 
 from hos_jax.linops import Dense, Diagonal, Local, LocalPlusLowRank
 from hos_jax.linops.local import count_taps, earlier_pixels
-from hos_jax.losses import residual_nll
+from hos_jax.losses import residual_nll, residual_student_nll
 
 # Images, signals, vectors of channels, and what is smaller than its stencil.
 SHAPES = [
@@ -132,6 +132,8 @@ def test_gradients_are_those_of_the_dense_likelihood(image_shape, reach, taps):
     def loss(matrix, vector, dense):
         matrix = Dense(matrix.to_dense()) if dense else matrix
         form, logdet = matrix.inverse_quadratic_form_and_logdet(vector)
+        white, again = matrix.whiten_and_logdet(vector[:, None])
+        form, logdet = form + jnp.sum(white**2), logdet + 2.0 * again
         return form + logdet + vector @ matrix.solve(jnp.sin(vector)) + matrix.norm()
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
@@ -140,6 +142,19 @@ def test_gradients_are_those_of_the_dense_likelihood(image_shape, reach, taps):
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-9), found, expected
         )
+
+
+def test_a_loss_goes_over_the_image_once():
+    local = make((4, 3, 1), 1)
+    matrix = local.add_columns(jnp.ones((12, 2)))
+
+    def loops(function):
+        return jax.jit(function).lower(matrix).as_text().count("stablehlo.while")
+
+    for loss in (residual_nll, residual_student_nll):
+        value = functools.partial(loss, jnp.ones(12))
+        assert (loops(value), loops(jax.grad(value))) == (1, 2)
+    assert loops(lambda a: a.solve(jnp.ones(12))) == 2
 
 
 def test_batches_derive_and_map():
