@@ -117,7 +117,7 @@ class SymmetricMatrix(abc.ABC):
 
     def quadratic_form(self, vector: Array) -> Array:
         """v^T A v for v of shape (..., D), or tr(V^T A V) for columns V, (..., D, k); (...)."""
-        return jnp.sum(self._forms(self._columns(vector)), axis=-1)
+        return self._form(self._columns(vector))
 
     def solve(self, vector: Array) -> Array:
         """A^-1 v for a positive definite A (NaN for others), (..., D) or (..., D, k)."""
@@ -331,9 +331,9 @@ class SymmetricMatrix(abc.ABC):
         """Whether solves and determinants are exact methods of this structure."""
         return True
 
-    def _forms(self, columns: Array) -> Array:
-        """v^T A v of each column, (..., k)."""
-        return jnp.sum(columns * self._matmul(columns), axis=-2)
+    def _form(self, columns: Array) -> Array:
+        """tr(V^T A V), (...)."""
+        return jnp.sum(columns * self._matmul(columns), axis=(-2, -1))
 
     @abc.abstractmethod
     def _inner(self, other: SymmetricMatrix) -> Array:
@@ -411,8 +411,8 @@ class Solvable(SymmetricMatrix):
         """W^T V, (..., D, k), for the W of `whiten`."""
 
     def _of_each(self, function: Callable[[Array], Array], *columns: Array) -> Sequence[Array]:
-        """f(V) for each of several arrays of columns, (..., D, k), and f a method of this matrix
-        that treats columns alike."""
+        """f(V) of several arrays of columns, (..., D, k), for a method f of this matrix that does
+        the same to every column."""
         return [function(each) for each in columns]
 
     def _solve(self, columns: Array) -> Array:

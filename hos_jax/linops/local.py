@@ -300,10 +300,10 @@ class Local(Solvable):
         product = self._factor(self._factor_transposed(columns))
         return self._shifted(product, lambda shift: shift[..., None] * columns)
 
-    def _forms(self, columns: Array) -> Array:
-        forms = jnp.sum(jnp.square(self._factor_transposed(columns)), axis=-2)
+    def _form(self, columns: Array) -> Array:
+        form = jnp.sum(jnp.square(self._factor_transposed(columns)), axis=(-2, -1))
         return self._shifted(
-            forms, lambda shift: jnp.sum(shift[..., None] * jnp.square(columns), axis=-2)
+            form, lambda shift: jnp.sum(shift[..., None] * jnp.square(columns), axis=(-2, -1))
         )
 
     def _of_each(self, function: Callable[[Array], Array], *columns: Array) -> Sequence[Array]:

@@ -135,12 +135,12 @@ class PlusLowRank(SymmetricMatrix):
     def _is_solvable(self) -> bool:
         return self.base._is_solvable()
 
-    def _forms(self, columns: Array) -> Array:
-        projected = jnp.sum(jnp.square(self.factor.mT @ columns), axis=-2)
-        return self.base._forms(columns) + projected
+    def _form(self, columns: Array) -> Array:
+        projected = jnp.sum(jnp.square(self.factor.mT @ columns), axis=(-2, -1))
+        return self.base._form(columns) + projected
 
     def _inner(self, other: SymmetricMatrix) -> Array:
-        return self.base._inner(other) + other.quadratic_form(self.factor)
+        return self.base._inner(other) + other._form(self.factor)
 
     def _solve(self, columns: Array) -> Array:
         return self._of_parts(woodbury.solve, columns)
