@@ -233,7 +233,7 @@ class SymmetricMatrix(abc.ABC):
         """W V, (..., D, k), for a W with W^T W = A^-1: white where V has covariance A."""
 
     def whiten_and_logdet(self, columns: Array) -> tuple[Array, Array]:
-        """`whiten` and `logdet`, (..., D, k) and (...), which share a factorization."""
+        """`whiten` and `logdet`, (..., D, k) and (...), by one factorization of A = B + U U^T."""
         return self.whiten(columns), self.logdet()
 
     @abc.abstractmethod

@@ -150,7 +150,7 @@ class _Stencil:
             delays, default=1
         )
         _, found = jax.lax.scan(step, start, (taps, arrange(self.same), arrange(columns)))
-        flat = found.reshape(-1, channels, count)
+        flat = found.reshape(order.size, channels, count)
         return jnp.take(flat, places, axis=0).reshape(columns.shape)
 
 

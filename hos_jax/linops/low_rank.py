@@ -98,7 +98,7 @@ class PlusLowRank(SymmetricMatrix):
         return self._of_parts(woodbury.logdet)
 
     def whiten(self, columns: Array) -> Array:
-        return self.whiten_and_logdet(columns)[0]
+        return self._of_parts(woodbury.whiten, columns)
 
     def whiten_and_logdet(self, columns: Array) -> tuple[Array, Array]:
         return self._of_parts(woodbury.whiten_and_logdet, columns)

@@ -55,8 +55,12 @@ def factorize(scaled: Array) -> Factorization:
     return Factorization(inverse, whitened, outer)
 
 
-def _factorized(base: Solvable, factor: Array, columns: Array) -> tuple[Factorization, Array]:
-    """The factors of M, and W V for columns V, (D, k)."""
+def _together(base: Solvable, factor: Array, columns: Array) -> tuple[Factorization, Array]:
+    """The factors of M, and W V for columns V, (D, k).
+
+    For losses, where every vector has a matrix of its own: under `vmap` over vectors alone the
+    factorization would be repeated for each.
+    """
     scaled, white = base._of_each(base.whiten, factor, columns)
     return factorize(scaled), white
 
@@ -68,28 +72,36 @@ def logdet(base: Solvable, factor: Array) -> Array:
 
 def solve(base: Solvable, factor: Array, columns: Array) -> Array:
     """A^-1 V, (D, k)."""
-    parts, white = _factorized(base, factor, columns)
-    rest, _ = parts.solve(white)
+    rest, _ = factorize(base.whiten(factor)).solve(base.whiten(columns))
     return base.whiten_transposed(rest)
 
 
-def whiten_and_logdet(base: Solvable, factor: Array, columns: Array) -> tuple[Array, Array]:
-    r"""R^-1 V for a root R of A, (D, k), and log det A.
+def whiten(base: Solvable, factor: Array, columns: Array) -> Array:
+    r"""R^-1 V for a root R of A, (D, k).
 
     With V = W U, M = I + V^T V and its Cholesky factor Q it is R = W^-1 (I + V (I + Q)^-1 V^T),
     near to W^-1 where U is small, and R^-1 = (I - V (I + Q^T)^-1 Q^-1 V^T) W. (The product of the
     bracket with its transpose is I + V V^T, as (Q + I)(Q + I)^T = M + Q + Q^T + I.)
     """
-    parts, white = _factorized(base, factor, columns)
+    return _by_root(factorize(base.whiten(factor)), base.whiten(columns))
+
+
+def whiten_and_logdet(base: Solvable, factor: Array, columns: Array) -> tuple[Array, Array]:
+    """`whiten`, and log det A."""
+    parts, white = _together(base, factor, columns)
+    return _by_root(parts, white), base.logdet() + parts.logdet()
+
+
+def _by_root(parts: Factorization, white: Array) -> Array:
+    """R^-1 V for W V."""
     weights = jsl.solve_triangular(parts.outer, parts.factor.T @ white, lower=True)
     # In terms of F = V P^-T and Q = P outer, of which no entry is large.
     middle = parts.inverse + parts.outer
-    rest = white - parts.factor @ jsl.solve_triangular(middle, weights, lower=True, trans=1)
-    return rest, base.logdet() + parts.logdet()
+    return white - parts.factor @ jsl.solve_triangular(middle, weights, lower=True, trans=1)
 
 
 def color(base: Solvable, factor: Array, columns: Array) -> Array:
-    """R V, (D, k), for the root R of `whiten_and_logdet`."""
+    """R V, (D, k), for the root R of `whiten`."""
     parts = factorize(base.whiten(factor))
     middle = parts.inverse + parts.outer
     weights = jsl.solve_triangular(middle, parts.factor.T @ columns, lower=True)
@@ -110,7 +122,8 @@ def _form_and_logdet(base: Solvable, parts: Factorization, white: Array):
 @jax.custom_jvp
 def quadratic_form_and_logdet(base: Solvable, factor: Array, vector: Array) -> tuple[Array, Array]:
     """v^T A^-1 v and log det A, scalars."""
-    return _form_and_logdet(base, *_factorized(base, factor, vector[:, None]))[0]
+    parts, white = factorize(base.whiten(factor)), base.whiten(vector[:, None])
+    return _form_and_logdet(base, parts, white)[0]
 
 
 @quadratic_form_and_logdet.defjvp
@@ -123,19 +136,18 @@ def _quadratic_form_and_logdet_jvp(primals, tangents):
     """
     base, factor, vector = primals
     base_dot, factor_dot, vector_dot = tangents
-    parts, white = _factorized(base, factor, vector[:, None])
+    parts, white = _together(base, factor, vector[:, None])
     values, rest = _form_and_logdet(base, parts, white)
     identity = jnp.eye(factor.shape[1], dtype=factor.dtype)
     root = jsl.solve_triangular(parts.outer, identity, lower=True)
-    solved, turned = base._of_each(base.whiten_transposed, rest, parts.factor @ root.T)
+    column, turned = base._of_each(base.whiten_transposed, rest, parts.factor @ root.T)
+    solved = column[:, 0]
     inverse_factor = turned @ (root @ parts.inverse)
-
     _, (form_dot, logdet_dot) = jax.jvp(
         lambda b: (-b.quadratic_form(solved), b.logdet() - b.quadratic_form(turned)),
         (base,),
         (base_dot,),
     )
-    solved = solved[:, 0]
     form_dot += 2.0 * (solved @ vector_dot)
     form_dot -= 2.0 * jnp.sum(solved[:, None] * (factor.T @ solved)[None, :] * factor_dot)
     return values, (form_dot, logdet_dot + 2.0 * jnp.sum(inverse_factor * factor_dot))

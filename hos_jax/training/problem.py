@@ -69,6 +69,7 @@ class Problem:
 
     def init(self) -> TrainState:
         """The state before the first step; UserError if the network does not fit the image size."""
+        # With hundreds of draws it is quicker to run them one by one, as most share a shape.
         many = len(jax.tree.leaves(self._abstract_params)) > 300
         draw = self._init_params if many else self._init_params_at_once
         params = draw(stream_key("parameters", self.config.seed))
@@ -115,7 +116,6 @@ class Problem:
 
         Random draws are much code and little work: XLA's CPU back end takes 5 times longer to
         optimize them than to run them unoptimized, and the time grows faster than their number.
-        With hundreds of draws it is quicker to run them one by one, as most share a shape.
         """
         options = {"xla_backend_optimization_level": 0} if parallel.on_cpu() else None
         return jax.jit(self._init_params, compiler_options=options)
@@ -123,7 +123,7 @@ class Problem:
     @functools.cached_property
     def _abstract_params(self) -> Any:
         try:
-            # Of the function that draws them, so that the network is traced once.
+            # By what `init` calls for fewer than hundreds: JAX keeps what it has traced.
             return self._init_params_at_once.eval_shape(jax.random.key(0))
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -144,7 +144,7 @@ def test_gradients_are_those_of_the_dense_likelihood(image_shape, reach, taps):
         )
 
 
-def test_a_loss_goes_over_the_image_once():
+def test_columns_and_residual_of_a_loss_are_solved_for_together():
     local = make((4, 3, 1), 1)
     matrix = local.add_columns(jnp.ones((12, 2)))
 
@@ -152,9 +152,29 @@ def test_a_loss_goes_over_the_image_once():
         return jax.jit(function).lower(matrix).as_text().count("stablehlo.while")
 
     for loss in (residual_nll, residual_student_nll):
-        value = functools.partial(loss, jnp.ones(12))
-        assert (loops(value), loops(jax.grad(value))) == (1, 2)
-    assert loops(lambda a: a.solve(jnp.ones(12))) == 2
+        assert loops(jax.value_and_grad(functools.partial(loss, jnp.ones(12)))) == 2
+    assert loops(functools.partial(residual_student_nll, jnp.ones(12))) == 1
+
+
+def test_a_matrix_of_many_vectors_is_factorized_once():
+    matrix = make((4, 3, 1), 1).add_columns(jnp.ones((12, 2)))
+    for method in (
+        matrix.solve,
+        matrix.inverse_quadratic_form_and_logdet,
+        lambda vector: matrix.whiten(vector[:, None]),
+    ):
+        traced = str(jax.make_jaxpr(jax.vmap(method))(jnp.ones((5, 12))))
+        assert "cholesky" in traced
+        assert "f64[5,2,2]" not in traced
+
+
+def test_without_columns_it_is_the_local_factor():
+    local = make((4, 3, 1), 1)
+    matrix = local.add_columns(jnp.zeros((12, 0)))
+    vector = jnp.arange(12.0)
+    np.testing.assert_allclose(matrix.logdet(), local.logdet())
+    np.testing.assert_allclose(matrix.solve(vector), local.solve(vector))
+    np.testing.assert_allclose(matrix.color(vector[:, None]), local.color(vector[:, None]))
 
 
 def test_batches_derive_and_map():

@@ -154,6 +154,21 @@ def test_parameters_are_drawn_as_by_flax_however_many(small_config):
     chex.assert_trees_all_close(problem.init().params, expected, atol=1e-6)
 
 
+def test_a_network_is_traced_once_for_its_parameters(small_config, monkeypatch):
+    problem, calls = Problem.from_config(small_config()), []
+    model = type(problem.model)
+    traced = model.lazy_init
+
+    def counted(self, *arguments):
+        calls.append(arguments)
+        return traced(self, *arguments)
+
+    monkeypatch.setattr(model, "lazy_init", counted)
+    problem.abstract_state()
+    problem.init()
+    assert len(calls) == 1
+
+
 @pytest.mark.skipif(not parallel.on_cpu(), reason="elsewhere the places are constants")
 def test_arrays_of_one_shape_are_cut_out_by_equal_loops():
     """As XLA compiles equal loops once; hundreds that differ take as long as the network."""
