@@ -20,7 +20,15 @@ import jax.numpy as jnp
 
 from hos_jax._names import key_first
 from hos_jax.linops import Dense, HessianFn, SymmetricMatrix, lanczos
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_counts, check_vectors, checked_score_fn
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    ScoreFn,
+    as_positive,
+    check_counts,
+    check_vectors,
+    checked_score_fn,
+)
 
 # s2(y) v at one point: (D,), (D,) -> (D,).
 HessianVectorProductFn = Callable[[Array, Array], Array]
@@ -96,6 +104,7 @@ def posterior_covariance_product_fn(
     About four evaluations of s1. The product with a unit vector is a row of K. For a learned s1
     nothing keeps K from having negative eigenvalues.
     """
+    sigma = as_positive(sigma)
     product_fn = hessian_vector_product_fn(score_fn, symmetrize=True)
     return lambda noisy, vector: sigma**2 * (vector + sigma**2 * product_fn(noisy, vector))
 
@@ -168,6 +177,7 @@ def refine_eigenpairs(
     """
     check_counts(steps=steps, count=count)
     check_vectors(noisy=noisy)
+    sigma = as_positive(sigma)
     dim = noisy.shape[0]
     if posterior_covariance.shape != (dim, dim) or count * steps > dim:
         raise ValueError(

@@ -44,6 +44,7 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     ScoreFn,
+    as_positive,
     check_counts,
     check_floating,
     check_positive,
@@ -314,6 +315,7 @@ def held_out_losses(
       key, sigma, dim: see `fit_score`.
     """
     check_counts(dim=dim, count=count)
+    sigma = as_positive(sigma)
 
     def terms(key: PRNGKey) -> losses.ResidualTerms:
         clean_key, noise_key = jax.random.split(key)

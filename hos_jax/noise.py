@@ -22,9 +22,12 @@ def perturb(clean: Array, noise: Array, sigma: Array | float) -> AntitheticPair:
     """The antithetic pair y+- = x +- sigma z around one clean point x; all but sigma are (D,).
 
     Raises:
-      ValueError: if the shapes differ or are not (D,), or for numbers that are not floating.
+      ValueError: if the shapes differ or are not (D,), for vectors that are not floating, or for a
+        sigma that is no scalar.
     """
     check_floating_vectors(clean=clean, noise=noise)
+    if jnp.ndim(sigma):
+        raise ValueError(f"expected a scalar sigma, got shape {jnp.shape(sigma)}; use vmap")
     return AntitheticPair(clean + sigma * noise, clean - sigma * noise)
 
 

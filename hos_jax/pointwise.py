@@ -43,7 +43,7 @@ from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import is_within
-from hos_jax.types import Array, ScoreFn, check_positive, nan_unless
+from hos_jax.types import Array, ScoreFn, as_positive, nan_unless
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, Posterior, posterior_from_covariance
 
 Sigma = Array | float
@@ -158,7 +158,7 @@ def _at_a_point(
             raise ValueError(f"the run was trained at {_shown(known)}: say which sigma it is")
         if params is None or sigma is None:
             raise ValueError("a model needs its params, and sigma here or at every call")
-        check_positive(sigma=sigma)
+        sigma = as_positive(sigma)
         if known is not None:
             sigma = _checked_level(sigma, known)
         noisy = jnp.asarray(noisy)

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, ScoreFn, check_vectors
+from hos_jax.types import Array, ScoreFn, as_positive, check_vectors
 
 
 def posterior_mean(noisy: Array, score1: Array, sigma: Array | float) -> Array:
@@ -34,12 +34,13 @@ def posterior_mean(noisy: Array, score1: Array, sigma: Array | float) -> Array:
     See Efron, "Tweedie's Formula and Selection Bias", 2011; Meng et al. 2021, eq. 5.
     """
     check_vectors(noisy=noisy, score1=score1)
-    return noisy + sigma**2 * score1
+    return noisy + as_positive(sigma) ** 2 * score1
 
 
 def posterior_covariance(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
     """Cov[x | y] = sigma^4 s2(y) + sigma^2 I, in data units^2, of the structure of `score2` (Meng
     et al. 2021, theorem 1)."""
+    sigma = as_positive(sigma)
     return score2.scale(sigma**4).add_identity(sigma**2)
 
 
@@ -51,7 +52,7 @@ def posterior_third_cumulant(score3: Array, sigma: Array | float) -> Array:
     """
     if score3.ndim not in (1, 3) or len(set(score3.shape)) != 1:
         raise ValueError(f"expected shape (D,) or (D, D, D), got {tuple(score3.shape)}")
-    return sigma**6 * score3
+    return as_positive(sigma) ** 6 * score3
 
 
 def denoise(score_fn: ScoreFn, noisy: Array, sigma: Array | float) -> Array:
@@ -91,6 +92,7 @@ def scores_to_cumulants(
 
     See Efron 2011, section 2.
     """
+    sigma = as_positive(sigma)
     parts = _of_noise("scores", scores, noisy, sigma)
     # Half of the power at a time: all of it leaves float32 at order 4 where sigma is 1e-6 or 1e6.
     return tuple(sigma**n * (sigma**n * s) + part for n, s, part in parts)
@@ -103,6 +105,7 @@ def cumulants_to_scores(
 
     .. math:: s_n = \sigma^{-2n} (\kappa_n - [n = 1]\, y - [n = 2]\, \sigma^2 I)
     """
+    sigma = as_positive(sigma)
     parts = _of_noise("cumulants", cumulants, noisy, sigma)
     return tuple((k - part) / sigma**n / sigma**n for n, k, part in parts)
 

@@ -103,6 +103,17 @@ def check_positive(**scalars: Any) -> None:
             raise ValueError(f"expected a positive and finite scalar {name}, got {value}")
 
 
+def as_positive(value: Any, name: str = "sigma") -> Any:
+    """`value` as a scalar of floating type, as in its own an integer's powers would overflow;
+    ValueError as `check_positive`."""
+    check_positive(**{name: value})
+    if jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        return value
+    # Python's type: to promotion the number stays a scalar of no type of its own.
+    traced = isinstance(value, jax.core.Tracer)
+    return jax.lax.convert_element_type(value, float) if traced else float(value)
+
+
 def check_falling_levels(sigmas: Array) -> None:
     """Raise ValueError unless noise levels are two or more floating-point numbers, (levels,), and,
     unless they are traced, positive, finite and falling."""

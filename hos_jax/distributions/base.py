@@ -18,15 +18,17 @@ _T = TypeVar("_T")
 
 @dataclass_transform(eq_default=False, frozen_default=True, field_specifiers=(dataclasses.field,))
 def law(cls: type[_T]) -> type[_T]:
-    """Make a class a frozen dataclass and a pytree; fields with `static=True` metadata are static.
+    """Make a class a frozen dataclass and a pytree; fields with `static=True` metadata are static,
+    those with `leaf=False` are no part of it: the class knows them from the others.
 
     The checks of `__post_init__` run for laws that a caller builds, not for those that JAX
     rebuilds with placeholders, tracers or stacked arrays in their fields.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # the line above made it one
-    data = [field.name for field in fields if not field.metadata.get("static")]
     static = [field.name for field in fields if field.metadata.get("static")]
+    kept = [field.name for field in fields if field.metadata.get("leaf", True)]
+    data = [name for name in kept if name not in static]
 
     def flatten(instance):
         children = [(jax.tree_util.GetAttrKey(name), getattr(instance, name)) for name in data]

@@ -28,6 +28,25 @@ def _cholesky(covariances: Array) -> Array:
     return cholesky
 
 
+class _Factored(Law):
+    """A law whose leaves have the Cholesky factor in the place of the covariance, so that what is
+    made of changed leaves, by a gradient step for instance, is one law."""
+
+    cholesky: Array | None
+
+    def __getattr__(self, name: str):
+        if (
+            name
+            not in {"covariance", "covariances"} & vars(type(self))["__dataclass_fields__"].keys()
+        ):
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        if self.cholesky is None:
+            return None
+        # Nothing else looks above the diagonal, so that no gradient may be there.
+        lower = jnp.tril(self.cholesky)
+        return lower @ lower.mT
+
+
 def _log_normalizer(cholesky: Array) -> Array:
     """1/2 log det(2 pi Sigma) from the factor (..., D, D)."""
     diagonal = jnp.diagonal(cholesky, axis1=-2, axis2=-1)
@@ -40,17 +59,18 @@ def _precision(cholesky: Array) -> Array:
 
 
 @law
-class Gaussian(Law):
+class Gaussian(_Factored):
     r"""The normal law N(m, Sigma): s1 = -Sigma^-1 (y - m), s2 = -Sigma^-1, s_n = 0 for n >= 3.
 
     Attributes:
       mean: m, (D,), data units.
       covariance: Sigma, (D, D), symmetric positive definite, data units^2.
-      cholesky: its lower Cholesky factor, computed once.
+      cholesky: its lower Cholesky factor, computed once. As a pytree the law is (mean, cholesky):
+        gradients are in these two.
     """
 
     mean: Array
-    covariance: Array
+    covariance: Array = dataclasses.field(metadata={"leaf": False})
     cholesky: Array = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
@@ -104,7 +124,7 @@ def random_correlated_gaussian(key: PRNGKey, dim: int, condition: float) -> Gaus
 
 
 @law
-class GaussianMixture(Law):
+class GaussianMixture(_Factored):
     r"""sum_k w_k N(m_k, Sigma_k), with full covariances or isotropic ones, Sigma_k = std_k^2 I.
 
     With responsibilities r_k(y), g_k = -Sigma_k^-1 (y - m_k) and P_k = Sigma_k^-1,
@@ -120,12 +140,15 @@ class GaussianMixture(Law):
       means: m, (K, D), data units.
       covariances: Sigma, (K, D, D), data units^2; or None.
       stds: (K,), data units; or None. Exactly one of the two is given.
-      cholesky: lower Cholesky factors of the covariances, computed once; or None.
+      cholesky: lower Cholesky factors of the covariances, computed once; or None. As a pytree the
+        law has them in the place of the covariances.
     """
 
     weights: Array
     means: Array
-    covariances: Array | None = None
+    covariances: Array | None = dataclasses.field(
+        default_factory=lambda: None, metadata={"leaf": False}
+    )
     stds: Array | None = None
     cholesky: Array | None = dataclasses.field(init=False, repr=False, default=None)
 

@@ -85,7 +85,8 @@ class SymmetricMatrix(abc.ABC):
         """The floating type of the entries; ValueError for integers."""
         leaf = jax.tree.leaves(self)[0]
         check_floating(matrix=leaf)
-        return leaf.dtype
+        # NumPy arrays may be of a type that JAX does not compute in.
+        return jax.dtypes.canonicalize_dtype(leaf.dtype)
 
     @property
     def dim(self) -> int:
@@ -228,17 +229,18 @@ class SymmetricMatrix(abc.ABC):
         nothing below the floor comes back as it is, bit for bit.
         """
 
-    @abc.abstractmethod
-    def whiten(self, columns: Array) -> Array:
-        """W V, (..., D, k), for a W with W^T W = A^-1: white where V has covariance A."""
+    def whiten(self, vector: Array) -> Array:
+        """W v, (..., D) or (..., D, k), for a W with W^T W = A^-1: white if v has covariance A."""
+        return self._on_columns(self._whiten, vector)
 
-    def whiten_and_logdet(self, columns: Array) -> tuple[Array, Array]:
-        """`whiten` and `logdet`, (..., D, k) and (...), by one factorization of A = B + U U^T."""
-        return self.whiten(columns), self.logdet()
+    def whiten_and_logdet(self, vector: Array) -> tuple[Array, Array]:
+        """`whiten` and `logdet`, by one factorization of A = B + U U^T."""
+        white, logdet = self._whiten_and_logdet(self._columns(vector))
+        return white.reshape(jnp.shape(vector)), logdet
 
-    @abc.abstractmethod
-    def color(self, columns: Array) -> Array:
-        """R V = W^-1 V, (..., D, k): of covariance A where V is white."""
+    def color(self, vector: Array) -> Array:
+        """R v = W^-1 v, (..., D) or (..., D, k): of covariance A where v is white."""
+        return self._on_columns(self._color, vector)
 
     @abc.abstractmethod
     def root_third_powers(self) -> Array:
@@ -324,6 +326,18 @@ class SymmetricMatrix(abc.ABC):
         """A^-1 V, (..., D, k)."""
 
     @abc.abstractmethod
+    def _whiten(self, columns: Array) -> Array:
+        """W V, (..., D, k)."""
+
+    def _whiten_and_logdet(self, columns: Array) -> tuple[Array, Array]:
+        """W V, (..., D, k), and log det A, (...)."""
+        return self._whiten(columns), self.logdet()
+
+    @abc.abstractmethod
+    def _color(self, columns: Array) -> Array:
+        """R V, (..., D, k)."""
+
+    @abc.abstractmethod
     def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
         """v^T A^-1 v and log det A, (...)."""
 
@@ -406,9 +420,13 @@ class Solvable(SymmetricMatrix):
     """A structure whose root has a transpose too. From it follow solves, likelihoods and draws, and
     those of A + U U^T by `hos_jax.linops.woodbury`."""
 
+    def whiten_transposed(self, vector: Array) -> Array:
+        """W^T v, (..., D) or (..., D, k), for the W of `whiten`."""
+        return self._on_columns(self._whiten_transposed, vector)
+
     @abc.abstractmethod
-    def whiten_transposed(self, columns: Array) -> Array:
-        """W^T V, (..., D, k), for the W of `whiten`."""
+    def _whiten_transposed(self, columns: Array) -> Array:
+        """W^T V, (..., D, k)."""
 
     def _of_each(self, function: Callable[[Array], Array], *columns: Array) -> Sequence[Array]:
         """f(V) of several arrays of columns, (..., D, k), for a method f of this matrix that does
@@ -416,14 +434,14 @@ class Solvable(SymmetricMatrix):
         return [function(each) for each in columns]
 
     def _solve(self, columns: Array) -> Array:
-        return self.whiten_transposed(self.whiten(columns))
+        return self._whiten_transposed(self._whiten(columns))
 
     def _inverse_form_and_logdet(self, vector: Array) -> QuadraticAndLogdet:
-        white = self.whiten(vector[..., None])
+        white = self._whiten(vector[..., None])
         return QuadraticAndLogdet(jnp.sum(jnp.square(white), axis=(-2, -1)), self.logdet())
 
     def _draw(self, key: PRNGKey, count: int) -> Array:
-        return self.color(jax.random.normal(key, (count, self.dim), self.dtype).T).T
+        return self._color(jax.random.normal(key, (count, self.dim), self.dtype).T).T
 
 
 # Second-order score s2(y) = Hessian of log q(y) at one point: (D,) -> structured (D, D).

@@ -54,13 +54,13 @@ class Dense(Solvable):
         roots = jnp.diagonal(jnp.linalg.cholesky(self.matrix), axis1=-2, axis2=-1)
         return 2.0 * jnp.sum(jnp.log(roots), axis=-1)
 
-    def whiten(self, columns: Array) -> Array:
+    def _whiten(self, columns: Array) -> Array:
         return self._triangular_solve(columns, 0)
 
-    def whiten_transposed(self, columns: Array) -> Array:
+    def _whiten_transposed(self, columns: Array) -> Array:
         return self._triangular_solve(columns, 1)
 
-    def color(self, columns: Array) -> Array:
+    def _color(self, columns: Array) -> Array:
         return jnp.linalg.cholesky(self.matrix) @ columns
 
     def root_third_powers(self) -> Array:

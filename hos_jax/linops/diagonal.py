@@ -49,12 +49,12 @@ class Diagonal(Solvable):
     def logdet(self) -> Array:
         return jnp.sum(jnp.log(self.diag), axis=-1)
 
-    def whiten(self, columns: Array) -> Array:
+    def _whiten(self, columns: Array) -> Array:
         return columns / jnp.sqrt(self.diag)[..., None]
 
-    whiten_transposed = whiten
+    _whiten_transposed = _whiten
 
-    def color(self, columns: Array) -> Array:
+    def _color(self, columns: Array) -> Array:
         return columns * jnp.sqrt(self.diag)[..., None]
 
     def root_third_powers(self) -> Array:

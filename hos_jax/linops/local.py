@@ -250,11 +250,11 @@ class Local(Solvable):
         self._check_no_shift()
         return 2.0 * jnp.sum(jnp.log(self.scales), axis=-1)
 
-    def whiten(self, columns: Array) -> Array:
+    def _whiten(self, columns: Array) -> Array:
         self._check_no_shift()
         return self._on_maps(lambda n, v: n.solve(v), columns / self.scales[..., None])
 
-    def whiten_transposed(self, columns: Array) -> Array:
+    def _whiten_transposed(self, columns: Array) -> Array:
         self._check_no_shift()
 
         def solve(stencil: _Stencil, v: Array) -> Array:
@@ -263,7 +263,7 @@ class Local(Solvable):
 
         return self._on_maps(solve, columns) / self.scales[..., None]
 
-    def color(self, columns: Array) -> Array:
+    def _color(self, columns: Array) -> Array:
         self._check_no_shift()
         return self._factor(columns)
 

@@ -97,13 +97,13 @@ class PlusLowRank(SymmetricMatrix):
     def logdet(self) -> Array:
         return self._of_parts(woodbury.logdet)
 
-    def whiten(self, columns: Array) -> Array:
+    def _whiten(self, columns: Array) -> Array:
         return self._of_parts(woodbury.whiten, columns)
 
-    def whiten_and_logdet(self, columns: Array) -> tuple[Array, Array]:
+    def _whiten_and_logdet(self, columns: Array) -> tuple[Array, Array]:
         return self._of_parts(woodbury.whiten_and_logdet, columns)
 
-    def color(self, columns: Array) -> Array:
+    def _color(self, columns: Array) -> Array:
         return self._of_parts(woodbury.color, columns)
 
     def root_third_powers(self) -> Array:

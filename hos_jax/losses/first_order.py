@@ -7,14 +7,14 @@ Every loss takes network outputs at one example and returns one value; batch wit
 
 Arguments are s1 at y = x + sigma z, (D,), in 1 / data units; at the clean point x, `score_clean`;
 noise z, (D,); sigma, scalar, data units. ||.|| is the Euclidean norm. ValueError for shapes that
-differ or are not (D,), and for integers.
+differ or are not (D,), for vectors of integers, and for a sigma that is no positive scalar.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
-from hos_jax.types import Array, check_floating_vectors
+from hos_jax.types import Array, as_positive, check_floating_vectors
 
 
 def residual(score: Array, noise: Array, sigma: Array | float) -> Array:
@@ -25,7 +25,7 @@ def residual(score: Array, noise: Array, sigma: Array | float) -> Array:
     y- = x - sigma z pass `-noise`.
     """
     check_floating_vectors(score=score, noise=noise)
-    return noise + sigma * score
+    return noise + as_positive(sigma) * score
 
 
 def dsm(score: Array, noise: Array, sigma: Array | float) -> Array:
@@ -35,7 +35,7 @@ def dsm(score: Array, noise: Array, sigma: Array | float) -> Array:
     Connection Between Score Matching and Denoising Autoencoders", 2011, eq. 11.
     """
     check_floating_vectors(score=score, noise=noise)
-    return jnp.sum(jnp.square(score + noise / sigma))
+    return jnp.sum(jnp.square(score + noise / as_positive(sigma)))
 
 
 def dsm_vr(score: Array, score_clean: Array, noise: Array, sigma: Array | float) -> Array:
@@ -51,4 +51,5 @@ def dsm_vr(score: Array, score_clean: Array, noise: Array, sigma: Array | float)
     Energy-Based Models", 2021, section 4.
     """
     check_floating_vectors(score=score, score_clean=score_clean, noise=noise)
-    return jnp.sum(jnp.square(score)) + 2.0 * jnp.sum((score - score_clean) * noise) / sigma
+    contrast = jnp.sum((score - score_clean) * noise) / as_positive(sigma)
+    return jnp.sum(jnp.square(score)) + 2.0 * contrast

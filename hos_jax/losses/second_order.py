@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, check_floating, check_floating_vectors
+from hos_jax.types import Array, as_positive, check_floating, check_floating_vectors
 
 
 def matrix_rows(matrix: SymmetricMatrix) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ def d2sm(score1: Array, score2: SymmetricMatrix, noise: Array, sigma: Array | fl
     # The norm of psi and its contrast, term by term: no copy of the factor with one more column.
     size = jnp.sum(jnp.square(score1))
     norm = score2.squared_norm() + 2.0 * score2.quadratic_form(score1) + size**2
-    return 0.5 * norm + _psi_contrast(score1, score2, noise) / sigma**2
+    return 0.5 * norm + _psi_contrast(score1, score2, noise) / as_positive(sigma) ** 2
 
 
 def d2sm_vr(
@@ -83,7 +83,7 @@ def d2sm_vr(
     )
     pair = d2sm(score1_plus, score2_plus, noise, sigma)
     pair += d2sm(score1_minus, score2_minus, noise, sigma)
-    return pair - 2.0 * _psi_contrast(score1_clean, score2_clean, noise) / sigma**2
+    return pair - 2.0 * _psi_contrast(score1_clean, score2_clean, noise) / as_positive(sigma) ** 2
 
 
 class ResidualTerms(NamedTuple):
@@ -233,7 +233,7 @@ def residual_student_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     """
     check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
     constant = jax.lax.stop_gradient(residual)
-    white, logdet = covariance.whiten_and_logdet(constant[:, None])
+    white, logdet = covariance.whiten_and_logdet(constant)
     constants = math.log(2.0 / math.pi) + 0.5 * math.log(2.0 * math.pi)
     tails = jnp.sum(2.0 * jnp.log1p(jnp.square(white)) - constants)
     return 0.5 * logdet + tails

@@ -38,6 +38,7 @@ from hos_jax.samplers.base import Chains, SamplingAlgorithm, all_finite, as_part
 from hos_jax.types import (
     Array,
     PRNGKey,
+    as_positive,
     check_falling_levels,
     check_floating_vectors,
     check_structured,
@@ -130,7 +131,7 @@ def step_covariance(
     if hessian is None:
         raise ValueError(f"covariance {covariance!r} needs s2, and derivatives_fn gives none")
     check_structured(hessian, "s2")
-    posterior = hessian.scale(sigma**2).add_identity(1.0)
+    posterior = hessian.scale(as_positive(sigma) ** 2).add_identity(1.0)
     if covariance == "full":
         return posterior.floor(float(jnp.finfo(like.dtype).eps))[0]
     return Diagonal(jnp.maximum(simplified(posterior, covariance).diagonal(), 0.0))

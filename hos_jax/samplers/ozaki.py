@@ -81,8 +81,6 @@ def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
     return OzakiState(position, score, hessian)
 
 
-# Equal settings give the same function, for which loops are compiled once.
-@functools.lru_cache(maxsize=32)
 def build_kernel(
     *,
     krylov_vectors: int = KRYLOV_VECTORS,
@@ -106,7 +104,14 @@ def build_kernel(
     if growth_bound is not None and not growth_bound >= 0:
         raise ValueError(f"expected growth_bound >= 0, got {growth_bound}")
     bound = None if growth_bound is None else float(growth_bound)
+    return _kernel(krylov_vectors, bound, dense)
 
+
+# Equal settings give the same function, for which loops are compiled once.
+@functools.lru_cache(maxsize=32)
+def _kernel(
+    krylov_vectors: int, bound: float | None, dense: Literal["eigh", "lanczos"]
+) -> Callable:
     def kernel(
         rng_key: PRNGKey, state: OzakiState, derivatives_fn: DerivativesFn, step_size: Array | float
     ) -> tuple[OzakiState, OzakiInfo]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax.types import Array, check_unmasked, check_vectors
+from hos_jax.types import Array, as_positive, check_unmasked, check_vectors
 from hos_jax.uncertainty.posterior import Interval, Posterior
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -118,7 +118,7 @@ def recalibrated_interval(
         raise ValueError(f"level must be one of {LEVELS}, got {level}")
     if multipliers.shape != (len(VARIANCE_EDGES) - 1, len(LEVELS)):
         raise ValueError(f"expected shape (bins, levels), got {tuple(multipliers.shape)}")
-    places = bin_of(posterior.diagonal() / sigma**2)
+    places = bin_of(posterior.diagonal() / as_positive(sigma) ** 2)
     # NumPy's arrays cannot be indexed by what is traced.
     table = jnp.asarray(multipliers, posterior.mean.dtype)
     half = table[places, LEVELS.index(level)] * posterior.standard_deviation()

@@ -34,7 +34,15 @@ from jax.scipy.sparse.linalg import cg
 
 from hos_jax.errors import reason
 from hos_jax.linops import Diagonal
-from hos_jax.types import Array, PRNGKey, check_floating, check_unmasked, check_vectors, nan_unless
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    as_positive,
+    check_floating,
+    check_unmasked,
+    check_vectors,
+    nan_unless,
+)
 from hos_jax.uncertainty.posterior import Posterior
 
 PosteriorFn = Callable[[Array, Array | float], Posterior]
@@ -131,6 +139,7 @@ def isotropic(mean: Array, sigma: Array | float, data_std: Array | float) -> Pos
     ValueError for a mean of integers.
     """
     check_floating(mean=mean)
+    sigma, data_std = as_positive(sigma), as_positive(data_std, "data_std")
     variance = sigma**2 * data_std**2 / (sigma**2 + data_std**2)
     return Posterior(mean, Diagonal(jnp.full_like(mean, variance)))
 
@@ -216,7 +225,10 @@ def conditional_score(
 
     .. math:: s_1(y) + \frac{1}{\sigma^2} K A^T S^{-1} (b - A m)
     """
-    return score1 + posterior.matvec(guidance(posterior, observation, **solver)) / sigma**2
+    return (
+        score1
+        + posterior.matvec(guidance(posterior, observation, **solver)) / as_positive(sigma) ** 2
+    )
 
 
 def conditional_sample(
@@ -251,7 +263,7 @@ def bridge(
     """One draw of y' at the level `following` < sigma given x and y at sigma, (D,), as `descend`
     has it."""
     noise = jax.random.normal(key, noisy.shape, noisy.dtype)
-    kept = (following / sigma) ** 2
+    kept = (following / as_positive(sigma)) ** 2
     return clean + kept * (noisy - clean) + following * jnp.sqrt(1.0 - kept) * noise
 
 

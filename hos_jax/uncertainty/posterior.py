@@ -20,6 +20,7 @@ from hos_jax.linops import Eigenpairs, SymmetricMatrix, Violations
 from hos_jax.types import (
     Array,
     PRNGKey,
+    as_positive,
     check_positive,
     check_structured,
     check_tails,
@@ -157,6 +158,10 @@ class Posterior:
         return Interval(end(0.5 - level / 2), end(0.5 + level / 2))
 
 
+def _at_least_float32(leaf: Array) -> Array:
+    return leaf.astype(jnp.float32) if jnp.finfo(leaf.dtype).bits < 32 else leaf
+
+
 def posterior_from_covariance(
     mean: Array,
     covariance: SymmetricMatrix,
@@ -184,14 +189,12 @@ def posterior_from_covariance(
     """
     if tails == "student" and scaled_third_diagonal is not None:
         raise ValueError("Student's tails are symmetric: leave the third-order model out")
-    check_positive(sigma=sigma, floor=floor)
+    sigma = as_positive(sigma)
+    check_positive(floor=floor)
     check_structured(covariance, "covariance")
     check_vectors(mean=mean, covariance_rows=covariance.shape[:-1])
-    if jnp.finfo(mean.dtype).bits < 32:
-        given = mean, covariance, scaled_third_diagonal
-        mean, covariance, scaled_third_diagonal = jax.tree.map(
-            lambda leaf: leaf.astype(jnp.float32), given
-        )
+    given = mean, covariance, scaled_third_diagonal
+    mean, covariance, scaled_third_diagonal = jax.tree.map(_at_least_float32, given)
     third = None
     if scaled_third_diagonal is not None:
         check_vectors(mean=mean, scaled_third_diagonal=scaled_third_diagonal)
@@ -215,6 +218,7 @@ def posterior(
     model; scores of order n are in 1 / data units^n.
     """
     check_structured(score2, "score2")
+    sigma = as_positive(sigma)
     return posterior_from_covariance(
         tweedie.posterior_mean(noisy, score1, sigma),
         score2.scale(sigma**2).add_identity(1.0),

@@ -35,7 +35,7 @@ def interval_multiplier(level: float, third_powers: Array) -> Array:
     """
     shares = jnp.cbrt(third_powers)
     return jnp.interp(
-        shares, jnp.asarray(_SHARES, shares.dtype), _table(level).astype(shares.dtype)
+        shares, jnp.asarray(_SHARES, shares.dtype), _table(float(level)).astype(shares.dtype)
     )
 
 

@@ -27,6 +27,7 @@ from hos_jax.linops import SymmetricMatrix
 from hos_jax.types import (
     Array,
     PRNGKey,
+    as_positive,
     check_counts,
     check_floating_vectors,
     check_positive,
@@ -40,7 +41,7 @@ from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
 def covariance_of(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
     """C = I + sigma^2 s2, dimensionless, structured (D, D); TypeError for a plain array as s2."""
     check_structured(score2, "score2")
-    return score2.scale(sigma**2).add_identity(1.0)
+    return score2.scale(as_positive(sigma) ** 2).add_identity(1.0)
 
 
 def dimension_map(covariance: SymmetricMatrix) -> Array:

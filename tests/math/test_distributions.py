@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -293,6 +294,27 @@ def test_laws_are_pytrees(name):
 
     got = jax.jit(jax.vmap(scores))(stacked, sigmas)
     np.testing.assert_allclose(got, jnp.stack(expected), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "mixture"])
+def test_what_is_made_of_changed_leaves_is_one_law(name):
+    """Of means and factors times 2 it is the law of 2 x, smoothed or not."""
+    start, point = make(name), jnp.linspace(0.3, -0.4, DIM)
+
+    def doubled(path, leaf):
+        return leaf if path[-1].name == "weights" else 2.0 * leaf
+
+    changed = jax.tree_util.tree_map_with_path(doubled, start)
+    for law in (changed, changed.smooth(1e-6)):
+        expected = start.log_density(point / 2.0) - DIM * np.log(2.0)
+        np.testing.assert_allclose(law.log_density(point), expected, rtol=1e-9)
+        np.testing.assert_allclose(law.score(point), start.score(point / 2.0) / 2.0, rtol=1e-9)
+    slopes = [
+        jax.grad(lambda law, change=change: change(law).log_density(point))(start)
+        for change in (lambda law: law, lambda law: law.smooth(1e-6))
+    ]
+    chex.assert_trees_all_close(*slopes, rtol=1e-6, atol=1e-9)
+    assert all(np.any(np.abs(leaf) > 1e-3) for leaf in jax.tree.leaves(slopes))
 
 
 @pytest.mark.parametrize("chunk", [7, 30])

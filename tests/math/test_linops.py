@@ -343,6 +343,22 @@ def test_the_root_is_one_of_the_matrix(structure):
     np.testing.assert_allclose(batch.root_third_powers(), powers, rtol=1e-12)
 
 
+def test_roots_take_vectors_or_columns_and_nothing_else(structure):
+    matrix = make(structure, 5, positive=True)
+    vector = jnp.asarray(np.random.default_rng(6).normal(size=DIM))
+    methods = {"color": matrix.color, "whiten": matrix.whiten}
+    methods["both"] = lambda v: matrix.whiten_and_logdet(v)[0]
+    if not isinstance(matrix, PlusLowRank):
+        methods["transposed"] = matrix.whiten_transposed
+    for method in methods.values():
+        one, column = method(vector), method(vector[:, None])
+        assert one.shape == (DIM,)
+        np.testing.assert_array_equal(one, column[:, 0])
+        for wrong in (vector[None], vector[:1], vector[:1, None], jnp.stack([vector] * 2)):
+            with pytest.raises(ValueError, match=r"expected shape \(12,\) or \(12, k\), got"):
+                method(wrong)
+
+
 def test_woodbury_gradients_equal_dense_gradients():
     matrix = make("low_rank", 7, positive=True)
     vector = jnp.asarray(np.random.default_rng(8).normal(size=DIM))

@@ -1,12 +1,14 @@
 """Tweedie at orders 1 to 5 against autodiff and exact posteriors of skewed Gaussian mixtures."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax import tweedie
+from hos_jax import losses, tweedie
 from hos_jax.linops import Dense
+from hos_jax.uncertainty import inverse, posterior
 
 ORDER = 5
 SIGMAS = [0.3, 0.5, 1.2]
@@ -216,6 +218,53 @@ def test_maps_batch_compile_and_keep_the_type():
     narrow = jax.tree.map(lambda tensor: tensor.astype(jnp.float32), (POINTS, batch))
     got = to_moments(*narrow, sigmas.astype(jnp.float32))
     assert all(tensor.dtype == jnp.float32 for tensor in got)
+
+
+@pytest.mark.parametrize("kind", [int, np.uint8, np.int32, jnp.int32])
+def test_a_sigma_of_an_integer_type_is_the_number(kind):
+    """In its own type 200^4 and 200^6 overflow, and of eight bits the square does too."""
+    point, hessian = jnp.array([1.0, -2.0]), Dense(jnp.array([[1e-5, 2e-6], [2e-6, 3e-5]]))
+    third = jnp.array([1e-7, 2e-8])
+
+    def numbers(sigma):
+        return (
+            tweedie.posterior_mean(point, 1e-3 * point, sigma),
+            tweedie.posterior_covariance(hessian, sigma).to_dense(),
+            tweedie.posterior_third_cumulant(third, sigma),
+            tweedie.scores_to_cumulants(point, [1e-3 * point, hessian.matrix], sigma),
+            tweedie.cumulants_to_scores(point, [1e3 * point, hessian.matrix], sigma),
+            posterior(point, 1e-3 * point, hessian, sigma).covariance.to_dense(),
+            inverse.isotropic(point, sigma, 300).covariance.diagonal(),
+            losses.dsm_vr(1e-3 * point, point, point, sigma),
+            losses.d2sm(point, hessian, point, sigma),
+        )
+
+    expected = numbers(200.0)
+    # Compiled sums may be added in another order.
+    for found in (numbers(kind(200)), jax.jit(numbers)(kind(200))):
+        chex.assert_trees_all_close(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, np.nan, np.ones(2), np.ones((2, 1)), np.ones(1)])
+def test_what_is_no_level_is_refused(sigma):
+    point, hessian = jnp.array([1.0, -2.0]), Dense(jnp.eye(2))
+    calls = [
+        lambda level: tweedie.posterior_mean(point, point, level),
+        lambda level: tweedie.posterior_covariance(hessian, level),
+        lambda level: tweedie.posterior_third_cumulant(point, level),
+        lambda level: tweedie.scores_to_cumulants(point, [point], level),
+        lambda level: tweedie.cumulants_to_scores(point, [point], level),
+        lambda level: losses.residual(point, point, level),
+        lambda level: losses.dsm(point, point, level),
+        lambda level: losses.dsm_vr(point, point, point, level),
+        lambda level: losses.d2sm(point, hessian, point, level),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="expected a positive and finite scalar sigma, got"):
+            call(sigma)
+        if np.ndim(sigma):
+            with pytest.raises(ValueError, match="expected a positive and finite scalar sigma"):
+                jax.jit(call)(sigma)
 
 
 def test_wrong_shapes_raise():

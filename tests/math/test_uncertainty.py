@@ -215,6 +215,9 @@ def test_numbers_of_16_bits_are_taken_as_float32(kind, dtype):
     found, expected = (posterior_from_covariance(*each, 0.5) for each in (given, wide))
     np.testing.assert_array_equal(found.standard_deviation(), expected.standard_deviation())
     assert found.sample(jax.random.key(0), 2).dtype == jnp.float32
+    mixed = posterior_from_covariance(wide[0], given[1], 0.5)
+    np.testing.assert_array_equal(mixed.standard_deviation(), expected.standard_deviation())
+    assert mixed.solve(jnp.ones(D, jnp.float32)).dtype == jnp.float32
 
 
 def test_posteriors_of_many_points_come_by_vmap():
@@ -402,6 +405,15 @@ def test_students_intervals_lie_between_those_of_one_value_and_gaussian_ones():
     for level in (0.5, 0.9):
         half = float(student.interval_multiplier(level, jnp.array(b**3)))
         np.testing.assert_allclose(np.mean(np.abs(sums) < half), level, atol=0.003)
+
+
+def test_levels_of_intervals_may_be_numbers_of_jax():
+    for tails in ("gaussian", "student"):
+        found = make_posterior("diagonal", tails=tails)
+        for level in jnp.array([0.5, 0.9]):
+            lower, _ = found.marginal_interval(level)
+            expected, _ = found.marginal_interval(float(level))
+            np.testing.assert_allclose(lower, expected, rtol=1e-6)
 
 
 def test_students_tails_have_no_skewness_beside_them():
