@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hos_jax.errors import InUseError
+from hos_jax.errors import InUseError, UserError
 
 LOCK_FILE = "lock"
+CONFIG_FILE = "config.json"
 
 
 def expanded(path: Path | str | os.PathLike) -> Path:
@@ -27,6 +28,21 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
         # Or the new name could reach the disk before the content, and a power cut come in between.
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def check_run_path(folder: Path) -> None:
+    """Raise UserError for a folder from which a checkpoint could not be read again: orbax takes
+    some characters of the whole path for a pattern, finds none of its files and says nothing."""
+    if found := [character for character in "[]*?\\" if character in str(folder.absolute())]:
+        raise UserError(
+            f"{folder.absolute()} cannot hold checkpoints, with {' '.join(found)} in its path: "
+            "choose another folder or rename it"
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, with its settings and its checkpoints."""
+    return (folder / CONFIG_FILE).is_file() and (folder / "checkpoints").is_dir()
 
 
 def free_name(path: Path) -> Path:

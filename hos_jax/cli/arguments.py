@@ -229,7 +229,7 @@ def parse(
         rest = values(readable)
     except flags.Error as error:
         raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
         raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
@@ -265,4 +265,7 @@ def make_config(values: flags.FlagValues):
     config.update_from_flattened_dict(overrides)
     if config.loss.second_order not in RESIDUAL and "loss.jacobian_weight" not in overrides:
         config.loss.jacobian_weight = 0.0
+    joint = config.loss.second_order == "residual_nll" and config.model.tails == "gaussian"
+    if not joint and "loss.marginal_weight" not in overrides:
+        config.loss.marginal_weight = 0.0
     return config

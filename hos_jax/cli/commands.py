@@ -16,7 +16,7 @@ from hos_jax.cli.arguments import (
     set_to_none,
     without_unset,
 )
-from hos_jax.cli.compiled import keep_compiled
+from hos_jax.cli.compiled import find_devices, keep_compiled
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
 from hos_jax.config import default_config
@@ -161,5 +161,6 @@ def run_command(argv: list[str]) -> int:
     if parsed := parse(argv):
         start_logging("info")
         keep_compiled(None)
+        find_devices()
         return COMMANDS[argv[0]].run(*parsed) or 0
     return 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from absl import flags
 
 from hos_jax.errors import UserError
-from hos_jax.files import expanded, free_name, locked
+from hos_jax.files import check_run_path, expanded, free_name, is_run, locked
 
 
 def run_folder(values: flags.FlagValues) -> Path:
@@ -25,8 +26,27 @@ def run_folder(values: flags.FlagValues) -> Path:
     return workdir
 
 
+def _check_apart(workdir: Path) -> None:
+    """Raise UserError if a new run would be part of another, or have others in it: one of them
+    would be moved aside with the other, whatever process works on it."""
+    for folder in workdir.absolute().parents:
+        if is_run(folder):
+            raise UserError(f"{folder} is itself a run: choose another --doc")
+    for folder in map(Path, (path for path, _, _ in os.walk(workdir))):
+        if folder != workdir and is_run(folder):
+            inside = folder.relative_to(workdir)
+            raise UserError(f"{workdir} has another run in it, {inside}: choose another --doc")
+
+
 def ask_for_room(workdir: Path, no_interaction: bool) -> None:
-    """Ask whether an old run may be moved aside, unless told not to."""
+    """Ask whether an old run may be moved aside, unless told not to.
+
+    Raises:
+      UserError: if it may not, or the folder is part of another run or has another in it, or is one
+        that cannot hold checkpoints.
+    """
+    check_run_path(workdir)
+    _check_apart(workdir)
     if no_interaction or not workdir.exists() or not any(workdir.iterdir()):
         return
     answer = ""
@@ -39,7 +59,8 @@ def ask_for_room(workdir: Path, no_interaction: bool) -> None:
 
 
 def make_room(workdir: Path) -> None:
-    """Move an old run aside, unless a process still works on it."""
+    """Move an old run aside, unless a process still works on it or on a run within."""
+    _check_apart(workdir)
     if not workdir.exists() or not any(workdir.iterdir()):
         return
     with locked(workdir):

@@ -168,6 +168,13 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
         not weight or loss.second_order in RESIDUAL,
         f"loss.jacobian_weight={weight} needs loss.second_order to be one of {', '.join(RESIDUAL)}",
     )
+    weight = loss.marginal_weight
+    _require(0 <= weight < 1, f"loss.marginal_weight must be in [0, 1), got {weight}")
+    _require(
+        not weight or (loss.second_order == "residual_nll" and model.tails == "gaussian"),
+        f"loss.marginal_weight={weight} needs loss.second_order=residual_nll and "
+        "model.tails=gaussian",
+    )
     _validate_unused(config)
     _validate_noise_range(config)
     _validate_classes(config)

@@ -73,6 +73,8 @@ def default_config() -> ml_collections.ConfigDict:
     # Beside a residual loss: how much of the target is the derivative of s1.
     config.loss.jacobian_weight = 0.0
     config.loss.jacobian_probe = "signs"
+    # Beside residual_nll: how much of it are the likelihoods of single values.
+    config.loss.marginal_weight = 0.0
     config.loss.stop_gradient_score1 = True
     config.loss.third_order = "none"
     config.loss.third_order_weight = 1.0

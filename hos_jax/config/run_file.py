@@ -11,11 +11,10 @@ import ml_collections
 
 from hos_jax.config.defaults import default_config
 from hos_jax.errors import NoRunError, OtherRunError, UserError
-from hos_jax.files import expanded, write_atomically
+from hos_jax.files import CONFIG_FILE, expanded, write_atomically
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
 # What a resumed or tested run must have in common with the run on disk.
 IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
 # What stands beside the config in the file.

@@ -37,4 +37,4 @@ def apply_runner(config, name: str) -> None:
     if config.loss.first_order_weight is None:
         config.loss.first_order_weight = runner.first_order_weight
     if runner.head == "none":
-        config.loss.update(second_order="none", jacobian_weight=0.0)
+        config.loss.update(second_order="none", jacobian_weight=0.0, marginal_weight=0.0)

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from hos_jax.errors import UserError, reason
+from hos_jax.files import is_run
 
 # What is read: the forms of which Pillow tells how many bits a value has.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -57,7 +58,8 @@ class Found(NamedTuple):
 
 
 def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None]]:
-    """All files below a folder, links followed, and what keeps one from being read."""
+    """All files below a folder, links followed and runs left out, and what keeps one from being
+    read."""
     try:
         found = folder.stat()
         children = list(folder.iterdir())
@@ -74,6 +76,8 @@ def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None
         except OSError as error:
             yield path, f"is not a readable image ({error.strerror})"
             continue
+        if stat.S_ISDIR(mode) and is_run(path):
+            continue  # Its figures are no data, and come and go.
         if stat.S_ISDIR(mode) and not _IMAGE_NAME.search(path.name):
             yield from _entries(path, (*above, identity))
         else:

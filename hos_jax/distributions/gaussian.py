@@ -35,10 +35,8 @@ class _Factored(Law):
     cholesky: Array | None
 
     def __getattr__(self, name: str):
-        if (
-            name
-            not in {"covariance", "covariances"} & vars(type(self))["__dataclass_fields__"].keys()
-        ):
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every law is a dataclass
+        if name not in {field.name for field in fields if not field.metadata.get("leaf", True)}:
             raise AttributeError(f"{type(self).__name__} has no {name}")
         if self.cholesky is None:
             return None

@@ -11,6 +11,7 @@ from hos_jax.losses.second_order import d2sm_residual as d2sm_residual
 from hos_jax.losses.second_order import d2sm_residual_terms as d2sm_residual_terms
 from hos_jax.losses.second_order import d2sm_vr as d2sm_vr
 from hos_jax.losses.second_order import jacobian_regression as jacobian_regression
+from hos_jax.losses.second_order import marginal_nll as marginal_nll
 from hos_jax.losses.second_order import residual_nll as residual_nll
 from hos_jax.losses.second_order import residual_student_nll as residual_student_nll
 from hos_jax.losses.third_order import d3sm as d3sm

@@ -26,6 +26,7 @@ from hos_jax.losses.second_order import (
     d2sm_residual_terms,
     d2sm_vr,
     jacobian_regression,
+    marginal_nll,
     residual_nll,
     residual_student_nll,
 )
@@ -63,6 +64,8 @@ class Objective:
       jacobian_weight: w in [0, 1) beside a residual loss, L_2 = (1 - w) L_residual + w L_jacobian;
         of "d2sm_residual" the minimizer is then (1 - w) E[r r^T | y] + w C_J, with the covariance
         C_J that the derivative of s1 implies.
+      marginal_weight: m in [0, 1) beside "residual_nll" of Gaussian tails, which becomes
+        (1 - m) `residual_nll` + m `marginal_nll`.
       jacobian_probe: what the Jacobian is multiplied by: random "signs", which see every direction
         alike, or the "residual" itself in units of its length, which has covariance C: directions
         count by their variance, so that the leading ones are learned first.
@@ -76,8 +79,8 @@ class Objective:
         the error of its prediction vanishes (Karras et al. 2022, table 1).
 
     Raises:
-      ValueError: for an unknown loss or probe, a weight outside [0, 1), or one without a residual
-        loss.
+      ValueError: for an unknown loss or probe, a weight outside [0, 1), or one without the loss
+        that it stands beside.
     """
 
     first_order: str = "dsm"
@@ -89,6 +92,7 @@ class Objective:
     balance_std: float | None = None
     jacobian_weight: float = 0.0
     jacobian_probe: str = "signs"
+    marginal_weight: float = 0.0
 
     def __post_init__(self):
         for name, known in (
@@ -103,6 +107,10 @@ class Objective:
             raise ValueError(f"unknown probe {self.jacobian_probe!r}; choose one of {probes}")
         if not 0 <= self.jacobian_weight < 1:
             raise ValueError(f"expected 0 <= jacobian_weight < 1, got {self.jacobian_weight}")
+        if not 0 <= self.marginal_weight < 1:
+            raise ValueError(f"expected 0 <= marginal_weight < 1, got {self.marginal_weight}")
+        if self.marginal_weight and self.second_order != "residual_nll":
+            raise ValueError("marginal_weight needs residual_nll beside it")
         if self.jacobian_weight and self.second_order not in RESIDUAL:
             raise ValueError(f"jacobian_weight needs one of {', '.join(RESIDUAL)} beside it")
 
@@ -236,7 +244,14 @@ class Objective:
         if name == "residual_nll":
             student = at["plus"].tails == "student"
             likelihood = residual_student_nll if student else residual_nll
-            return jax.vmap(likelihood)(plus, at["plus"].covariance)
+            joint = jax.vmap(likelihood)(plus, at["plus"].covariance)
+            weight = self.marginal_weight
+            if not weight:
+                return joint
+            if student:
+                raise ValueError("marginal_weight needs Gaussian tails")
+            single = jax.vmap(marginal_nll)(plus, at["plus"].covariance)
+            return (1.0 - weight) * joint + weight * single
         minus = residuals(at["minus"].score1, -noise, sigma)
         pair = plus, at["plus"].scaled_hessian, minus, at["minus"].scaled_hessian, noise
         if name == "d2sm_residual_plain":

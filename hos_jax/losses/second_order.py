@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hos_jax.linops import SymmetricMatrix
+from hos_jax.linops import Diagonal, SymmetricMatrix
 from hos_jax.types import Array, as_positive, check_floating, check_floating_vectors
 
 
@@ -237,6 +237,24 @@ def residual_student_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     constants = math.log(2.0 / math.pi) + 0.5 * math.log(2.0 * math.pi)
     tails = jnp.sum(2.0 * jnp.log1p(jnp.square(white)) - constants)
     return 0.5 * logdet + tails
+
+
+def marginal_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
+    r"""Gaussian negative log-likelihoods of the single values of the residual, summed, a scalar.
+
+    .. math:: \tfrac12 \sum_i ( r_i^2 / C_{ii} + \log C_{ii} )
+
+    Each is minimized by C_ii = E[r_i^2 | y], whatever the law. `residual_nll` weighs all directions
+    alike, and few of them have all of the error that far values share: a structure that cannot say
+    how they go together may be likeliest with variances of single values that are several times too
+    small. Beside it this is a composite likelihood, whose minimizer stays C where the structure can
+    say it. The constant of `residual_nll` is left out here too.
+
+    References:
+      Varin, Reid, Firth, "An Overview of Composite Likelihood Methods", 2011.
+    """
+    check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+    return residual_nll(residual, Diagonal(covariance.diagonal()))
 
 
 def jacobian_regression(

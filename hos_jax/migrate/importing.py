@@ -16,7 +16,7 @@ from hos_jax import config as run_config
 from hos_jax.config.networks import make_model
 from hos_jax.config.runners import RUNNERS, apply_runner
 from hos_jax.errors import UserError
-from hos_jax.files import expanded, locked
+from hos_jax.files import check_run_path, expanded, locked
 from hos_jax.migrate import tensor_files
 from hos_jax.migrate.parameters import check_fits, from_arrays, with_denoiser
 from hos_jax.migrate.pretrained import NAMES, path_of
@@ -179,6 +179,7 @@ def _write_run(
     """The run folder as training leaves it: config, and one checkpoint of an optimizer at rest."""
     if (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: choose another folder")
+    check_run_path(workdir)
     state = init_state({"params": params}, problem.optimizer, problem.config.optim.ema)
     averages = None if ema is None else {"params": ema}
     state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32), ema_params=averages)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from hos_jax import config as run_config
 from hos_jax.data import batch_at
 from hos_jax.errors import NonFiniteError, StorageError, UserError
-from hos_jax.files import expanded, locked
+from hos_jax.files import check_run_path, expanded, locked
 from hos_jax.noise import example_keys, log_normal_sigmas, log_uniform_sigmas, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
@@ -317,6 +317,7 @@ def _begin(
 ) -> tuple[TrainState, RunFiles]:
     """The state to go on from and the files of the run folder; in the first process only."""
     config, answer = problem.config, denoiser_answer(problem)
+    check_run_path(workdir)
     if resume:
         run_config.check_same_run(run_config.load(workdir), config)
         run_config.check_same_images(workdir, problem.identity())
@@ -331,8 +332,9 @@ def _begin(
     open_files.enter_context(locked(workdir))
     if not resume and (workdir / run_config.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
-    # The first file of a run: from here on it can be resumed, whenever the process is killed.
-    run_config.save(config, workdir, problem.identity(), problem.data.form, answer)
+    if not resume:
+        # The first file of a run: from here on it can be resumed, whenever the process is killed.
+        run_config.save(config, workdir, problem.identity(), problem.data.form, answer)
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )
@@ -344,6 +346,9 @@ def _begin(
         step, state, details = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
         logger.info("resumed from step %d", step)
         seconds = details["seconds"]
+    if resume and int(state.step) < config.training.steps:
+        # Not sooner: settings with which no step is taken are not those of the run.
+        run_config.save(config, workdir, problem.identity(), problem.data.form, answer)
     log = RunLog(workdir, int(state.step))
     open_files.callback(log.close)
     return state, RunFiles(checkpoints, log, seconds)
@@ -378,7 +383,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
     first = step = int(state.step)
     total = training.steps
     if step >= total:
-        logger.info("the run already has %d of %d steps", step, total)
+        logger.info("the run already has %d of %d steps: it stays as it is", step, total)
         return jax.device_get(state)
     state = parallel.replicate(state)
     compiled: dict[int, Callable] = {}

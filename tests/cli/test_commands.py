@@ -113,6 +113,7 @@ MISTAKES = [
     ((*LOW_RANK, "--config.data.name=minst"), "data.name is 'minst'"),
     ((*LOW_RANK, "stray"), "unexpected argument 'stray'"),
     ((*LOW_RANK, "--test", "--doc", "none"), "no run in"),
+    ((*LOW_RANK, "--ni", "--doc", "rates[1,2]"), "cannot hold checkpoints, with [ ] in its path"),
     ((*LOW_RANK, "--test", "--processes=2"), "--test runs in one process"),
     ((*LOW_RANK, "--test", "--resume_training"), "two commands: give one of them"),
     ((*LOW_RANK, "--compilation_cache=/dev/null/a"), "cannot be made: Not a directory"),
@@ -137,6 +138,36 @@ def test_a_mistake_is_one_line_and_a_failing_status(command, tmp_path, arguments
     assert message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_a_config_that_ends_the_process_is_a_mistake(command, tmp_path):
+    config = tmp_path / "mine.py"
+    for how in ("0", "'no data'"):
+        config.write_text(f"raise SystemExit({how})")
+        done = command("--runner", "UnetDSMRunner", "--config", str(config), small=False)
+        assert done.returncode == 2 and done.stderr.startswith("error: the config cannot be used")
+    assert list(tmp_path.iterdir()) == [config]
+
+
+def test_no_run_is_part_of_another(command, tmp_path):
+    """It would be moved aside with it, while a process works on it."""
+    assert command(*LOW_RANK, "--doc", "all/a", "--ni").returncode == 0
+    run = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    for doc, message in (("all", "has another run in it, a:"), ("all/a/b", "is itself a run:")):
+        done = command(*LOW_RANK, "--doc", doc, "--ni")
+        assert done.returncode == 2 and message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert run == {path: path.stat().st_mtime_ns for path in run}
+    assert sum(path.is_file() for path in tmp_path.rglob("*")) == len(run)
+
+
+def test_settings_with_which_no_step_is_taken_are_not_those_of_the_run(command, tmp_path):
+    assert command(*LOW_RANK, "--doc", "a", "--ni").returncode == 0
+    before = (tmp_path / "a" / "config.json").read_text()
+    options = "--config.optim.lr=5.0", "--config.training.steps=3"
+    done = command("--doc", "a", "--resume_training", *options, small=False)
+    assert done.returncode == 0 and "already has 6 of 3 steps: it stays as it is" in done.stderr
+    assert (tmp_path / "a" / "config.json").read_text() == before
 
 
 def test_a_run_is_not_continued_as_another(command, tmp_path):

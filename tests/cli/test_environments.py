@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from command_line import ROOT
 from small_runs import runner_in
 
@@ -38,6 +39,17 @@ def test_a_run_moves_between_environments(tmp_path, environment):
     command = f"{sys.executable} main.py --run {tmp_path} --doc größe --resume_training {steps}"
     subprocess.run(f"{command} <&- >&- 2>&-", shell=True, check=True, cwd=ROOT, env=environment)
     assert json.loads((folder / "history.jsonl").read_text().splitlines()[-1])["step"] == 8
+
+
+@pytest.mark.parametrize("kind", ["cuda", "abacus"])
+def test_devices_that_are_not_there_are_named(tmp_path, environment, kind):
+    command = runner_in(
+        tmp_path, {**environment, "JAX_PLATFORMS": kind, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    done = command("--runner", "UnetDSMRunner", "--config", "demo", "--ni")
+    assert done.returncode == 2 and done.stderr.startswith("error: JAX finds no device: ")
+    assert kind in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())
 
 
 def test_help_into_a_pipe_that_nobody_reads():

@@ -435,6 +435,38 @@ def test_mean_gradient_vanishes_at_the_exact_score_and_only_there(name, learned)
     assert np.any(np.abs(wrong.mean(axis=0)) > 8 * error)
 
 
+def test_single_likelihoods_see_variances_alone():
+    """The best multiple of a wrong shape has the right variances, on average in units of it; that
+    of the joint likelihood is right in all directions alike, so that what far values share, which
+    few directions have, hardly counts."""
+    dim, shared = 40, 2.0
+    shape = Dense(jnp.eye(dim))
+    draws = jax.random.normal(jax.random.key(0), (20_000, dim + 1))
+    residuals = draws[:, 1:] + shared * draws[:, :1]
+    spread = (1.0 + shared**2) * np.ones(dim)
+
+    def best(loss, shape):
+        def mean(multiple):
+            return jnp.mean(jax.vmap(lambda r: loss(r, shape.scale(multiple)))(residuals))
+
+        # Of c A the loss is a / c + b log c, so that c = -(slope at 1 in 1 / c) / b + 1.
+        return 1.0 - jax.grad(mean)(1.0) / (0.5 * dim)
+
+    found = best(losses.marginal_nll, shape)
+    np.testing.assert_allclose(found, spread.mean(), rtol=0.03)
+    # A local shape in which neighbours go together: whitening takes most of what is shared.
+    root = jnp.linalg.cholesky(0.2 * jnp.eye(dim) + 0.8)
+    close = Dense(root @ root.T)
+    joint, single = best(losses.residual_nll, close), best(losses.marginal_nll, close)
+    np.testing.assert_allclose(single, spread.mean(), rtol=0.03)
+    exact = np.trace(np.linalg.solve(close.matrix, np.eye(dim) + shared**2)) / dim
+    np.testing.assert_allclose(joint, exact, rtol=0.03)
+
+    one, matrix = residuals[0], close.scale(1.7)
+    expected = -scipy.stats.norm(scale=np.sqrt(1.7)).logpdf(one) - 0.5 * np.log(2.0 * np.pi)
+    np.testing.assert_allclose(losses.marginal_nll(one, matrix), expected.sum(), rtol=1e-12)
+
+
 def test_mismatched_shapes_raise():
     vector, longer = jnp.zeros(4), jnp.zeros(5)
     s2 = Diagonal(vector)
@@ -454,6 +486,8 @@ def test_mismatched_shapes_raise():
         losses.residual_nll(longer, s2)
     with pytest.raises(ValueError, match="one shape"):
         losses.residual_student_nll(longer, s2)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.marginal_nll(longer, s2)
     with pytest.raises(ValueError, match="one shape"):
         losses.jacobian_regression(s2, vector, longer)
 

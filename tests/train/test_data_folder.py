@@ -143,6 +143,24 @@ def test_16_bit_images_are_refused_rather_than_clipped(tmp_path):
         data.load("image_folder", root=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["image_folder", "image_crops"])
+def test_a_run_within_the_images_is_none_of_them(tmp_path, name):
+    """Its figures would be trained on, and change what the run says that its images are."""
+    for seed in range(4):
+        _picture(seed).save(tmp_path / f"{seed}.png")
+    options = {"image_size": 64} if name == "image_crops" else {}
+    before = data.load(name, root=tmp_path, **options)
+    figures = tmp_path / "runs" / "mine" / "figures"
+    figures.mkdir(parents=True)
+    _picture(9).save(figures / "samples.png")
+    assert len(data.load(name, root=tmp_path, **options).train) > len(before.train)
+    (figures.parent / "checkpoints").mkdir()
+    (figures.parent / "config.json").write_text("{}")
+    after = data.load(name, root=tmp_path, **options)
+    np.testing.assert_array_equal(after.train, before.train)
+    assert after.identity() == before.identity()
+
+
 def test_folders_that_hold_no_data(tmp_path):
     with pytest.raises(UserError, match="holds 0 image files"):
         data.load("image_folder", root=tmp_path)

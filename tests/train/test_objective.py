@@ -216,6 +216,26 @@ def test_the_jacobian_can_be_a_part_of_the_target(problem, second_order):
         Objective("dsm", second_order, jacobian_weight=1)
 
 
+def test_likelihoods_of_single_values_can_be_a_part(problem):
+    evaluate, clean, noise, *_ = problem
+
+    def second(**settings):
+        objective = Objective("dsm", "residual_nll", **settings)
+        return objective.per_example(evaluate, clean, noise, SIGMA)["score2"]
+
+    outputs = evaluate(clean + SIGMA * noise, SIGMA)
+    residuals = jax.vmap(losses.residual, (0, 0, None))(
+        outputs.score1, noise.reshape(COUNT, -1), SIGMA
+    )
+    single = jax.vmap(losses.marginal_nll)(residuals, outputs.covariance) / DIM
+    mixed = second(marginal_weight=0.3)
+    np.testing.assert_allclose(mixed, 0.7 * second() + 0.3 * single, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="marginal_weight needs residual_nll"):
+        Objective("dsm", "d2sm", marginal_weight=0.3)
+    with pytest.raises(ValueError, match="0 <= marginal_weight < 1, got 1"):
+        Objective("dsm", "residual_nll", marginal_weight=1)
+
+
 def test_the_residual_can_be_the_probe(problem):
     """In units of its length, and a constant: nothing flows into s1."""
     evaluate, clean, noise, params, model = problem
