@@ -16,7 +16,7 @@ from hos_jax.cli.arguments import (
     set_to_none,
     without_unset,
 )
-from hos_jax.cli.compiled import find_devices, keep_compiled
+from hos_jax.cli.compiled import keep_compiled
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import ask_for_room, make_room, run_folder
 from hos_jax.config import default_config
@@ -159,8 +159,10 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
 def run_command(argv: list[str]) -> int:
     """Run a command with its arguments; returns the exit status, or raises UserError."""
     if parsed := parse(argv):
+        from hos_jax.training import parallel
+
         start_logging("info")
         keep_compiled(None)
-        find_devices()
+        parallel.find_devices()
         return COMMANDS[argv[0]].run(*parsed) or 0
     return 0

@@ -35,19 +35,6 @@ def _processor() -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def find_devices() -> None:
-    """Let JAX find its devices; UserError where it has none of the kind that it was told to use."""
-    import jax
-
-    try:
-        jax.devices()
-    # For a kind without its plugin it asserts, and has no words.
-    except (RuntimeError, AssertionError) as error:
-        told = os.environ.get("JAX_PLATFORMS", "")
-        what = " ".join(str(error).split()) or f"there is none of JAX_PLATFORMS={told}"
-        raise UserError(f"JAX finds no device: {what}") from error
-
-
 def keep_compiled(folder: str | None) -> None:
     """Let JAX read and write compiled programs in a folder.
 

@@ -9,7 +9,7 @@ from absl import flags
 from hos_jax import config as run_config
 from hos_jax import errors, evaluation
 from hos_jax.cli.arguments import make_config, parse
-from hos_jax.cli.compiled import find_devices, keep_compiled
+from hos_jax.cli.compiled import keep_compiled
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import run_folder
 from hos_jax.cli.train import train
@@ -46,7 +46,9 @@ def run(values: flags.FlagValues) -> int:
     _connect(values)
     run_config.validate(config)
     keep_compiled(values.compilation_cache)
-    find_devices()
+    from hos_jax.training import parallel
+
+    parallel.find_devices()
     if values.test:
         result = evaluation.evaluate_run(config, workdir, values.image_folder)
         print(evaluation.evaluate.table(result))

@@ -112,6 +112,17 @@ def wait_for_all() -> None:
         wait(key=f"hos_jax_{next(_barriers)}", timeout_ms=1000 * PATIENCE)
 
 
+def find_devices() -> None:
+    """Let JAX find its devices; UserError where it has none of the kind that it was told to use."""
+    try:
+        jax.devices()
+    # For a kind without its plugin it asserts, and has no words.
+    except (RuntimeError, AssertionError) as error:
+        told = os.environ.get("JAX_PLATFORMS", "")
+        what = " ".join(str(error).split()) or f"there is none of JAX_PLATFORMS={told}"
+        raise UserError(f"JAX finds no device: {what}") from error
+
+
 def on_cpu() -> bool:
     """Whether the devices are CPUs."""
     return jax.default_backend() == "cpu"

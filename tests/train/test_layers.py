@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[2] / "hos_jax"
 # A unit is a file or a folder of the top level. It imports units of lower layers alone.
 LAYERS = {
     0: "types errors _names",
-    1: "files noise linops data",
-    2: "tweedie autodiff adapters distributions losses models samplers",
+    1: "files noise linops",
+    2: "data tweedie autodiff adapters distributions losses models samplers",
     3: "uncertainty config",
     4: "pointwise training",
     5: "fit evaluation migrate",
