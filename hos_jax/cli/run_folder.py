@@ -59,7 +59,7 @@ def ask_for_room(workdir: Path, no_interaction: bool) -> None:
 
 
 def make_room(workdir: Path) -> None:
-    """Move an old run aside, unless a process still works on it or on a run within."""
+    """Move an old run aside; UserError if a process still works on it, or as `_check_apart`."""
     _check_apart(workdir)
     if not workdir.exists() or not any(workdir.iterdir()):
         return
