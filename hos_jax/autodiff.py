@@ -102,7 +102,8 @@ def posterior_covariance_product_fn(
     .. math:: K v = \sigma^2 (v + \sigma^2 (J v + J^T v) / 2), \qquad J = \nabla s_1(y)
 
     About four evaluations of s1. The product with a unit vector is a row of K. For a learned s1
-    nothing keeps K from having negative eigenvalues.
+    nothing keeps K from having negative eigenvalues. ValueError for a sigma that is no positive
+    scalar.
     """
     sigma = as_positive(sigma)
     product_fn = hessian_vector_product_fn(score_fn, symmetrize=True)

@@ -16,7 +16,8 @@ whose element n - 1 has order n.
 
 Everywhere `noisy` is one point y, (D,), in data units (batch with `vmap`), and `sigma` a positive
 scalar in data units. `score1`, `score2` and `scores` are s_n at y in 1 / data units^n; cumulants
-and moments of order n are in data units^n. ValueError is raised for shapes that do not fit.
+and moments of order n are in data units^n. ValueError is raised for shapes that do not fit, and for
+a sigma that is no positive scalar.
 """
 
 import itertools

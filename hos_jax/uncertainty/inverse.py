@@ -136,7 +136,7 @@ def isotropic(mean: Array, sigma: Array | float, data_std: Array | float) -> Pos
     .. math:: r^2 = \frac{\sigma^2 s^2}{\sigma^2 + s^2}
 
     which is right for independent Gaussian values of standard deviation s = `data_std`, data units.
-    ValueError for a mean of integers.
+    ValueError for a mean of integers, or a sigma or `data_std` that is no positive scalar.
     """
     check_floating(mean=mean)
     sigma, data_std = as_positive(sigma), as_positive(data_std, "data_std")
@@ -225,10 +225,8 @@ def conditional_score(
 
     .. math:: s_1(y) + \frac{1}{\sigma^2} K A^T S^{-1} (b - A m)
     """
-    return (
-        score1
-        + posterior.matvec(guidance(posterior, observation, **solver)) / as_positive(sigma) ** 2
-    )
+    pull = posterior.matvec(guidance(posterior, observation, **solver))
+    return score1 + pull / as_positive(sigma) ** 2
 
 
 def conditional_sample(

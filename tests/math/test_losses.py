@@ -436,31 +436,29 @@ def test_mean_gradient_vanishes_at_the_exact_score_and_only_there(name, learned)
 
 
 def test_single_likelihoods_see_variances_alone():
-    """The best multiple of a wrong shape has the right variances, on average in units of it; that
-    of the joint likelihood is right in all directions alike, so that what far values share, which
-    few directions have, hardly counts."""
+    """Where all values share an error, the best multiple of a shape of variances 1 has the right
+    variances by the single likelihoods, whatever it says of what is shared. By the joint one it is
+    right on average over directions, of which one has all that is shared."""
     dim, shared = 40, 2.0
-    shape = Dense(jnp.eye(dim))
     draws = jax.random.normal(jax.random.key(0), (20_000, dim + 1))
     residuals = draws[:, 1:] + shared * draws[:, :1]
-    spread = (1.0 + shared**2) * np.ones(dim)
+    variance, covariance = 1.0 + shared**2, np.eye(dim) + shared**2
 
     def best(loss, shape):
         def mean(multiple):
             return jnp.mean(jax.vmap(lambda r: loss(r, shape.scale(multiple)))(residuals))
 
-        # Of c A the loss is a / c + b log c, so that c = -(slope at 1 in 1 / c) / b + 1.
+        # Of c A the loss is a / c + (D / 2) log c + const, least at c = 2 a / D.
         return 1.0 - jax.grad(mean)(1.0) / (0.5 * dim)
 
-    found = best(losses.marginal_nll, shape)
-    np.testing.assert_allclose(found, spread.mean(), rtol=0.03)
-    # A local shape in which neighbours go together: whitening takes most of what is shared.
-    root = jnp.linalg.cholesky(0.2 * jnp.eye(dim) + 0.8)
-    close = Dense(root @ root.T)
+    np.testing.assert_allclose(best(losses.marginal_nll, Dense(jnp.eye(dim))), variance, rtol=0.03)
+    # In this one half of each variance is shared, in the truth four fifths.
+    close = Dense(0.5 * jnp.eye(dim) + 0.5)
     joint, single = best(losses.residual_nll, close), best(losses.marginal_nll, close)
-    np.testing.assert_allclose(single, spread.mean(), rtol=0.03)
-    exact = np.trace(np.linalg.solve(close.matrix, np.eye(dim) + shared**2)) / dim
+    np.testing.assert_allclose(single, variance, rtol=0.03)
+    exact = np.trace(np.linalg.solve(close.matrix, covariance)) / dim
     np.testing.assert_allclose(joint, exact, rtol=0.03)
+    assert joint < 0.5 * variance
 
     one, matrix = residuals[0], close.scale(1.7)
     expected = -scipy.stats.norm(scale=np.sqrt(1.7)).logpdf(one) - 0.5 * np.log(2.0 * np.pi)
