@@ -21,7 +21,7 @@ demo: $(VENV)/demo.stamp
 test: test-math test-train test-cli test-faults-short
 
 test-math: $(VENV)/test.stamp
-	$(PYTEST) tests/math -n 2 -m "not slow and not gpu"
+	$(PYTEST) tests/math -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-train: $(VENV)/test.stamp
 	$(PYTEST) tests/train -n 2 --dist loadfile -m "not slow and not gpu"

@@ -68,7 +68,8 @@ def stream_key(stream: str, seed: int | Array, step: int | Array = 0) -> PRNGKey
 def example_keys(key: PRNGKey, first_index: int | Array, count: int) -> PRNGKey:
     """Keys of the examples `first_index ... first_index + count - 1` of a global batch, (count,).
 
-    So the noise of an example does not depend on how many devices share the batch.
+    So the noise of an example does not depend on how many devices share the batch; but of JAX's
+    `rbg` keys it does, as what they draw under `vmap` depends on the whole batch.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(count))
 

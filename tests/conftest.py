@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sys
 import tempfile
 
+import pytest
 import quick_compilation
 
 # Before JAX is imported and before workers start: what one process compiles, all of them use, the
@@ -21,3 +23,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 def pytest_unconfigure():
     if _CACHE:
         shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs_at_once():
+    """JAX keeps what it lowered a program from, and lowers the more slowly the more it keeps."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()

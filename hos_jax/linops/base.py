@@ -15,6 +15,7 @@ matrices and repeated eigenvalues included.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
@@ -60,9 +61,19 @@ class Violations(NamedTuple):
 
 def over_batch(function: Callable, ndim: int) -> Callable:
     """A function of single examples, mapped over `ndim` leading axes of all its arguments."""
-    for _ in range(ndim):
-        function = jax.vmap(function)
-    return function
+    if ndim == 0:
+        return function
+
+    def over_one_axis(*arguments: Any) -> Any:
+        # JAX traces a loop or a linear solve several times for each axis that it maps over.
+        shape = jax.tree.leaves(arguments)[0].shape[:ndim]
+        examples = jax.tree.map(
+            lambda leaf: jnp.reshape(leaf, (math.prod(shape), *leaf.shape[ndim:])), arguments
+        )
+        found = jax.vmap(function)(*examples)
+        return jax.tree.map(lambda leaf: jnp.reshape(leaf, (*shape, *leaf.shape[1:])), found)
+
+    return over_one_axis
 
 
 class SymmetricMatrix(abc.ABC):

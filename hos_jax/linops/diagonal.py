@@ -55,7 +55,7 @@ class Diagonal(Solvable):
     _whiten_transposed = _whiten
 
     def _color(self, columns: Array) -> Array:
-        return columns * jnp.sqrt(self.diag)[..., None]
+        return columns * safe_sqrt(self.diag)[..., None]
 
     def root_third_powers(self) -> Array:
         return self.diag**1.5

@@ -54,9 +54,15 @@ def make_batch(structure, shape, positive=False, start=0):
 
 
 def over_batch(function, shape):
-    for _ in shape:
-        function = jax.vmap(function)
-    return function
+    """The function of each of a batch, by one vmap."""
+
+    def flat(*arguments):
+        arguments = jax.tree.map(lambda x: x.reshape(np.prod(shape), *x.shape[2:]), arguments)
+        found = jax.vmap(function)(*arguments)
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+
+    assert len(shape) == 2
+    return flat
 
 
 # What is computed with a matrix, a vector v and columns V, and what it is for the dense matrix.
@@ -341,6 +347,14 @@ def test_the_root_is_one_of_the_matrix(structure):
     np.testing.assert_allclose(logdet, np.linalg.slogdet(batch.to_dense())[1], rtol=1e-10)
     powers = jax.vmap(lambda m: m.root_third_powers())(batch)
     np.testing.assert_allclose(batch.root_third_powers(), powers, rtol=1e-12)
+
+
+def test_draws_without_variance_have_finite_gradients():
+    matrix, columns = Diagonal(jnp.array([0.0, 4.0])), jnp.array([[3.0], [5.0]])
+    gradient = jax.grad(lambda m: jnp.sum(m.color(columns)))(matrix).diag
+    np.testing.assert_allclose(gradient, [0.0, 1.25])
+    gradient = jax.grad(lambda m: jnp.sum(m.sample(jax.random.key(0), 2)))(matrix).diag
+    assert np.all(np.isfinite(gradient)) and gradient[0] == 0.0
 
 
 def test_roots_take_vectors_or_columns_and_nothing_else(structure):
