@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hos_jax.types import Array, PRNGKey, check_floating_vectors
+from hos_jax.types import Array, PRNGKey, check_counts, check_floating_vectors
 
 
 class AntitheticPair(NamedTuple):
@@ -138,6 +138,7 @@ def log_normal_sigmas(
 
 
 def _check_range(largest: float, smallest: float, count: int = 1) -> None:
+    check_counts(0, count=count)
     if not math.inf > largest >= smallest > 0 or count < 1:
         got = f"got {largest}, {smallest}, {count}"
         raise ValueError(f"need finite largest >= smallest > 0 and count >= 1, {got}")

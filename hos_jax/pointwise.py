@@ -43,7 +43,7 @@ from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import is_within
-from hos_jax.types import Array, ScoreFn, as_positive, nan_unless
+from hos_jax.types import Array, ScoreFn, as_positive, at_least_float32, nan_unless
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, Posterior, posterior_from_covariance
 
 Sigma = Array | float
@@ -163,9 +163,7 @@ def _at_a_point(
             sigma = _checked_level(sigma, known)
         noisy = jnp.asarray(noisy)
         _check_point(noisy, image_shape)
-        if jnp.finfo(noisy.dtype).bits < 32:
-            noisy = noisy.astype(jnp.float32)
-        return evaluate(params, noisy, sigma, *_checked_label(label, model))
+        return evaluate(params, at_least_float32(noisy), sigma, *_checked_label(label, model))
 
     return at_a_point
 

@@ -41,8 +41,9 @@ def posterior_mean(noisy: Array, score1: Array, sigma: Array | float) -> Array:
 def posterior_covariance(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
     """Cov[x | y] = sigma^4 s2(y) + sigma^2 I, in data units^2, of the structure of `score2` (Meng
     et al. 2021, theorem 1)."""
-    sigma = as_positive(sigma)
-    return score2.scale(sigma**4).add_identity(sigma**2)
+    square = as_positive(sigma) ** 2
+    # The fourth power leaves float32 where sigma is 1e-10 or 1e10.
+    return score2.scale(square).add_identity(1.0).scale(square)
 
 
 def posterior_third_cumulant(score3: Array, sigma: Array | float) -> Array:
@@ -53,7 +54,8 @@ def posterior_third_cumulant(score3: Array, sigma: Array | float) -> Array:
     """
     if score3.ndim not in (1, 3) or len(set(score3.shape)) != 1:
         raise ValueError(f"expected shape (D,) or (D, D, D), got {tuple(score3.shape)}")
-    return as_positive(sigma) ** 6 * score3
+    cube = as_positive(sigma) ** 3
+    return cube * (cube * score3)
 
 
 def denoise(score_fn: ScoreFn, noisy: Array, sigma: Array | float) -> Array:

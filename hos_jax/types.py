@@ -114,6 +114,11 @@ def as_positive(value: Any, name: str = "sigma") -> Any:
     return jax.lax.convert_element_type(value, float) if traced else float(value)
 
 
+def at_least_float32(values: Array) -> Array:
+    """The same of 32 bits, where they are of 16, of which JAX has no linear algebra."""
+    return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values
+
+
 def check_falling_levels(sigmas: Array) -> None:
     """Raise ValueError unless noise levels are two or more floating-point numbers, (levels,), and,
     unless they are traced, positive, finite and falling."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from hos_jax.adapters.black_box import BlackBox
 from hos_jax.adapters.processes import Process, variance_exploding
-from hos_jax.types import Array, check_floating, check_positive, nan_unless
+from hos_jax.types import Array, at_least_float32, check_floating, check_positive, nan_unless
 
 Prediction = Literal["noise", "residual", "clean", "velocity", "score"]
 Level = Literal["argument", "channel", "none"]
@@ -60,14 +60,15 @@ class AdaptedScore:
         noisy = jnp.asarray(noisy)
         check_floating(noisy=noisy)
         check_positive(sigma=sigma)
-        image = self._as_image(noisy)
+        # The number of a step has more digits than 16 bits hold.
+        image = at_least_float32(self._as_image(noisy))
         self._check_range(sigma)
         level = jnp.asarray(sigma, image.dtype) / self.std
         scale = self.process.scale(level)
         mean = jnp.broadcast_to(jnp.asarray(self.mean, image.dtype), image.shape)
         shown = scale * (image - mean) / self.std
-        predicted = self._evaluate(shown, self.process.time(level))
-        noise = self._noise(predicted, shown, level, scale)
+        predicted = self._evaluate(shown.astype(noisy.dtype), self.process.time(level))
+        noise = self._noise(predicted.astype(image.dtype), shown, level, scale)
         score = nan_unless(self._knows(level), -noise / sigma)
         return score.reshape(noisy.shape).astype(noisy.dtype)
 

@@ -20,7 +20,7 @@ REMEDIES = {
     errors.OtherRunError: ": give those of the run (--config.data.root says where images are), or "
     "start a new run with another --doc",
     errors.InUseError: ": wait for it, or choose another --doc",
-    errors.StorageError: "; --resume_training goes on from the last checkpoint",
+    errors.StorageError: "; --resume_training goes on once that is mended",
     errors.NonFiniteError: "; try a lower optim.lr, or a smaller optim.clip above 0",
 }
 

@@ -32,8 +32,9 @@ def train(config: Any, workdir: Path, *, resume: bool, no_interaction: bool) -> 
         )
     step = int(state.step)
     if stop.signal is not None and step < config.training.steps:
+        what = "which is saved" if step else "with nothing to save yet"
         print(
-            f"{stop.signal.name} at step {step}, which is saved: --resume_training goes on from it",
+            f"{stop.signal.name} at step {step}, {what}: --resume_training goes on from it",
             file=sys.stderr,
         )
         return 128 + stop.signal

@@ -8,7 +8,7 @@ from operator import attrgetter
 import ml_collections
 
 from hos_jax.config.defaults import default_config
-from hos_jax.config.keys import check_keys_and_types
+from hos_jax.config.keys import all_keys, check_keys_and_types
 from hos_jax.errors import UserError
 
 # Of reverse diffusion.
@@ -117,9 +117,13 @@ def _validate_limits(config: ml_collections.ConfigDict) -> None:
     _require(config.seed < 2**32, f"seed must be below 2^32, got {config.seed}")
     steps = config.training.steps
     _require(steps < 2**31 - 1, f"training.steps must be below 2^31 - 1, got {steps}")
-    for path, largest in (("model.depth", 1000), ("model.blocks", 100)):
+    for path, largest in (("model.depth", 1000), ("model.blocks", 100), ("model.ngf", 2**14)):
         value = attrgetter(path)(config)
         _require(value <= largest, f"{path} must be at most {largest}, got {value}")
+    for path in all_keys(config):
+        value = attrgetter(path)(config)
+        fits = path == "seed" or not isinstance(value, int) or abs(value) < 2**31
+        _require(fits, f"{path} must be below 2^31, got {value}")
     level_mean = config.training.level_mean
     _require(math.isfinite(level_mean), f"training.level_mean must be finite, got {level_mean}")
     for path, lowest in (("data.image_size", 1), ("data.image_width", 1), ("data.crop", 0)):

@@ -109,6 +109,8 @@ def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
         if images.ndim == 4 and images.shape[1] in (1, 3):
             wanted = "move the channels to the last axis: numpy.moveaxis(images, 1, -1)"
         raise UserError(f"{what}: images are {array.shape}: {wanted}")
+    if 0 in images.shape[1:]:
+        raise UserError(f"{what}: images are {array.shape}: they hold no values")
     with np.errstate(over="ignore"):
         images = np.ascontiguousarray(images, np.uint8 if array.dtype == np.uint8 else np.float32)
     if not np.isfinite(images).all():

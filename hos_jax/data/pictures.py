@@ -256,6 +256,8 @@ def read_picture(path: Path, *, grey: bool) -> np.ndarray:
     def prepare(_: Path, image: Image.Image) -> np.ndarray:
         return np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image)
 
+    if not path.is_file():  # to open a named pipe would wait for who writes to it
+        raise UserError(f"there is no picture {path}: check the path")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         found = _read(path, prepare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import numbers
 from typing import TypeVar, dataclass_transform
 
 import jax
@@ -156,5 +157,5 @@ class FactorizedLaw(Law):
 
 def check_order(order: int) -> None:
     """Raise ValueError unless the order of a derivative is an integer n >= 1."""
-    if not isinstance(order, int) or order < 1:
+    if not isinstance(order, numbers.Integral) or order < 1:
         raise ValueError(f"order must be an integer >= 1, got {order!r}")

@@ -267,6 +267,7 @@ class SymmetricMatrix(abc.ABC):
         eigenvalues; the eigenvectors are constants. ValueError unless 1 <= count <= D; for Lanczos
         see `lanczos.top_eigenpairs`.
         """
+        check_counts(0, count=count)
         if not 1 <= count <= self.dim:
             raise ValueError(f"expected 1 <= count <= {self.dim}, got {count}")
         return self._each(lambda matrix: matrix._top_eigenpairs(count, krylov_vectors))
@@ -292,6 +293,7 @@ class SymmetricMatrix(abc.ABC):
         """
         if dense not in ("eigh", "lanczos"):
             raise ValueError(f"expected dense 'eigh' or 'lanczos', got {dense!r}")
+        check_counts(0, krylov_vectors=krylov_vectors)
         if krylov_vectors < 2:
             raise ValueError(f"expected krylov_vectors >= 2, got {krylov_vectors}")
         self._check_vector(vector)

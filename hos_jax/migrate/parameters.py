@@ -125,7 +125,9 @@ def load_exported(path: Path | str, *, denoiser: str | None = None) -> LoadedRun
     config = with_denoiser(Path(path), found.config, denoiser)
     problem = Problem.from_config(config, found.data)
     run_config.check_same_denoiser(Path(path), found.denoiser_answer, denoiser_answer(problem))
-    return LoadedRun(problem, {"params": found.params}, found.step, training_seconds=0.0)
+    # On the device once, and not at every call.
+    params = {"params": jax.tree.map(jnp.asarray, found.params)}
+    return LoadedRun(problem, params, found.step, training_seconds=0.0)
 
 
 def with_denoiser(

@@ -13,6 +13,7 @@ import blackjax.diagnostics
 import jax
 import jax.numpy as jnp
 
+from hos_jax.linops.lanczos import safe_sqrt
 from hos_jax.types import Array, PRNGKey, check_counts, check_floating
 
 
@@ -93,4 +94,4 @@ def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections
         unit = direction / jnp.linalg.norm(direction)
         return jnp.mean(jnp.square(jnp.sort(first @ unit) - jnp.sort(second @ unit)))
 
-    return jnp.sqrt(jnp.mean(jax.lax.map(squared_distance, directions)))
+    return safe_sqrt(jnp.mean(jax.lax.map(squared_distance, directions)))

@@ -34,6 +34,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from hos_jax.linops import KRYLOV_VECTORS, Diagonal, SymmetricMatrix
+from hos_jax.linops.lanczos import safe_sqrt
 from hos_jax.samplers.base import Chains, SamplingAlgorithm, all_finite, as_partial, run_chains
 from hos_jax.types import (
     Array,
@@ -308,7 +309,7 @@ def second_order(*, gradient: bool = False, krylov_vectors: int = KRYLOV_VECTORS
             _, (score, hessian) = trace(y)
         step = (level - sigma) * (level + sigma)
         moved, error = hessian.function_product(
-            lambda value: step / (1.0 + jnp.sqrt(jnp.maximum(1.0 + step * value, 0.0))),
+            lambda value: step / (1.0 + safe_sqrt(jnp.maximum(1.0 + step * value, 0.0))),
             score,
             krylov_vectors=krylov_vectors,
         )

@@ -179,7 +179,7 @@ def any_process(flag: bool) -> bool:
 
 def compile_for(mapped: Any, *arguments: Any) -> Any:
     """A mapped function compiled for arguments of these shapes, to be called with such alone."""
-    if process_count() > 1:
+    if process_count() > 1 or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         # A compiled `pmap` compares the shapes of all processes with those of one, and refuses:
         # the first call compiles.
         return mapped

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax.types import Array, as_positive, check_unmasked, check_vectors
+from hos_jax.types import Array, as_positive, check_counts, check_unmasked, check_vectors
 from hos_jax.uncertainty.posterior import Interval, Posterior
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -138,6 +138,7 @@ def captured_shares(error: Array, directions: Array) -> Array:
 def principal_directions(data: np.ndarray, count: int) -> np.ndarray:
     """The leading principal components of data (N, D) as orthonormal columns, (D, count), with
     1 <= count <= min(N - 1, D), else ValueError."""
+    check_counts(0, count=count)
     if not 1 <= count <= min(len(data) - 1, data.shape[1]):
         raise ValueError(f"expected 1 <= count <= min(N - 1, D) for {data.shape}, got {count}")
     centred = np.asarray(data, np.float64) - data.mean(axis=0)

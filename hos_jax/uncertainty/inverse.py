@@ -38,6 +38,7 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     as_positive,
+    at_least_float32,
     check_floating,
     check_unmasked,
     check_vectors,
@@ -139,6 +140,7 @@ def isotropic(mean: Array, sigma: Array | float, data_std: Array | float) -> Pos
     ValueError for a mean of integers, or a sigma or `data_std` that is no positive scalar.
     """
     check_floating(mean=mean)
+    mean = at_least_float32(mean)
     sigma, data_std = as_positive(sigma), as_positive(data_std, "data_std")
     variance = sigma**2 * data_std**2 / (sigma**2 + data_std**2)
     return Posterior(mean, Diagonal(jnp.full_like(mean, variance)))
@@ -296,7 +298,7 @@ def descend(
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
     known = np.ones(1) if _is_traced(sigmas) else np.asarray(sigmas)
-    if not (np.all(known > 0) and np.all(np.diff(known) <= 0)):
+    if not (np.all((known > 0) & (known < np.inf)) and np.all(np.diff(known) < 0)):
         raise ValueError("expected positive noise levels in falling order; sort them")
     sigmas = sigmas.astype(jnp.asarray(start).dtype)
     draw = draw_fn if has_aux else lambda *arguments: (draw_fn(*arguments), None)

@@ -21,6 +21,8 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     as_positive,
+    at_least_float32,
+    check_counts,
     check_positive,
     check_structured,
     check_tails,
@@ -111,6 +113,7 @@ class Posterior:
 
     def sample(self, key: PRNGKey, count: int) -> Array:
         """Draws of x, (count, D), data units: of the Gaussian N(mean, K), or of `tails`."""
+        check_counts(0, count=count)
         if self.tails == "student":
             white = student.draw(key, (*self.mean.shape, count), self.mean.dtype)
             return self.mean[..., None, :] + self.covariance.color(white).mT
@@ -158,10 +161,6 @@ class Posterior:
         return Interval(end(0.5 - level / 2), end(0.5 + level / 2))
 
 
-def _at_least_float32(leaf: Array) -> Array:
-    return leaf.astype(jnp.float32) if jnp.finfo(leaf.dtype).bits < 32 else leaf
-
-
 def posterior_from_covariance(
     mean: Array,
     covariance: SymmetricMatrix,
@@ -194,7 +193,7 @@ def posterior_from_covariance(
     check_structured(covariance, "covariance")
     check_vectors(mean=mean, covariance_rows=covariance.shape[:-1])
     given = mean, covariance, scaled_third_diagonal
-    mean, covariance, scaled_third_diagonal = jax.tree.map(_at_least_float32, given)
+    mean, covariance, scaled_third_diagonal = jax.tree.map(at_least_float32, given)
     third = None
     if scaled_third_diagonal is not None:
         check_vectors(mean=mean, scaled_third_diagonal=scaled_third_diagonal)

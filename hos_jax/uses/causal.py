@@ -185,15 +185,15 @@ def fit_conditionals(
     def loss_fn(key, params):
         rows_key, known_key, noisy_key, noise_key = jax.random.split(key, 4)
         clean = data[jax.random.randint(rows_key, shape[:1], 0, len(data))]
-        known, noisy = _draw_masks(known_key, noisy_key, shape)
-        noise = jax.random.normal(noise_key, shape)
+        known, noisy = _draw_masks(known_key, noisy_key, shape, data.dtype)
+        noise = jax.random.normal(noise_key, shape, data.dtype)
         points = clean + noise * jnp.where(noisy > 0, sigma, jitter)
         outputs: Any = model.apply(params, points, known, noisy, sigma)
         score, covariance = outputs
         return jnp.mean(jax.vmap(example_loss)(score, covariance, noise, noisy))
 
     init_key, loop_key = jax.random.split(key)
-    zeros = jnp.zeros((1, shape[1]))
+    zeros = jnp.zeros((1, shape[1]), data.dtype)
     params = model.init(init_key, zeros, zeros, zeros, sigma)
     return minimize(loop_key, loss_fn, params, steps=steps, learning_rate=learning_rate)
 
@@ -207,7 +207,7 @@ def fit_members(
     return jax.lax.map(lambda key: fit_conditionals(key, model, data, sigma, steps=steps), keys)
 
 
-def _draw_masks(known_key: PRNGKey, noisy_key: PRNGKey, shape: tuple[int, int]):
+def _draw_masks(known_key: PRNGKey, noisy_key: PRNGKey, shape: tuple[int, int], dtype: Any):
     """Which variables are known, and which of these are noisy, (N, D) each: 1.0 or 0.0.
 
     A fifth of the examples knows all variables, as the first step does; the others any share.
@@ -216,21 +216,21 @@ def _draw_masks(known_key: PRNGKey, noisy_key: PRNGKey, shape: tuple[int, int]):
     column = shape[0], 1
     share = jnp.sqrt(jax.random.uniform(share_key, column))
     share = jnp.where(jax.random.uniform(all_key, column) < 0.2, 1.0, share)
-    known = (jax.random.uniform(draw_key, shape) < share).astype(jnp.float32)
+    known = (jax.random.uniform(draw_key, shape) < share).astype(dtype)
     share_key, draw_key = jax.random.split(noisy_key)
     share = jax.random.choice(share_key, jnp.array(_NOISY_SHARES), column)
-    return known, known * (jax.random.uniform(draw_key, shape) < share)
+    return known, known * (jax.random.uniform(draw_key, shape) < share).astype(dtype)
 
 
 def conditional_variances(
     key: PRNGKey, model: Conditionals, params: Any, data: Array, known: Array, sigma: Array | float
 ) -> Array:
     """C_j at every row with noise on variable j alone and what is not known left out, (N, D)."""
-    noise = sigma * jax.random.normal(key, data.shape)
+    noise = sigma * jax.random.normal(key, data.shape, data.dtype)
     every = jnp.broadcast_to(jnp.asarray(known, data.dtype), data.shape)
 
     def of_variable(j):
-        noisy = jnp.broadcast_to(jax.nn.one_hot(j, data.shape[1]), data.shape)
+        noisy = jnp.broadcast_to(jax.nn.one_hot(j, data.shape[1], dtype=data.dtype), data.shape)
         outputs: Any = model.apply(params, data + noise * noisy, every, noisy, sigma)
         _, covariance = outputs
         return covariance[:, j]

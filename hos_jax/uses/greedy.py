@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 
-from hos_jax.types import Array, check_positive
+from hos_jax.types import Array, check_counts, check_positive
 
 Product = Callable[[Array], Array]
 # Places (m,) -> a of each, (m, D).
@@ -84,7 +84,12 @@ def _variances(
 
 
 def variance_removed(
-    product: Product, dim: int, noise_std: Array | float, *, candidates: Candidates = None
+    product: Product,
+    dim: int,
+    noise_std: Array | float,
+    *,
+    candidates: Candidates = None,
+    dtype: Any = None,
 ) -> Array:
     """|K a|^2 / (t^2 + a^T K a) of each candidate, (M,), data units^2.
 
@@ -94,10 +99,11 @@ def variance_removed(
       noise_std: t, the deviation of a measurement's noise; ValueError unless it is positive.
       candidates: a of each, (M, D); of D ones also a function, places (m,) -> (m, D); None for the
         D values of x themselves. ValueError for other shapes.
+      dtype: of the vectors that `product` takes; JAX's usual floating type by default.
     """
     check_positive(noise_std=noise_std)
     known = _checked(dim, candidates)
-    form, norm = _variances(product, dim, *known, jnp.result_type(float))
+    form, norm = _variances(product, dim, *known, jnp.result_type(dtype or float))
     return norm / (noise_std**2 + form)
 
 
@@ -109,21 +115,23 @@ def choose(
     *,
     candidates: Candidates = None,
     allowed: Array | None = None,
+    dtype: Any = None,
 ) -> Choice:
     """The `count` measurements that greedily remove most of tr K, each candidate at most once.
 
     Args:
-      product, dim, noise_std, candidates: as `variance_removed` takes them.
+      product, dim, noise_std, candidates, dtype: as `variance_removed` takes them.
       count: how many.
       allowed: which candidates may be taken, bool (M,); all by default. ValueError where fewer than
         `count` are, unless traced: then the rest remove nothing.
     """
     check_positive(noise_std=noise_std)
+    check_counts(count=count)
     candidates, size = _checked(dim, candidates)
     free, left = _left(size, allowed)
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
-    dtype = jnp.result_type(float)
+    dtype = jnp.result_type(dtype or float)
     form, norm = _variances(product, dim, candidates, size, dtype)
     variance = jnp.asarray(noise_std, dtype) ** 2
 

@@ -280,6 +280,7 @@ def greedy(_: PRNGKey, belief: Belief, seen: Seen, count: int) -> Array:
         count,
         candidates=seen.rows_fn,
         allowed=seen.unseen(dim),
+        dtype=belief.mean.dtype,
     ).places
 
 

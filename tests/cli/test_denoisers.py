@@ -251,7 +251,7 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
             "--config.data.name is what --data says here",
         ),
         (["denoise", "--doc=a"], "denoise needs the path of one picture"),
-        (["denoise", "none.png", "--doc=a"], "none.png"),
+        (["denoise", "none.png", "--doc=a"], "there is no picture none.png"),
         (["denoise", "mine.py", "--doc=a"], "mine.py is not a readable image"),
         (["denoise", "one.png", "--doc=b"], "no run in runs/b"),
         (["denoise", "one.png", "--doc=a", "--sigma=0.2"], "the run was trained at sigma 0.09804"),

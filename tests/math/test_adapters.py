@@ -409,3 +409,22 @@ def test_a_missing_package_is_named(name, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(UserError, match=rf"pip install \"hos_jax\[{name}\]\""):
         getattr(adapters, f"from_{name}")("x")
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_points_of_16_bits_are_told_the_step_that_they_are_at(dtype):
+    told = []
+
+    def network(image, time):
+        told.append(time)
+        return image
+
+    for whole_steps in (False, True):
+        process = adapters.ddpm(BETAS, whole_steps=whole_steps)
+        score_fn = adapters.score_fn(network, "noise", process)
+        for sigma in (0.5, 5.0):
+            found = score_fn(jnp.ones(4, dtype), sigma)
+            exact = score_fn(jnp.ones(4, jnp.float32), sigma)
+            assert found.dtype == dtype and told[-2].dtype == told[-1].dtype == jnp.float32
+            assert told[-2] == told[-1]
+            np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2e-2)

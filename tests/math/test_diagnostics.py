@@ -111,3 +111,13 @@ def test_integers_and_single_chains_are_refused():
         diagnostics.autocorrelation(jnp.ones((2, 9, 1)), -1)
     with pytest.raises(ValueError, match="got first of int64"):
         diagnostics.sliced_wasserstein(jax.random.key(0), whole[0], whole[0], projections=2)
+
+
+def test_the_distance_of_a_sample_from_itself_has_a_gradient():
+    sample = jnp.arange(8.0).reshape(4, 2)
+
+    def distance(first):
+        return diagnostics.sliced_wasserstein(jax.random.key(0), first, sample, projections=2)
+
+    assert distance(sample) == 0.0
+    np.testing.assert_array_equal(jax.grad(distance)(sample), 0.0)

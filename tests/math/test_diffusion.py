@@ -10,7 +10,7 @@ import scipy.integrate
 from exact_scores import derivatives_of
 
 from hos_jax import distributions
-from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, Local
+from hos_jax.linops import Dense, Diagonal, DiagonalPlusLowRank, IsotropicPlusLowRank, Local
 from hos_jax.noise import karras_sigmas
 from hos_jax.samplers import diffusion, reverse_chains
 
@@ -436,3 +436,18 @@ def test_guidance_is_the_score_of_the_overstated_density():
     score, hessian = guided(point, sigma, 1)
     np.testing.assert_allclose(score, jax.grad(overstated)(point), rtol=1e-9)
     np.testing.assert_allclose(hessian.to_dense(), known.hessian(point).to_dense(), rtol=1e-9)
+
+
+def test_an_indefinite_hessian_moves_alike_in_every_structure():
+    """Where I + Delta s2 has negative eigenvalues, its root counts as 0."""
+    low_rank = IsotropicPlusLowRank(jnp.full(DIM, -2.0), jnp.zeros((DIM, 2)))
+    kernel, start = diffusion.second_order(), diffusion.init(jnp.ones(DIM), 1.0)
+
+    def move(hessian):
+        level = jnp.asarray(0.1)
+        return kernel(jax.random.key(0), start, lambda y, s: (-y, hessian), level)[0].position
+
+    for hessian in (low_rank, Dense(low_rank.to_dense()), Diagonal(low_rank.diag)):
+        np.testing.assert_allclose(move(hessian), 1.0 - 0.99, rtol=1e-9)
+    gradient = jax.grad(lambda d: jnp.sum(move(Diagonal(jnp.full(DIM, d)))))(-2.0)
+    np.testing.assert_allclose(gradient, 0.0)

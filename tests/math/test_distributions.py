@@ -450,3 +450,5 @@ def test_bad_arguments_raise(name):
     for order in (0, -1, 1.5):
         with pytest.raises(ValueError, match="order"):
             smoothed.score_tensor(jnp.zeros(DIM), order)
+    whole = smoothed.score_tensor(jnp.zeros(DIM), np.int64(2))
+    np.testing.assert_array_equal(whole, smoothed.score_tensor(jnp.zeros(DIM), 2))

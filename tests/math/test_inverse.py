@@ -255,7 +255,9 @@ def test_measurements_of_another_shape_or_type_are_refused(values, map_, message
         inverse.conditional_mean(posterior_fn(jnp.zeros(DIM), 1.0), observation)
 
 
-@pytest.mark.parametrize("sigmas", [[1.0, 2.0], [1.0, -0.5], [1.0, np.nan]])
+@pytest.mark.parametrize(
+    "sigmas", [[1.0, 2.0], [1.0, 1.0], [np.inf, 1.0], [1.0, -0.5], [1.0, np.nan]]
+)
 def test_levels_that_do_not_fall_are_refused(sigmas):
     with pytest.raises(ValueError, match="in falling order"):
         inverse.descend(jax.random.key(0), lambda k, y, s: y, jnp.zeros(3), jnp.asarray(sigmas))
@@ -318,3 +320,11 @@ def test_results_say_whether_the_solve_converged():
         draw, converged = inverse.sample_posterior(*arguments, return_converged=True, **options)
         assert converged.shape == (3,) and np.all(converged == expected)
         np.testing.assert_array_equal(draw, inverse.sample_posterior(*arguments, **options))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_heuristic_posterior_of_16_bits_is_that_of_float32(dtype):
+    found = inverse.isotropic(jnp.ones(3, dtype), 0.5, 1.0).marginal_interval(0.9)
+    exact = inverse.isotropic(jnp.ones(3, jnp.float32), 0.5, 1.0).marginal_interval(0.9)
+    assert found.lower.dtype == jnp.float32
+    np.testing.assert_array_equal(found.lower, exact.lower)

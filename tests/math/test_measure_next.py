@@ -320,3 +320,17 @@ def test_bad_input_is_refused():
         measure_next.choose(product, DIM, NOISE_STD, 1, allowed=np.ones(1, bool))
     with pytest.raises(ValueError, match="room for 1 values"):
         seen_of([1, 2], [0.0, 0.0], 1)
+
+
+def test_choices_keep_the_type_of_the_covariance():
+    belief = measure_next.belief_of_samples(jax.random.normal(jax.random.key(9), (9, DIM)))
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), belief)
+    seen = measure_next.Seen.none(2, np.float64(NOISE_STD))
+    exact = measure_next.greedy(jax.random.key(0), belief, seen, 2)
+    assert measure_next.greedy(jax.random.key(0), low, seen, 2).tolist() == exact.tolist()
+    found = measure_next.choose(low.matvec, DIM, NOISE_STD, 2, dtype=jnp.float32)
+    assert found.removed.dtype == found.columns.dtype == jnp.float32
+    removed = measure_next.variance_removed(low.matvec, DIM, NOISE_STD, dtype=jnp.float32)
+    assert removed.dtype == jnp.float32
+    with pytest.raises(ValueError, match="whole number count"):
+        measure_next.choose(belief.matvec, DIM, NOISE_STD, 1.5)

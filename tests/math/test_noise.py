@@ -55,6 +55,8 @@ def test_noise_levels_and_pairs():
     for arguments in ((1.0, 2.0, 3), (1.0, 0.0, 3), (np.inf, 1.0, 3), (np.nan, 1.0, 3), (1, 1, 0)):
         with pytest.raises(ValueError, match="need finite largest >= smallest > 0 and count >= 1"):
             geometric_sigmas(*arguments)
+    with pytest.raises(ValueError, match="expected a whole number count"):
+        geometric_sigmas(2.0, 1.0, 2.5)
     clean, noise = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
     pair = perturb(clean, noise, 2.0)
     np.testing.assert_array_equal(pair.plus, [2.0, 4.0])

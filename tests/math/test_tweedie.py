@@ -293,3 +293,14 @@ def test_wrong_shapes_raise():
         tweedie.denoise(lambda y: y, matrix, 0.5)
     with pytest.raises(ValueError, match="one shape"):
         tweedie.denoise(lambda y: y[:1], vector, 0.5)
+
+
+@pytest.mark.parametrize("unit", [1e-10, 1e10])
+def test_moments_in_any_unit_are_in_the_range_of_float32(unit):
+    sigma = jnp.float32(unit)
+    scores = [jnp.full(1, value / unit**n, jnp.float32) for n, value in ((2, -0.5), (3, 0.4))]
+    covariance = tweedie.posterior_covariance(Dense(scores[0][None]), sigma)
+    np.testing.assert_allclose(covariance.matrix[0] / sigma / sigma, 0.5, rtol=1e-6)
+    third = tweedie.posterior_third_cumulant(scores[1], sigma)
+    np.testing.assert_allclose(third / sigma / sigma / sigma, 0.4, rtol=1e-6)
+    assert covariance.dtype == third.dtype == jnp.float32

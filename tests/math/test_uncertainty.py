@@ -179,6 +179,15 @@ def test_nothing_of_the_size_of_a_square_is_built():
         (lambda p: p.marginal_interval(1.0), "between 0 and 1"),
         (lambda p: p.top_eigenpairs(0), "1 <= count <= 12"),
         (lambda p: p.top_eigenpairs(13), "1 <= count <= 12"),
+        (lambda p: p.top_eigenpairs(1.5), "whole number count"),
+        (
+            lambda p: dataclasses.replace(p, tails="student").sample(jax.random.key(0), -1),
+            "whole number count >= 0",
+        ),
+        (
+            lambda p: p.covariance.function_product(jnp.exp, p.mean, krylov_vectors=2.5),
+            "whole number krylov_vectors",
+        ),
         (lambda p: p.skewness(), "third-order model"),
         (
             lambda p: posterior_from_covariance(p.mean, make_covariance("diagonal"), 1.0, floor=0),

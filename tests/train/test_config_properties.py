@@ -192,6 +192,8 @@ def test_a_config_file_of_anything_is_read_or_refused_in_one_line(tmp_path, cont
         ({"seed": 2**32}, "seed must be below"),
         ({"training.steps": 2**31 - 1}, "training.steps must be below"),
         ({"model.depth": 10**11}, "model.depth must be at most 1000"),
+        ({"model.ngf": 2**14 + 1}, "model.ngf must be at most 16384"),
+        ({"sampling.chains": 10**20}, r"sampling.chains must be below 2\^31"),
         ({"model.blocks": 101}, "model.blocks must be at most 100"),
         ({"noise": 1e-9}, "noise must be between"),
         ({"loss.first_order_weight": float("nan")}, "loss.first_order_weight must be zero or"),

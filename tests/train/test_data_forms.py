@@ -7,12 +7,14 @@ import subprocess
 import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hos_jax import data
+from hos_jax.data.pictures import read_picture
 from hos_jax.errors import UserError
 
 SIZE = 12
@@ -212,6 +214,13 @@ def test_damage_is_that_file_s_error(folder, caplog, damage):
     assert "1 files are skipped" in caplog.text and "bad.png" in caplog.text
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: None])
+def test_what_is_no_file_is_no_picture(tmp_path, make):
+    make(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"there is no picture .*x\.png: check the path"):
+        read_picture(tmp_path / "x.png", grey=False)
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_a_file_cut_anywhere_or_with_a_broken_byte_is_read_or_named(folder, form):
     whole = folder / "whole"
@@ -326,6 +335,7 @@ def test_copies_stay_on_one_side_of_the_split(tmp_path, caplog):
 _IN_A_LOCALE = """
 import os, sys
 from hos_jax import data
+from hos_jax.data.pictures import read_picture
 from hos_jax.errors import UserError
 root = sys.argv[1]
 print(data.load("image_folder", root=root, image_size=12, crop=0).identity()["checksum"])

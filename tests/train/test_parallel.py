@@ -367,6 +367,13 @@ def test_a_compiler_that_lacks_an_option_compiles_without_it(monkeypatch, option
     np.testing.assert_array_equal(parallel.unreplicate(compiled(x)), 2 * np.ones(3))
 
 
+def test_what_is_not_to_be_compiled_runs_operation_by_operation():
+    with jax.disable_jit():
+        x = parallel.replicate(np.ones(3, np.float32))
+        run = parallel.compile_for(parallel.map_over_devices(lambda x: 2 * x), x)
+        np.testing.assert_array_equal(parallel.unreplicate(run(x)), 2 * np.ones(3))
+
+
 def test_this_compiler_knows_the_options():
     function = jax.jit(lambda x: 2 * x).lower(1.0)
     assert function.compile(compiler_options=parallel.WITHOUT_YNN)(3.0) == 6.0

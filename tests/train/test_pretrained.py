@@ -36,6 +36,8 @@ def test_the_weights_give_posteriors_of_digits(
     monkeypatch.chdir(tmp_path)
     run = hos_jax.load_pretrained(name)
     assert (run.sigma, run.step, run.image_shape) == (0.5, steps, (28, 28, 1))
+    # On the device, not to be sent there at every call.
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(run.params))
     clean = run.problem.data.to_float(run.problem.data.held_out)
     assert len(clean) == 16
     noise = jax.random.normal(jax.random.key(0), clean.shape)
