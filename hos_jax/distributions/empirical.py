@@ -129,11 +129,12 @@ class SmoothedEmpirical(_Points):
         kernels, mean = self._posterior(point)
 
         def step(total, block):
-            weighted = self._weights(point, block, kernels)[:, None] * (block - mean[None, :])
-            return total + weighted.T @ (block - mean[None, :])
+            offsets = (block - mean[None, :]) / self.sigma
+            weighted = self._weights(point, block, kernels)[:, None] * offsets
+            return total + weighted.T @ offsets
 
         covariance = self._fold(step, jnp.zeros((self.dim, self.dim), self.points.dtype))
-        return Dense(covariance / self.sigma**4).add_identity(-1.0 / jnp.square(self.sigma))
+        return Dense(covariance).add_identity(-1.0).scale(1.0 / jnp.square(self.sigma))
 
     def posterior_covariance_matvec(self, point: Array, vector: Array) -> Array:
         """K v, the posterior covariance times a vector v, (D,), matrix-free."""
@@ -148,8 +149,9 @@ class SmoothedEmpirical(_Points):
 
     def hessian_matvec(self, point: Array, vector: Array) -> Array:
         """s2 v = K v / sigma^4 - v / sigma^2, (D,), matrix-free."""
-        covariance_part = self.posterior_covariance_matvec(point, vector)
-        return covariance_part / self.sigma**4 - vector / jnp.square(self.sigma)
+        square = jnp.square(self.sigma)
+        # The fourth power leaves float32 where sigma is 1e-10 or 1e10.
+        return (self.posterior_covariance_matvec(point, vector) / square - vector) / square
 
     def _log_kernels(self, point: Array, block: Array) -> Array:
         """-n2(y - x_i) / (2 sigma^2), (M,), from differences: norms would cancel in float32."""
@@ -173,6 +175,7 @@ class SmoothedEmpirical(_Points):
             total = total * decay + jnp.sum(kernels)
             return new_largest, total, weighted * decay + kernels @ block
 
-        largest, total = jnp.asarray([-jnp.inf, 0.0], self.points.dtype)
+        dtype = self.points.dtype
+        largest, total = jnp.asarray([jnp.finfo(dtype).min, 0.0], dtype)
         largest, total, weighted = self._fold(step, (largest, total, jnp.zeros_like(point)))
         return (largest, total), weighted / total

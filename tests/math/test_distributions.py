@@ -335,6 +335,18 @@ def test_the_empirical_law_does_not_depend_on_its_chunks(chunk):
     np.testing.assert_allclose(product, covariance @ vector, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("unit", [1e-10, 1e10])
+def test_the_empirical_law_in_any_unit_is_in_the_range_of_float32(unit):
+    point, points = np.array([0.3, -0.1]), parameters(2)["points"]
+    exact = Empirical(points).smooth(0.5).hessian(jnp.asarray(point)).matrix
+    low, scaled = (jnp.asarray(unit * array, jnp.float32) for array in (points, point))
+    law = Empirical(low).smooth(jnp.float32(0.5 * unit))
+    found = np.asarray(law.hessian(scaled).matrix, np.float64) * unit**2
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
+    product = np.asarray(law.hessian_matvec(scaled, jnp.ones(2, jnp.float32)), np.float64)
+    np.testing.assert_allclose(product * unit**2, np.sum(exact, axis=1), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["log_density", "score", "hessian_matvec"])
 def test_the_empirical_law_of_mnist_needs_no_second_copy_of_the_data(method):
     count, dim = 60_000, 784
