@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from matfree import decomp
 
 from hos_jax._names import key_first
-from hos_jax.types import Array, PRNGKey
+from hos_jax.types import Array, PRNGKey, check_counts
 
 # Vectors of a Krylov space for f(A) v, wherever one is made for it.
 KRYLOV_VECTORS = 20
@@ -103,6 +103,7 @@ def top_eigenpairs(
       dtype: floating type of the vectors that `matvec` is given.
     """
     size = min(dim, 4 * count + 30) if krylov_vectors is None else krylov_vectors
+    check_counts(0, count=count, krylov_vectors=size)
     if not 1 <= count <= size <= dim:
         raise ValueError(
             f"expected 1 <= count <= krylov_vectors <= dim, got {count}, {size} and {dim}"

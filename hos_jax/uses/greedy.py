@@ -195,6 +195,7 @@ def choose_groups(
         than `count` are, unless traced: then -1 stands for the rest.
     """
     check_positive(noise_std=noise_std)
+    check_counts(count=count)
     groups = jnp.asarray(groups)
     if groups.ndim != 2:
         raise ValueError(f"expected groups of shape (groups, r), got {groups.shape}")

@@ -334,3 +334,5 @@ def test_choices_keep_the_type_of_the_covariance():
     assert removed.dtype == jnp.float32
     with pytest.raises(ValueError, match="whole number count"):
         measure_next.choose(belief.matvec, DIM, NOISE_STD, 1.5)
+    with pytest.raises(ValueError, match="whole number count"):
+        measure_next.choose_groups(product, GROUPS, lambda places: BASIS[places], NOISE_STD, 1.5)

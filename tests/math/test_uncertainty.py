@@ -181,6 +181,10 @@ def test_nothing_of_the_size_of_a_square_is_built():
         (lambda p: p.top_eigenpairs(13), "1 <= count <= 12"),
         (lambda p: p.top_eigenpairs(1.5), "whole number count"),
         (
+            lambda p: make_posterior("low_rank").top_eigenpairs(1, krylov_vectors=2.5),
+            "whole number krylov_vectors",
+        ),
+        (
             lambda p: dataclasses.replace(p, tails="student").sample(jax.random.key(0), -1),
             "whole number count >= 0",
         ),
