@@ -51,7 +51,8 @@ class AdaptedScore:
     def __call__(self, noisy: Array, sigma: Array | float) -> Array:
         """s1 at one point, (D,) or an image (H, W, C); sigma is a positive scalar, data units.
 
-        NaN where a traced sigma is outside of what the process has.
+        For a point of 16 bits the network is shown 16 bits and told the time in float32. NaN where
+        a traced sigma is outside of what the process has.
 
         Raises:
           ValueError: for integers, a point of another shape, a sigma that is not positive or is

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import numbers
 from typing import TypeVar, dataclass_transform
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax.linops import Diagonal, SymmetricMatrix
-from hos_jax.types import Array, PRNGKey, check_vectors
+from hos_jax.types import Array, PRNGKey, check_counts, check_vectors
 
 _T = TypeVar("_T")
 
@@ -120,7 +119,7 @@ class Law(abc.ABC):
 
     def score_tensor(self, point: Array, order: int) -> Array:
         """s_n, the n-th derivative tensor of log q, dense, (D,) * n, n >= 1; for small D."""
-        check_order(order)
+        check_counts(order=order)
         if order == 1:
             return self.score(point)
 
@@ -153,9 +152,3 @@ class FactorizedLaw(Law):
         diagonal = self.score_diagonal(point, order)
         index = (jnp.arange(self.dim),) * order
         return jnp.zeros((self.dim,) * order, diagonal.dtype).at[index].set(diagonal)
-
-
-def check_order(order: int) -> None:
-    """Raise ValueError unless the order of a derivative is an integer n >= 1."""
-    if not isinstance(order, numbers.Integral) or order < 1:
-        raise ValueError(f"order must be an integer >= 1, got {order!r}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +28,7 @@ class _Points(Law):
         if self.points.ndim != 2 or 0 in self.points.shape:
             raise ValueError(f"points must have shape (N, D), got {tuple(self.points.shape)}")
         require("points", self.points, lambda _: True, "finite")
-        if not isinstance(self.chunk, numbers.Integral) or self.chunk < 1:
-            raise ValueError(f"chunk must be an integer >= 1, got {self.chunk!r}")
+        check_counts(chunk=self.chunk)
 
     @property
     def dim(self) -> int:

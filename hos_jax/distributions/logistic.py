@@ -130,7 +130,7 @@ class LogisticMixture(_Logistics):
         return jnp.sum(logsumexp(self._log_terms(point), axis=1))
 
     def score_diagonal(self, point: Array, order: int) -> Array:
-        base.check_order(order)
+        check_counts(order=order)
         log_terms = self._log_terms(point)
         derivatives = logistic_derivatives((point[:, None] - self.locations) / self.scales, order)
         expansion = [term / self.scales**j for j, term in enumerate(derivatives, start=1)]
@@ -190,7 +190,7 @@ class SmoothedLogisticMixture(_Logistics):
         return jnp.sum(logsumexp(self._quadrature(point).log_terms, axis=(1, 2)))
 
     def score_diagonal(self, point: Array, order: int) -> Array:
-        base.check_order(order)
+        check_counts(order=order)
         rule = self._quadrature(point)
         derivatives = logistic_derivatives(rule.standardized, order)
         expansion = [rule.share**j * term for j, term in enumerate(derivatives, start=1)]

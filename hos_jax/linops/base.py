@@ -293,9 +293,7 @@ class SymmetricMatrix(abc.ABC):
         """
         if dense not in ("eigh", "lanczos"):
             raise ValueError(f"expected dense 'eigh' or 'lanczos', got {dense!r}")
-        check_counts(0, krylov_vectors=krylov_vectors)
-        if krylov_vectors < 2:
-            raise ValueError(f"expected krylov_vectors >= 2, got {krylov_vectors}")
+        check_counts(2, krylov_vectors=krylov_vectors)
         self._check_vector(vector)
         size = min(krylov_vectors, self.dim)
 
