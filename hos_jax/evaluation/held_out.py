@@ -23,25 +23,21 @@ logger = logging.getLogger(__name__)
 
 # Directions of each posterior that are scored, over so many images, against so many images' PCA.
 DIRECTIONS = 12
-DIRECTION_IMAGES = 500
+DIRECTION_IMAGES = 200
 PCA_IMAGES = 2000
 # Values, roughly, from which the widths of intervals are learned.
 LARGEST_SAMPLE = 4_000_000
 
 
 class Denoised(NamedTuple):
-    """Denoising of a batch of images, flattened to (N, D), data units; the posteriors, or None for
-    a first-order model; and what the model said."""
+    """Denoising of a batch of images, flattened to (N, D), data units; the posteriors and the
+    deviation of each value, (N, D), or None for a first-order model; and what the model said."""
 
     noisy: jax.Array
     mean: jax.Array
     posterior: Posterior | None
+    standard_deviation: jax.Array | None
     outputs: ModelOutputs
-
-    @property
-    def standard_deviation(self) -> jax.Array | None:
-        """The predicted deviation of each value, (N, D), or None for a first-order model."""
-        return None if self.posterior is None else self.posterior.standard_deviation()
 
 
 @functools.lru_cache(maxsize=1)
@@ -57,9 +53,10 @@ def make_noise_and_denoise(problem: Problem) -> Callable[[Any, jax.Array, jax.Ar
         outputs = outputs_of(problem.model, params, noisy, sigma)
         flat = noisy.reshape(len(noisy), -1)
         mean = jax.vmap(tweedie.posterior_mean, (0, 0, None))(flat, outputs.score1, sigma)
-        known = outputs.head is not None
-        posterior = pointwise.posteriors(flat, outputs, sigma) if known else None
-        return Denoised(flat, mean, posterior, outputs)
+        if outputs.head is None:
+            return Denoised(flat, mean, None, None, outputs)
+        posterior = pointwise.posteriors(flat, outputs, sigma)
+        return Denoised(flat, mean, posterior, posterior.standard_deviation(), outputs)
 
     return denoise
 

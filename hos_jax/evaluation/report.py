@@ -102,11 +102,12 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
         "mean": denoised.mean,
         "lower": intervals.lower,
         "upper": intervals.upper,
-        "deviation": denoised.posterior.standard_deviation(),
+        "deviation": denoised.standard_deviation,
         "directions": pairs.eigenvectors.mT,
         "deviations": np.sqrt(pairs.eigenvalues),
         **parts,
     }
+    arrays = jax.device_get(arrays)
     return [
         {name: _floats(values[index]) for name, values in arrays.items()}
         for index in range(len(clean))
