@@ -141,6 +141,7 @@ def refine_eigenpairs(
     count: int = 12,
     *,
     steps: int = 1,
+    directions: Array | None = None,
 ) -> lanczos.Eigenpairs:
     r"""Leading directions of the posterior: a model's covariance, corrected by products with s1.
 
@@ -165,6 +166,8 @@ def refine_eigenpairs(
       posterior_covariance: C, structured (D, D), data units^2.
       count: k.
       steps: at least 1.
+      directions: what the first step multiplies, orthonormal, (D, k): C's leading eigenvectors,
+        which are computed unless they are given.
 
     Returns:
       The leading eigenpairs of A, data units^2. Residual norms are those of the k directions that
@@ -185,6 +188,11 @@ def refine_eigenpairs(
             f"expected a covariance ({dim}, {dim}) and count * steps <= {dim}, got "
             f"{posterior_covariance.shape}, {count} and {steps}"
         )
+    if directions is None:
+        directions = posterior_covariance.top_eigenpairs(count).eigenvectors
+    elif jnp.shape(directions) != (dim, count):
+        raise ValueError(f"expected directions ({dim}, {count}), got {jnp.shape(directions)}")
+    directions = jnp.asarray(directions, noisy.dtype)
     product_fn, known = hessian_vector_product_fn(score_fn), posterior_covariance.matvec
 
     def multiply(vectors: Array) -> Array:
@@ -192,9 +200,8 @@ def refine_eigenpairs(
         return sigma**2 * (vectors + sigma**2 * products)
 
     seen = products = jnp.zeros((dim, 0), noisy.dtype)
-    pairs = posterior_covariance.top_eigenpairs(count)
     for _ in range(steps):
-        vectors, fresh = pairs.eigenvectors, pairs.eigenvectors
+        vectors = fresh = directions
         for _ in range(2):
             fresh, _ = jnp.linalg.qr(fresh - seen @ (seen.T @ fresh))
         seen = jnp.concatenate([seen, fresh], axis=1)
@@ -205,6 +212,7 @@ def refine_eigenpairs(
         halves = changes - 0.25 * seen @ (overlap + overlap.T)
         matvec = functools.partial(_changed_product, known, seen, halves)
         pairs = lanczos.top_eigenpairs(jax.random.key(0), matvec, dim, count, dtype=noisy.dtype)
+        directions = pairs.eigenvectors
     # The directions lie in the space that was multiplied.
     images = products @ (seen.T @ vectors)
     quotients = jnp.sum(vectors * images, axis=0)

@@ -224,9 +224,14 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
         }
         if problem.model.differentiable:
             score_fn = pointwise.score_fn(problem.model, params, sigma, data.image_shape)
-            refine = functools.partial(autodiff.refine_eigenpairs, score_fn, count=count)
-            covariance = denoised.posterior.covariance
-            refined = jax.vmap(refine, (0, None, 0))(denoised.noisy, sigma, covariance)
+
+            def refine(noisy, covariance, directions):
+                return autodiff.refine_eigenpairs(
+                    score_fn, noisy, sigma, covariance, count, directions=directions
+                )
+
+            known = denoised.posterior.covariance, pairs.eigenvectors
+            refined = jax.vmap(refine)(denoised.noisy, *known)
             shares["refined"] = jax.vmap(calibration.captured_shares)(error, refined.eigenvectors)
         if principal is not None:
             shares["pca"] = jax.vmap(calibration.captured_shares, (0, None))(error, principal)

@@ -68,8 +68,7 @@ class Observation:
 
     def adjoint(self, vector: Array, like: Array) -> Array:
         """A^T v, (D,), for v of shape (M,); `like` is any array of shape (D,)."""
-        shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
-        return jax.linear_transpose(self.forward, shape)(vector)[0]
+        return jax.linear_transpose(self.forward, like)(vector)[0]
 
     def linear(self, vector: Array) -> Array:
         """A v, (M,), for v of shape (D,): without the offset."""

@@ -378,6 +378,20 @@ def test_refinement_of_a_score_whose_derivative_is_not_symmetric():
     np.testing.assert_allclose(pairs.eigenvalues, values, rtol=1e-9)
 
 
+def test_directions_that_are_known_are_multiplied_first():
+    exact, model, *_, refine = refined_problem(0.01)
+    dim, count = REFINED["dim"], REFINED["count"]
+    leading = Dense(model).top_eigenpairs(count).eigenvectors
+    chex.assert_trees_all_close(refine(directions=leading), refine(), rtol=1e-12)
+    seen = np.eye(dim)[:, :count]
+    others = np.eye(dim) - seen @ seen.T
+    nearest = exact - others @ (exact - model) @ others
+    pairs = refine(directions=jnp.asarray(seen))
+    np.testing.assert_allclose(pairs.eigenvalues, np.linalg.eigvalsh(nearest)[::-1][:count])
+    with pytest.raises(ValueError, match=r"expected directions \(12, 3\)"):
+        refine(directions=leading.T)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [((4, 2, 1), "covariance"), ((DIM, 2, 0), "steps"), ((DIM, DIM, 2), "count")],
