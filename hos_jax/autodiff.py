@@ -26,7 +26,7 @@ from hos_jax.types import (
     ScoreFn,
     as_positive,
     check_counts,
-    check_vectors,
+    check_floating_vectors,
     checked_score_fn,
 )
 
@@ -66,7 +66,7 @@ def dense_hessian_fn(
     jacobian_fn = (jax.jacfwd if mode == "forward" else jax.jacrev)(checked_score_fn(score_fn))
 
     def hessian_fn(noisy: Array) -> Dense:
-        check_vectors(noisy=noisy)
+        check_floating_vectors(noisy=noisy)
         jacobian = jacobian_fn(noisy)
         return Dense(0.5 * (jacobian + jacobian.T) if symmetrize else jacobian)
 
@@ -83,7 +83,7 @@ def hessian_vector_product_fn(
     """
 
     def product_fn(noisy: Array, vector: Array) -> Array:
-        check_vectors(noisy=noisy, vector=vector)
+        check_floating_vectors(noisy=noisy, vector=vector)
         checked = checked_score_fn(score_fn)
         _, product = jax.jvp(checked, (noisy,), (vector,))
         if not symmetrize:
@@ -126,7 +126,7 @@ def posterior_eigenpairs(
     used, 4 k + 30 unless given: k + m + 1 products of `posterior_covariance_product_fn`. ValueError
     unless 1 <= count <= krylov_vectors and count <= D.
     """
-    check_vectors(noisy=noisy)
+    check_floating_vectors(noisy=noisy)
     dim = noisy.shape[0]
     matvec = functools.partial(posterior_covariance_product_fn(score_fn, sigma), noisy)
     size = None if krylov_vectors is None else min(krylov_vectors, dim)
@@ -180,7 +180,7 @@ def refine_eigenpairs(
       Powell, "A new algorithm for unconstrained optimization", 1970 (the update for one product).
     """
     check_counts(steps=steps, count=count)
-    check_vectors(noisy=noisy)
+    check_floating_vectors(noisy=noisy)
     sigma = as_positive(sigma)
     dim = noisy.shape[0]
     if posterior_covariance.shape != (dim, dim) or count * steps > dim:
@@ -326,7 +326,7 @@ def third_derivative(score_fn: ScoreFn, noisy: Array, *, symmetrize: bool = True
     With `symmetrize` it is the average over the three places of the index of s1; the two
     derivatives commute. Without it entry [i, j, k] is d_j d_k s1_i.
     """
-    check_vectors(noisy=noisy)
+    check_floating_vectors(noisy=noisy)
     tensor = jax.jacfwd(jax.jacfwd(checked_score_fn(score_fn)))(noisy)
     if not symmetrize:
         return tensor
@@ -340,7 +340,7 @@ def third_derivative_contraction(score_fn: ScoreFn, noisy: Array, probe: Array) 
 
     About four evaluations of s1 and their memory. For a network it is sum_jk v_j v_k d_j d_k s1.
     """
-    check_vectors(noisy=noisy, probe=probe)
+    check_floating_vectors(noisy=noisy, probe=probe)
     product_fn = hessian_vector_product_fn(score_fn)
     _, contraction = jax.jvp(lambda point: product_fn(point, probe), (noisy,), (probe,))
     return contraction

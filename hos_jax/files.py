@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import itertools
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,14 +21,18 @@ def expanded(path: Path | str | os.PathLike) -> Path:
 
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
-    """Write a text file, or its parts, so that a kill leaves the old content or the new alone."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines([text] if isinstance(text, str) else text)
-        file.flush()
-        # Or the new name could reach the disk before the content, and a power cut come in between.
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a text file, or its parts, so that a kill leaves the old content or the new alone, and
+    of several who write at once one of them all."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
+            file.flush()
+            # Or the new name could reach the disk before the content, and a power cut come between.
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_run_path(folder: Path) -> None:

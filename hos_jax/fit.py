@@ -358,20 +358,25 @@ def train_second_order(
         `held_out_losses`: so many times the work.
       held_out: draws the data of that comparison; `sample` unless given.
       key, score_fn, model, sample, sigma, loss, start_from, settings: see `fit_hessian`.
+
+    NonFiniteError where the fit, or every one of them, diverged.
     """
     options: Any = {**settings, "start_from": start_from}
     fit_key, held_out_key = key, jax.random.fold_in(jax.random.clone(key), 1)
 
-    def learn(weight: float) -> HessianFn:
+    def learn(weight: float) -> tuple[HessianFn, Any]:
         chosen = {"loss": "jacobian"} if weight == 1 else {"loss": loss, "jacobian_weight": weight}
         train = jax.jit(
             lambda key: fit_hessian(key, score_fn, model, sample, sigma, **chosen, **options)
         )
         params = train(jax.random.clone(fit_key))
-        return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn)
+        return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn), params
 
     if jacobian_weight != "auto":
-        return learn(jacobian_weight)
+        learned, params = learn(jacobian_weight)
+        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+            raise NonFiniteError("the fit of s2 diverged: take a smaller learning_rate")
+        return learned
 
     def judge(hessian_fn: HessianFn) -> float:
         at, draw = jax.random.clone(held_out_key), held_out or sample
@@ -379,7 +384,7 @@ def train_second_order(
         found = float(jnp.mean(values))
         return found if math.isfinite(found) else math.inf
 
-    fits = [learn(weight) for weight in JACOBIAN_WEIGHTS]
+    fits = [learn(weight)[0] for weight in JACOBIAN_WEIGHTS]
     judged = [judge(hessian_fn) for hessian_fn in fits]
     if min(judged) == math.inf:
         raise NonFiniteError("every fit of s2 diverged: take a smaller learning_rate")

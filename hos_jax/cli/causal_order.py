@@ -70,6 +70,8 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
             column = names.index("") + 1
             remedy = "leave it out if it numbers the rows (pandas: to_csv(index=False)), or name it"
             raise UserError(f"{path}: column {column} has no name: {remedy}")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{path}: several columns are called {twice[0]!r}: rename them")
     elif len(lines) > 1 and lines[0][1] == names:
         logger.warning(
             "%s: the first row, 0 to %d, is taken for names of the columns", path, len(names) - 1
@@ -112,6 +114,10 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     names, table = read_table(path)
     unnamed = names == [str(j) for j in range(len(names))]
     print(f"{len(table)} rows, {len(names)} columns{', without names' if unnamed else ''}")
+    constant = len(table) > 1 and (table == table[0]).all(axis=0)
+    if np.any(constant):
+        name = names[int(np.argmax(constant))]
+        raise UserError(f"{path}: column {name!r} has one value alone: leave it out")
     import jax
 
     from hos_jax.uses import causal

@@ -18,6 +18,8 @@ def run_folder(values: flags.FlagValues) -> Path:
         name, path = values[flag].value, Path(values[flag].value)
         if flag != "run" and (not path.parts or path.is_absolute() or ".." in path.parts):
             raise UserError(f"--{flag}={name!r} must be a name or a relative path without '..'")
+        if flag == "image_folder" and path.parts[0] == "checkpoints":
+            raise UserError(f"--{flag}={name!r} is the folder of the run's checkpoints")
         if not name.isprintable():
             raise UserError(f"--{flag}={name!r} has characters that are no text")
     workdir = expanded(values.run) / values.doc

@@ -81,7 +81,15 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
         raise NoRunError(f"no run in {workdir}: {CONFIG_FILE} is missing")
     try:
         return from_plain(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+    # Of JSON that is none, of settings that are none, and of thousands of brackets.
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it or start anew") from error
 
 

@@ -128,6 +128,8 @@ def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
 
 def _not_trained(path: Path, train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     """Which images of the held-out part are not among those to train on."""
+    if not len(held_out):
+        raise UserError(f"{path}: the held-out part has no images: leave it out or fill it")
     trained = set(digests(train))
     new = np.array([digest not in trained for digest in digests(held_out)], bool)
     if not new.any():

@@ -68,7 +68,9 @@ def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None
         return
     identity = (found.st_dev, found.st_ino)
     if identity in above:
-        yield folder, "is a link to a folder that holds it"
+        # The loop may close further down, at the folder of images itself.
+        link = next((path for path in (folder, *folder.parents) if path.is_symlink()), folder)
+        yield link, "is a link to a folder that holds it"
         return
     for path in children:
         try:

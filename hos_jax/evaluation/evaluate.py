@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,11 +98,13 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run: `metrics.json`, figures into `workdir / image_folder`, and `report.html`.
 
-    Returns what was written to `metrics.json`. UserError as `load_run_as`.
+    Returns what was written to `metrics.json`. UserError as `load_run_as` and, before the work,
+    for a folder that cannot be written.
     """
     begun = time.monotonic()
     workdir = expanded(workdir)
     run = load_run_as(config, workdir)
+    _check_room(workdir, workdir / image_folder)
     result = held_out.held_out_metrics(run.problem, run.params)
     count = max(config.sampling.images, REPORTED_IMAGES)
     examples = held_out.held_out_examples(run.problem, run.params, count, DIRECTIONS)
@@ -122,7 +125,11 @@ def evaluate_run(
         "versions": run_config.versions(),
     }
     # Before anything is drawn: the numbers are kept whatever happens to the figures.
-    write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
+    try:
+        write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
+    except OSError:
+        logger.warning("the numbers cannot be saved:\n%s", table(result))
+        raise
     drawn = []
     history = read_history(workdir, at_most=4000)
     for name, figure in _figures(run.problem, shown, result, samples, history):
@@ -130,6 +137,20 @@ def evaluate_run(
         figures.save(figure, drawn[-1])
     write_report(run.problem, examples, result, drawn, workdir / REPORT_FILE)
     return result
+
+
+def _check_room(*folders: Path) -> None:
+    """Make the folders, and raise UserError where no file can be written in one of them."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(100_000))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder} ({error.strerror or error}), where numbers and figures "
+                "belong: choose another --image_folder, or test a copy of the run"
+            ) from error
 
 
 def _figures(

@@ -123,8 +123,8 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     `residual_loss` of the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50`
     ... `coverage_95`, the shares of values inside their intervals, `reliability`, the same by
     predicted variance (see `calibration.reliability`), `recalibrated` (see `recalibrate`) if there
-    are two images, and `violations` (see `uncertainty.Violations`). With a third-order model
-    `third_order` (see `metrics.third_order_score`).
+    are two images and all is finite, and `violations` (see `uncertainty.Violations`). With a
+    third-order model `third_order` (see `metrics.third_order_score`).
     """
     data = problem.data
     stride = _stride(data.held_out.size // LARGEST_SAMPLE, data.held_out[0].size)
@@ -142,7 +142,7 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     if sums[0] is not None:
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=float), *sums)
         result["reliability"] = calibration.reliability(total)
-        if len(data.held_out) > 1:
+        if len(data.held_out) > 1 and all(np.isfinite(part).all() for part in samples):
             result["recalibrated"] = recalibrate(*samples)
         result["violations"] = _violations(violations)
     return result

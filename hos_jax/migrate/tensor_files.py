@@ -7,6 +7,7 @@ reader, which knows arrays and plain containers and nothing else, ever sees one.
 import importlib
 import re
 import uuid
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -36,8 +37,11 @@ def read(path: Path) -> tuple[Any, dict[str, str]]:
         begin = file.read(9)
     if len(begin) < 9:
         raise UserError(f"{path} is empty or cut off")
-    is_safetensors = begin[8:] == b"{"
-    return _read_safetensors(path) if is_safetensors else (_read_torch(path), {})
+    if begin[8:] == b"{":
+        return _read_safetensors(path)
+    if not _may_be_torch(path, begin):
+        raise UserError(f"{path} is neither a PyTorch checkpoint nor a safetensors file")
+    return _read_torch(path), {}
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -67,6 +71,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {reason(error)}") from error
+
+
+def _may_be_torch(path: Path, begin: bytes) -> bool:
+    """Whether a file is a pickle or a zip with one in it: others are not worth a package."""
+    if begin[:2] != b"PK":
+        return begin[:1] == b"\x80"
+    if not zipfile.is_zipfile(path):  # cut off, as PyTorch will say
+        return True
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("data.pkl") for name in archive.namelist())
 
 
 def _read_torch(path: Path) -> Any:

@@ -19,7 +19,7 @@ from hos_jax.types import Array, PRNGKey, check_counts, check_floating
 
 def _check_draws(draws: Array, least: int) -> None:
     check_floating(draws=draws)
-    if draws.ndim != 3 or draws.shape[1] < least:
+    if draws.ndim != 3 or draws.shape[1] < least or not len(draws):
         raise ValueError(
             f"expected draws of shape (chains, draws, D) with at least {least} draws, "
             f"got {tuple(draws.shape)}"
@@ -60,7 +60,7 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     .. math:: \rho_t = \frac{\sum_{c,i} (x_{c,i} - m)(x_{c,i+t} - m)}{\sum_{c,i} (x_{c,i} - m)^2}
 
     with the mean m over all chains, so that chains which stay in different places correlate. The
-    sum at lag t has t terms less: biased towards 0. 1 at every lag where nothing moves.
+    sum at lag t has t terms less: biased towards 0. 1 at every lag where all draws are the same.
     """
     check_counts(0, max_lag=max_lag)
     _check_draws(draws, max_lag + 1)
@@ -69,8 +69,9 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     spectrum = jnp.fft.rfft(centred, n=2 * count, axis=1)
     products = jnp.fft.irfft(jnp.square(jnp.abs(spectrum)), n=2 * count, axis=1)
     sums = jnp.sum(products[:, : max_lag + 1], axis=0)
-    moves = sums[:1] != 0  # or NaN, which stays
-    return jnp.where(moves, sums / jnp.where(moves, sums[:1], 1.0), 1.0)
+    # Not by the sums: the rounding of the mean is in them. NaN stays.
+    moves = (jnp.max(draws, axis=(0, 1)) != jnp.min(draws, axis=(0, 1))) & (sums[0] != 0)
+    return jnp.where(moves[None], sums / jnp.where(moves, sums[0], 1.0)[None], 1.0)
 
 
 def sliced_wasserstein(key: PRNGKey, first: Array, second: Array, *, projections: int) -> Array:

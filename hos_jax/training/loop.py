@@ -291,6 +291,7 @@ def train_and_evaluate(
     parallel.check_agreement("the config", settings)
     parallel.check_agreement("the images", problem.identity())
     files: RunFiles | None = None
+    begun = resume
     try:
         with contextlib.ExitStack() as open_files:
 
@@ -300,12 +301,13 @@ def train_and_evaluate(
                 return state
 
             state = parallel.from_first_process(begin, problem.abstract_state)
+            begun = True
             return _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled)
     except OSError as error:
-        raise StorageError(
-            f"cannot write to {error.filename or workdir} ({error.strerror or error}): the "
-            "checkpoints that were saved are kept"
-        ) from error
+        what = f"cannot write to {error.filename or workdir} ({error.strerror or error})"
+        if not begun:
+            raise UserError(f"{what}: the run was not begun") from error
+        raise StorageError(f"{what}: the checkpoints that were saved are kept") from error
 
 
 def _begin(

@@ -41,6 +41,7 @@ def inside_intervals(posterior: Posterior, clean: Array) -> Array:
 
 def bin_of(variance: Array | np.ndarray) -> Array:
     """The bin of each variance, in units of sigma^2; of any shape."""
+    variance = jnp.asarray(variance)
     edges = jnp.asarray(VARIANCE_EDGES[1:-1], variance.dtype)
     return jnp.searchsorted(edges, variance, side="right")
 
@@ -90,7 +91,7 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     conformal prediction within bins), so that new values from the same data are covered at the
     level, whatever their law and even where the variance is off. A bin with fewer than
     `LEAST_COUNT` values gets the quantile of all values. ValueError if there are no values,
-    or masked ones.
+    or ones that are masked, not finite, or of no variance.
 
     From the predicted variances of values that training did not see, (N,), units of sigma^2, and
     their errors, (N,), units of sigma: (bins, levels), for `recalibrated_interval`. See Vovk,
@@ -100,6 +101,8 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     check_unmasked(variance=variance, error=error)
     if not len(error):
         raise ValueError("there are no values")
+    if not (np.isfinite(error) & np.isfinite(variance) & (variance > 0)).all():
+        raise ValueError("expected finite errors and positive, finite variances: leave others out")
     ratio = np.abs(error) / np.sqrt(variance)
     places = np.asarray(bin_of(variance))
     table = np.tile(np.quantile(ratio, LEVELS), (len(VARIANCE_EDGES) - 1, 1))

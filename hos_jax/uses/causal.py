@@ -61,8 +61,13 @@ class CausalOrder(NamedTuple):
     evidence: np.ndarray
 
     def table(self, names: Sequence[str] | None = None) -> list[list[str]]:
-        """Rows of text: a header; then for each step its number, the leaf, and each statistic."""
+        """Rows of text: a header; then for each step its number, the leaf, and each statistic.
+
+        ValueError unless there is a name for each variable.
+        """
         names = [str(j) for j in range(len(self.order))] if names is None else list(names)
+        if len(names) != len(self.order):
+            raise ValueError(f"expected {len(self.order)} names, got {len(names)}")
         rows = [["step", "leaf", *names]]
         for step, found in enumerate(self.evidence):
             leaf = names[int(self.order[len(self.order) - 1 - step])]
@@ -172,6 +177,7 @@ def fit_conditionals(
     """
     check_counts(steps=steps, batch_size=batch_size)
     check_positive(sigma=sigma)
+    data = jnp.asarray(data)
     shape = batch_size, data.shape[1]
 
     def example_loss(score, covariance, noise, noisy):
@@ -267,6 +273,8 @@ def standardized(data: Any) -> np.ndarray:
     """
     check_unmasked(table=data)
     try:
+        if np.iscomplexobj(data):
+            raise TypeError("complex numbers")
         table = np.asarray(data, dtype=float)
     except (TypeError, ValueError) as error:
         raise UserError("the table holds what is no number: leave such columns out") from error
@@ -279,7 +287,7 @@ def standardized(data: Any) -> np.ndarray:
     spread = table.std(axis=0)
     if not (spread > 1e-12).all():
         column = int(np.argmin(spread > 1e-12))
-        raise UserError(f"column {column + 1} has one value alone: leave it out")
+        raise UserError(f"column {column}, from 0, has one value alone: leave it out")
     return ((table - table.mean(axis=0)) / spread).astype(np.float32)
 
 
@@ -365,10 +373,11 @@ def causal_order(
     Raises:
       UserError: for a table that is none, see `standardized`; with `same_noise` for columns whose
         units are too far apart.
-      ValueError: for masked values; for steps, networks, features or rows that are no positive
-        whole numbers, or sigma <= 0.
+      ValueError: for masked values; for steps, networks or features that are no positive whole
+        numbers, fewer than two rows, or sigma <= 0.
     """
-    check_counts(steps=steps, networks=networks, features=features, rows=rows)
+    check_counts(steps=steps, networks=networks, features=features)
+    check_counts(2, rows=rows)
     check_positive(sigma=sigma)
     table = jnp.asarray(standardized(data))
     variances = _relative_units(data) if same_noise else None

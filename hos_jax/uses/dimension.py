@@ -105,6 +105,9 @@ def over_regions(values: Array, regions: Array, count: int) -> Array:
     check_vectors(values=values, regions=regions)
     if not jnp.issubdtype(regions.dtype, jnp.integer):
         raise ValueError(f"expected regions as integers, got {regions.dtype}")
+    # In 8 bits the count may be no number at all.
+    if jnp.iinfo(regions.dtype).bits < 32:
+        regions = regions.astype(jnp.int32)
     places = jnp.where((regions >= 0) & (regions < count), regions, count)
     return jax.ops.segment_sum(values, places, count + 1)[:count]
 

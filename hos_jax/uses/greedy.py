@@ -120,7 +120,8 @@ def choose(
     """The `count` measurements that greedily remove most of tr K, each candidate at most once.
 
     Args:
-      product, dim, noise_std, candidates, dtype: as `variance_removed` takes them.
+      product, dim, noise_std, candidates, dtype: as `variance_removed` takes them. Noise of less
+        variance than the rounding of a^T K a counts as that.
       count: how many.
       allowed: which candidates may be taken, bool (M,); all by default. ValueError where fewer than
         `count` are, unless traced: then the rest remove nothing.
@@ -133,7 +134,8 @@ def choose(
         raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
     dtype = jnp.result_type(dtype or float)
     form, norm = _variances(product, dim, candidates, size, dtype)
-    variance = jnp.asarray(noise_std, dtype) ** 2
+    # Below the rounding of what was there no variance is told from none, nor is noise.
+    variance = jnp.asarray(noise_std, dtype) ** 2 + 8.0 * jnp.finfo(dtype).eps * form
 
     def of_candidates(vector: Array) -> Array:
         if candidates is None:
@@ -157,7 +159,7 @@ def choose(
         place = jnp.argmax(gains).astype(jnp.int32)
         row = _row(dim, candidates, place, dtype)
         spread = current(row)
-        column = spread / jnp.sqrt(variance + jnp.sum(row * spread))
+        column = spread / jnp.sqrt(variance[place] + jnp.maximum(jnp.sum(row * spread), 0.0))
         column = jnp.where(free[place], column, 0.0)
         # What a candidate has left follows from one product more, not from one for each.
         seen, further = of_candidates(column), of_candidates(current(column))

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -312,8 +313,9 @@ def reveal(
 
     Raises NonFiniteError where a belief is not finite.
     """
+    rounds = list(map(operator.index, rounds))
     if not rounds or min(rounds) < 1:
-        raise ValueError(f"expected rounds of one value or more, got {list(rounds)}")
+        raise ValueError(f"expected rounds of one value or more, got {rounds}")
     seen = Seen.none(sum(rounds), noise_std, rows_fn)
     means, expected = [], []
     for number in range(len(rounds) + 1):

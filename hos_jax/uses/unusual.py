@@ -161,7 +161,9 @@ def usual(values: Array, *, shrinkage: float = 0.1) -> Usual:
     if not 0 < shrinkage <= 1:
         raise ValueError(f"expected 0 < shrinkage <= 1, got {shrinkage}")
     mean, std = jnp.mean(values, axis=0), jnp.std(values, axis=0, ddof=1)
-    if not isinstance(std, jax.core.Tracer) and not bool(jnp.all(std > 0)):
+    # The rounding of the mean gives a number that never varies a deviation.
+    varies = (jnp.max(values, axis=0) > jnp.min(values, axis=0)) & (std > 0)
+    if not isinstance(std, jax.core.Tracer) and not bool(jnp.all(varies)):
         raise ValueError("a number is the same for all points, or not finite: leave it out")
     scaled = (values - mean[None]) / std[None]
     correlation = scaled.T @ scaled / (len(values) - 1)

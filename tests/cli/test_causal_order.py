@@ -76,6 +76,7 @@ def test_numbers_of_columns_are_names(tmp_path, caplog):
         (b"a,b\n1,2\n\n1,nan\n", "line 4 has 'nan', not finite"),
         (b"a,b\n1,\n", "line 2 of 2 columns has '', no number"),
         (b",a,b\n0,1,2\n1,2,3\n", "column 1 has no name: leave it out if it numbers the rows"),
+        (b"x,y,x\n1,2,3\n3,4,5\n", "several columns are called 'x'"),
         (b"\xff\xfe\x00", "cannot be read"),
     ],
 )
@@ -94,10 +95,12 @@ def test_what_is_no_table_is_named(tmp_path, text, message):
         (("table.csv", "--sigma=1e-30"), "--sigma must be between 0.001 and 1000"),
         (("table.csv", "--output=nowhere/e.csv"), "there is no folder nowhere"),
         (("table.csv", "--output=table.csv"), "must be another file that ends in .csv"),
+        (("constant.csv",), "column 'b' has one value alone"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, arguments, message):
     (tmp_path / "table.csv").write_text("1,2\n3,4\n")
+    (tmp_path / "constant.csv").write_text("a,b\n1,2\n3,2\n")
     done = run(*arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -217,6 +217,19 @@ def test_a_missing_torch_is_one_line(main, tmp_path, monkeypatch):
     assert 'pip install "hos_jax[import]"' in errors
 
 
+@pytest.mark.parametrize("kind", ["text", "arrays", "picture"])
+def test_nobody_is_sent_for_torch_by_what_is_no_checkpoint(main, tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = tmp_path / "x.pth"
+    if kind == "arrays":
+        with path.open("wb") as file:
+            np.savez(file, weights=np.zeros(3))
+    else:
+        path.write_bytes(b"hello, hello" if kind == "text" else b"\x89PNG\r\n\x1a\n" + bytes(9))
+    errors = one_line(*main("import_checkpoint", str(path), "--doc", "a"))
+    assert "x.pth is neither a PyTorch checkpoint nor a safetensors file" in errors
+
+
 def test_a_damaged_safetensors_file_is_one_line(main, stored, tmp_path):
     path = tmp_path / "s1.st"
     save_file(stored, path)

@@ -118,10 +118,12 @@ def test_a_read_only_run_folder_is_one_line(trained, mount, tmp_path, command):
     folder = mount("size=8m")
     shutil.copytree(trained, folder / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    for how in ("--resume_training", "--ni"):
+    said = {"--resume_training": "are kept", "--ni": "was not begun", "--test": "a copy of the run"}
+    for how, why in said.items():
         status, errors = command("--run", folder, "--doc", "run", *flags(training__steps=40), how)
         assert status == 2 and "Read-only file system" in errors.splitlines()[-1], errors
         assert errors.splitlines()[-1].startswith("error: ") and "Traceback" not in errors
+        assert why in errors.splitlines()[-1]
     assert saved_steps(folder / "run") == saved_steps(trained)
     figures["read-only folders"] += 1
 

@@ -521,3 +521,18 @@ def test_a_log_density_in_place_of_a_score_is_refused(differentiate, wrong):
     """Its derivatives would be numbers of another meaning, or of the wrong shape."""
     with pytest.raises(ValueError, match="score"):
         differentiate(wrong)
+
+
+def test_integers_are_refused_by_name():
+    ones, whole = jnp.ones(DIM), jnp.ones(DIM, int)
+    for call in (
+        lambda: autodiff.hessian_vector_product_fn(curl_fn)(ones, whole),
+        lambda: autodiff.dense_hessian_fn(curl_fn)(whole),
+        lambda: autodiff.chunked_hessian_fn(curl_fn, chunk_size=2)(whole),
+        lambda: autodiff.hutchinson_trace(jax.random.key(0), curl_fn, whole, probes=2),
+        lambda: autodiff.third_derivative(curl_fn, whole),
+        lambda: autodiff.third_derivative_contraction(curl_fn, ones, whole),
+        lambda: autodiff.third_derivative_diagonal(curl_fn, whole),
+    ):
+        with pytest.raises(ValueError, match="expected floating-point numbers, got"):
+            call()

@@ -149,6 +149,9 @@ def test_the_table_names_the_leaf_of_each_step():
         ["2", "b", "", "2"],
     ]
     assert found.table()[0] == ["step", "leaf", "0", "1"]
+    for names in (["a"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="expected 2 names, got"):
+            found.table(names)
 
 
 @pytest.mark.parametrize(
@@ -157,13 +160,19 @@ def test_the_table_names_the_leaf_of_each_step():
         (np.zeros(5), "at least 2 rows and 2 columns"),
         (np.zeros((5, 1)), "at least 2 rows and 2 columns"),
         ([[1.0, 2.0], [1.0, np.nan], [0.0, 1.0]], "row 2 has a value that is not finite"),
-        ([[1.0, 2.0], [0.0, 2.0]], "column 2 has one value alone"),
+        ([[1.0, 2.0], [0.0, 2.0]], "column 1, from 0, has one value alone"),
         ([["a", "b"], ["c", "d"]], "no number"),
+        (np.eye(3) + 1j, "no number"),
     ],
 )
 def test_what_is_no_table_is_refused(table, message):
     with pytest.raises(UserError, match=message):
         causal.causal_order(jax.random.key(0), table, steps=1)
+
+
+def test_one_row_has_no_variance():
+    with pytest.raises(ValueError, match="rows >= 2, got 1"):
+        causal.causal_order(jax.random.key(0), draw(10), steps=1, rows=1)
 
 
 def test_masked_values_are_refused():

@@ -101,6 +101,12 @@ def test_regions_add_up_and_leave_out_what_has_no_number():
     values = jnp.arange(6.0)
     regions = jnp.array([0, 2, 0, -1, 3, 2])
     np.testing.assert_allclose(dimension.over_regions(values, regions, 3), [2.0, 0.0, 6.0])
+    # 256 and 200 regions of 8 bits: the number of regions is none of the type.
+    for dtype, count, lost in ((jnp.uint8, 256, 255), (jnp.int8, 200, -1)):
+        small = jnp.array([0, 1, 1, 100, 0, lost], dtype)
+        found = dimension.over_regions(values, small, count)
+        assert found[:3].tolist() == [4.0, 3.0, 0.0] and found[100] == 3.0
+        assert found.sum() == 10.0 + (5.0 if lost > 0 else 0.0)
 
 
 def mixture():

@@ -336,3 +336,30 @@ def test_choices_keep_the_type_of_the_covariance():
         measure_next.choose(belief.matvec, DIM, NOISE_STD, 1.5)
     with pytest.raises(ValueError, match="whole number count"):
         measure_next.choose_groups(product, GROUPS, lambda places: BASIS[places], NOISE_STD, 1.5)
+
+
+@pytest.mark.parametrize("noise_std", [0.1, 0.01])
+def test_choices_beyond_the_rank_remove_nothing_that_rounding_makes(noise_std):
+    """Few samples of large values, as of pixels of 0 to 255, in single precision."""
+    samples = 255.0 * jax.random.normal(jax.random.key(0), (5, 64))
+    exact = measure_next.belief_of_samples(samples)
+    low = measure_next.belief_of_samples(samples.astype(jnp.float32))
+    total = jnp.sum(exact.diagonal())
+    found = measure_next.choose(low.matvec, 64, noise_std, 12, dtype=jnp.float32)
+    right = measure_next.choose(exact.matvec, 64, noise_std, 12)
+    assert len(set(found.places.tolist())) == 12 and np.isfinite(found.columns).all()
+    np.testing.assert_array_equal(found.places[:2], right.places[:2])
+    np.testing.assert_allclose(found.removed, right.removed, rtol=1e-3, atol=3e-6 * total)
+    assert jnp.sum(right.removed[:4]) > 0.999 * total
+
+
+def test_rounds_may_be_an_array():
+    belief = measure_next.belief_of_samples(jax.random.normal(jax.random.key(9), (9, DIM)))
+    found = measure_next.reveal(
+        jax.random.key(0),
+        lambda *_: belief,
+        lambda places: jnp.zeros(len(places)),
+        0.1,
+        np.array([1, 2]),
+    )
+    assert len(set(found.seen.places[:3].tolist())) == 3

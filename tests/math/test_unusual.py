@@ -157,6 +157,10 @@ def test_what_does_not_fit_is_refused():
         unusual.usual(jnp.ones(4))
     with pytest.raises(ValueError, match="shrinkage"):
         unusual.usual(jnp.ones((4, 2)), shrinkage=0.0)
+    for constant in (0.1, 7.7):  # whose mean is rounded
+        same = jnp.stack([jnp.arange(10.0), jnp.full(10, constant)], 1).astype(jnp.float32)
+        with pytest.raises(ValueError, match="same for all points"):
+            unusual.usual(same)
     with pytest.raises(ValueError, match="same for all points"):
         unusual.usual(jnp.ones((4, 2)))
     known = unusual.usual(jax.random.normal(jax.random.key(1), (5, 2)))

@@ -1,5 +1,6 @@
 """Causal order, learned: conditional variances against exact ones, and a whole order."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,3 +64,13 @@ def test_the_order_of_a_chain_is_found(chain):
     assert found.order.tolist() == [1, 2, 0]
     leaf, causes = found.evidence[0, 0], found.evidence[0, 1:]
     assert 4 * leaf < causes.min()
+
+
+def test_a_table_of_numpy_is_one_to_train_on():
+    table = causal.standardized(np.random.default_rng(0).normal(size=(50, 3)))
+    model = causal.Conditionals(8)
+    found, same = (
+        causal.fit_conditionals(jax.random.key(0), model, data, steps=2)
+        for data in (table, jnp.asarray(table))
+    )
+    chex.assert_trees_all_equal(found, same)

@@ -125,6 +125,7 @@ def _with_nan(value):
         ({"a": BYTES, "b": BYTES}, "b is a second array of train"),
         ({"a": BYTES, "test": REAL}, "held-out ones float32"),
         ({"a": BYTES, "test": BYTES[:3]}, "all held-out images are among"),
+        ({"a": BYTES, "test": BYTES[:0]}, "the held-out part has no images"),
         ({"a": BYTES, "labels": LABELS[:9]}, "one integer for each of the 50 images"),
         ({"a": BYTES, "labels": LABELS / 7}, "labels are float64"),
         ({"a": BYTES, "labels": LABELS + 2**40}, "labels do not fit into 32 bits"),

@@ -252,6 +252,13 @@ def test_a_link_to_a_folder_above_is_named(folder):
         _load(folder)
 
 
+def test_a_link_beyond_the_images_is_named_and_not_what_it_leads_to(folder):
+    """The loop closes at the folder of images, and the advice is to remove what is named."""
+    (folder / "up").symlink_to("..")
+    with pytest.raises(UserError, match=rf"^{folder}/up is a link to a folder that holds it"):
+        _load(folder)
+
+
 def test_a_folder_that_cannot_be_opened_is_named(folder):
     (folder / "sub").mkdir(mode=0)
     if os.access(folder / "sub", os.R_OK):

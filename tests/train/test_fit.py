@@ -227,6 +227,15 @@ def test_a_column_that_float32_cannot_tell_apart_is_named(caplog, offset, warns)
     assert ("column 1 varies by less than" in caplog.text) == warns
 
 
+def test_a_diverged_fit_is_said(law, monkeypatch):
+    monkeypatch.setattr(fit, "fit_hessian", lambda *_, **__: {"kernel": jnp.array([1.0, jnp.nan])})
+    monkeypatch.setattr(fit.pointwise, "hessian_fn", lambda *_, **__: None)
+    with pytest.raises(NonFiniteError, match="the fit of s2 diverged"):
+        fit.train_second_order(
+            jax.random.key(1), law.score, None, law.sample, SIGMA, dim=3, steps=1
+        )
+
+
 @pytest.mark.parametrize(("losses", "taken"), [([np.nan, 2.0, 1.0], 2), ([3.0, np.inf, np.nan], 0)])
 def test_auto_leaves_diverged_fits_out(law, monkeypatch, losses, taken):
     fits, judged = iter(range(3)), iter(losses)

@@ -1,5 +1,6 @@
 """What a run remembers, says and keeps, whatever its length and its settings."""
 
+import errno
 import json
 import logging
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from hos_jax import config as run_config
-from hos_jax.errors import NonFiniteError, OtherRunError
+from hos_jax.errors import NonFiniteError, OtherRunError, UserError
 from hos_jax.evaluation import held_out
 from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.evaluation.generate import course_curves, draw_samples
@@ -98,7 +99,7 @@ def test_steps_of_old_runs_are_in_units_of_sigma_squared(
     assert read.sampling.step_fraction == pytest.approx(fraction)
 
 
-def test_numbers_are_kept_where_no_chain_stays_finite(small_config, tmp_path, caplog):
+def test_numbers_are_kept_where_no_chain_stays_finite(small_config, tmp_path, caplog, monkeypatch):
     config = small_config()
     loop.train_and_evaluate(config, tmp_path)
     # On devices that its batch does not divide over, and with more images in a batch than there.
@@ -111,6 +112,16 @@ def test_numbers_are_kept_where_no_chain_stays_finite(small_config, tmp_path, ca
     assert found["sampling"]["finite"] == 0 and "Langevin is stable below 2" in caplog.text
     assert json.loads((tmp_path / "metrics.json").read_text())["denoise_mse"] > 0
     assert "Samples, each denoised once" not in (tmp_path / "report.html").read_text()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hos_jax.evaluation.evaluate.write_atomically", full)
+    with pytest.raises(OSError, match="No space"), caplog.at_level(logging.WARNING):
+        evaluate_run(config, tmp_path)
+    assert f"{found['denoise_mse']:.4f}" in caplog.text.split("cannot be saved")[1]
+    with pytest.raises(UserError, match=r"cannot write to .*config\.json \(File exists\)"):
+        evaluate_run(config, tmp_path, "config.json")
 
 
 def test_the_network_of_samples_is_compiled_once(small_config, caplog):
