@@ -1,12 +1,14 @@
 """Checkpoints: the last and the best are kept, damage is noticed, nothing is deleted."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hos_jax.errors import UserError
+from hos_jax.files import write_atomically
 from hos_jax.training.checkpoint import Checkpoints, checksum, free_name
 
 
@@ -102,6 +104,19 @@ def test_checksum_depends_on_every_byte():
     tree["params"]["w"][7, 3] = np.nextafter(tree["params"]["w"][7, 3], np.float32(2))
     assert checksum(tree) != before
     assert checksum({"a": jnp.ones(3)}) == checksum({"a": np.ones(3, np.float32)})
+
+
+def test_several_may_write_one_file_at_once(tmp_path):
+    """As two tests of a run do: each ends well, and one of the contents is there, whole."""
+    path, texts = tmp_path / "metrics.json", [letter * 10_000 for letter in "abcd"]
+
+    def write(text):
+        for _ in range(50):
+            write_atomically(path, text)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, texts))
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
 
 
 def test_free_name_never_returns_a_taken_one(tmp_path):
