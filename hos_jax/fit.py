@@ -374,7 +374,8 @@ def train_second_order(
 
     if jacobian_weight != "auto":
         learned, params = learn(jacobian_weight)
-        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+        known = [a for a in jax.tree.leaves(params) if not isinstance(a, jax.core.Tracer)]
+        if not all(np.isfinite(np.asarray(array)).all() for array in known):
             raise NonFiniteError("the fit of s2 diverged: take a smaller learning_rate")
         return learned
 
