@@ -23,7 +23,7 @@ def expanded(path: Path | str | os.PathLike) -> Path:
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, or its parts, so that a kill leaves the old content or the new alone, and
     of several who write at once one of them all."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines([text] if isinstance(text, str) else text)

@@ -69,7 +69,8 @@ def _entries(folder: Path, above: tuple = ()) -> Iterator[tuple[Path, str | None
     identity = (found.st_dev, found.st_ino)
     if identity in above:
         # The loop may close further down, at the folder of images itself.
-        link = next((path for path in (folder, *folder.parents) if path.is_symlink()), folder)
+        within = (folder, *folder.parents)[: len(above)]
+        link = next((path for path in within if path.is_symlink()), folder)
         yield link, "is a link to a folder that holds it"
         return
     for path in children:

@@ -77,10 +77,11 @@ def _may_be_torch(path: Path, begin: bytes) -> bool:
     """Whether a file is a pickle or a zip with one in it: others are not worth a package."""
     if begin[:2] != b"PK":
         return begin[:1] == b"\x80"
-    if not zipfile.is_zipfile(path):  # cut off, as PyTorch will say
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except Exception:  # whatever its damage drives the reader into: PyTorch will say what it is
         return True
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("data.pkl") for name in archive.namelist())
 
 
 def _read_torch(path: Path) -> Any:

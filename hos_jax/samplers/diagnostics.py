@@ -69,8 +69,10 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     spectrum = jnp.fft.rfft(centred, n=2 * count, axis=1)
     products = jnp.fft.irfft(jnp.square(jnp.abs(spectrum)), n=2 * count, axis=1)
     sums = jnp.sum(products[:, : max_lag + 1], axis=0)
-    # Not by the sums: the rounding of the mean is in them. NaN stays.
-    moves = (jnp.max(draws, axis=(0, 1)) != jnp.min(draws, axis=(0, 1))) & (sums[0] != 0)
+    # Not by the sums alone: the rounding of the mean is in them. What is not finite gives NaN.
+    largest = jnp.max(draws, axis=(0, 1))
+    moves = (largest != jnp.min(draws, axis=(0, 1))) | ~jnp.isfinite(largest)
+    moves &= sums[0] != 0
     return jnp.where(moves[None], sums / jnp.where(moves, sums[0], 1.0)[None], 1.0)
 
 

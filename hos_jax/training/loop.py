@@ -291,7 +291,6 @@ def train_and_evaluate(
     parallel.check_agreement("the config", settings)
     parallel.check_agreement("the images", problem.identity())
     files: RunFiles | None = None
-    begun = resume
     try:
         with contextlib.ExitStack() as open_files:
 
@@ -301,13 +300,14 @@ def train_and_evaluate(
                 return state
 
             state = parallel.from_first_process(begin, problem.abstract_state)
-            begun = True
             return _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled)
     except OSError as error:
-        what = f"cannot write to {error.filename or workdir} ({error.strerror or error})"
-        if not begun:
-            raise UserError(f"{what}: the run was not begun") from error
+        what = _refused(error, workdir)
         raise StorageError(f"{what}: the checkpoints that were saved are kept") from error
+
+
+def _refused(error: OSError, workdir: Path) -> str:
+    return f"cannot write to {error.filename or workdir} ({error.strerror or error})"
 
 
 def _begin(
@@ -328,15 +328,20 @@ def _begin(
         # What it said when the run was begun, so that a change is told of every time.
         answer = answer if saved is None else saved
     state, seconds = None if resume else problem.init(), 0.0
-    if make_room is not None:
-        make_room()
-    workdir.mkdir(parents=True, exist_ok=True)
-    open_files.enter_context(locked(workdir))
-    if not resume and (workdir / run_config.CONFIG_FILE).exists():
-        raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
-    if not resume:
-        # The first file of a run: from here on it can be resumed, whenever the process is killed.
-        run_config.save(config, workdir, problem.identity(), problem.data.form, answer)
+    try:
+        if make_room is not None:
+            make_room()
+        workdir.mkdir(parents=True, exist_ok=True)
+        open_files.enter_context(locked(workdir))
+        if not resume and (workdir / run_config.CONFIG_FILE).exists():
+            raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
+        if not resume:
+            # The first file of a run: from here on it can be resumed, however the process ends.
+            run_config.save(config, workdir, problem.identity(), problem.data.form, answer)
+    except OSError as error:
+        if resume:
+            raise
+        raise UserError(f"{_refused(error, workdir)}: the run was not begun") from error
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )

@@ -135,7 +135,9 @@ def choose(
     dtype = jnp.result_type(dtype or float)
     form, norm = _variances(product, dim, candidates, size, dtype)
     # Below the rounding of what was there no variance is told from none, nor is noise.
-    variance = jnp.asarray(noise_std, dtype) ** 2 + 8.0 * jnp.finfo(dtype).eps * form
+    limits = jnp.finfo(dtype)
+    least = jnp.maximum(jnp.asarray(8.0 * float(limits.eps), dtype) * form, limits.tiny)
+    variance = jnp.maximum(jnp.asarray(noise_std, dtype) ** 2, least)
 
     def of_candidates(vector: Array) -> Array:
         if candidates is None:

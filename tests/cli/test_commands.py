@@ -116,7 +116,8 @@ MISTAKES = [
     ((*LOW_RANK, "--ni", "--doc", "rates[1,2]"), "cannot hold checkpoints, with [ ] in its path"),
     ((*LOW_RANK, "--test", "--processes=2"), "--test runs in one process"),
     ((*LOW_RANK, "--test", "--resume_training"), "two commands: give one of them"),
-    ((*LOW_RANK, "--test", "--image_folder=checkpoints/5"), "the folder of the run's checkpoints"),
+    ((*LOW_RANK, "--test", "--image_folder=checkpoints/5"), "'checkpoints/5' is the run's own"),
+    ((*LOW_RANK, "--test", "--image_folder=metrics.json"), "'metrics.json' is the run's own"),
     ((*LOW_RANK, "--compilation_cache=/dev/null/a"), "cannot be made: Not a directory"),
     ((*LOW_RANK, "--resume_training", "--doc", "none"), "no run in"),
     (

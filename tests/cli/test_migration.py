@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
@@ -213,6 +214,16 @@ def test_help_of_a_command(main):
 def test_a_missing_torch_is_one_line(main, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04 something")
+    errors = one_line(*main("import_checkpoint", str(tmp_path / "x.pth"), "--doc", "a"))
+    assert 'pip install "hos_jax[import]"' in errors
+
+
+def test_a_damaged_zip_is_left_to_torch(main, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("a/data.pkl", b"something")
+    content = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(content.replace(b"PK\x01\x02", b"PK\x01\x09"))
     errors = one_line(*main("import_checkpoint", str(tmp_path / "x.pth"), "--doc", "a"))
     assert 'pip install "hos_jax[import]"' in errors
 

@@ -94,6 +94,7 @@ def test_wrong_shapes_raise():
 
 
 def test_draws_that_are_not_finite_give_nan():
+    assert jnp.isnan(diagnostics.autocorrelation(jnp.full((2, 9, 1), jnp.inf), 2)).all()
     draws = jnp.full((2, 9, 1), jnp.nan)
     found = diagnostics.autocorrelation(draws, 2), diagnostics.effective_sample_size(draws)
     assert all(jnp.isnan(one).all() for one in (*found, diagnostics.split_r_hat(draws)))

@@ -363,3 +363,22 @@ def test_rounds_may_be_an_array():
         np.array([1, 2]),
     )
     assert len(set(found.seen.places[:3].tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "noise_std"), [("bfloat16", 1.0), ("float16", 1e-4), ("float32", 1e-23)]
+)
+def test_noise_that_is_zero_in_its_type_and_types_of_16_bits(dtype, noise_std):
+    matrix = jnp.diag(jnp.array([4.0, 2.0, 1.0, 0.0], dtype))
+    found = measure_next.choose(lambda v: matrix @ v, 4, noise_std, 4, dtype=dtype)
+    exact = measure_next.choose(lambda v: jnp.diag(v) @ matrix.astype(float).diagonal(), 4, 1.0, 4)
+    expected = exact.removed if noise_std == 1.0 else jnp.array([4.0, 2.0, 1.0, 0.0])
+    assert found.places.tolist() == [0, 1, 2, 3] and found.removed.dtype == dtype
+    np.testing.assert_allclose(found.removed.astype(float), expected, rtol=0.05)
+
+
+def test_noise_above_the_rounding_counts_as_it_is():
+    matrix = 1e6 * jnp.ones((4, 4), jnp.float32) + jnp.eye(4, dtype=jnp.float32)
+    found = measure_next.choose(lambda v: matrix @ v, 4, 1.0, 3, dtype=jnp.float32)
+    right = measure_next.choose(lambda v: matrix.astype(float) @ v, 4, 1.0, 3)
+    np.testing.assert_allclose(found.removed, right.removed, rtol=0.1)
