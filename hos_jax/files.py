@@ -20,13 +20,14 @@ def expanded(path: Path | str | os.PathLike) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def write_atomically(path: Path, text: str | Iterable[str]) -> None:
-    """Write a text file, or its parts, so that a kill leaves the old content or the new alone, and
-    of several who write at once one of them all."""
+def write_atomically(path: Path, content: str | bytes | Iterable[str]) -> None:
+    """Write a file, of text or its parts or of bytes, so that a kill leaves the old content or the
+    new alone, and of several who write at once one of them all."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines([text] if isinstance(text, str) else text)
+        with temporary.open("wb") as file:
+            parts = [content] if isinstance(content, str | bytes) else content
+            file.writelines(part.encode() if isinstance(part, str) else part for part in parts)
             file.flush()
             # Or the new name could reach the disk before the content, and a power cut come between.
             os.fsync(file.fileno())

@@ -11,9 +11,6 @@ from absl import flags
 from hos_jax.errors import UserError
 from hos_jax.files import check_run_path, expanded, free_name, is_run, locked
 
-# What `--test` must not make a folder of, or draw into.
-_TAKEN = {"checkpoints", "metrics.json", "report.html"}
-
 
 def run_folder(values: flags.FlagValues) -> Path:
     """RUN/DOC; UserError if that is RUN itself or outside: a run may be moved aside, no more."""
@@ -21,8 +18,6 @@ def run_folder(values: flags.FlagValues) -> Path:
         name, path = values[flag].value, Path(values[flag].value)
         if flag != "run" and (not path.parts or path.is_absolute() or ".." in path.parts):
             raise UserError(f"--{flag}={name!r} must be a name or a relative path without '..'")
-        if flag == "image_folder" and path.parts[0] in _TAKEN:
-            raise UserError(f"--{flag}={name!r} is the run's own: choose another name")
         if not name.isprintable():
             raise UserError(f"--{flag}={name!r} has characters that are no text")
     workdir = expanded(values.run) / values.doc

@@ -99,10 +99,12 @@ def evaluate_run(
     """Evaluate a run: `metrics.json`, figures into `workdir / image_folder`, and `report.html`.
 
     Returns what was written to `metrics.json`. UserError as `load_run_as` and, before the work,
-    for a folder that cannot be written.
+    for a folder that cannot be written or is not one for figures.
     """
     begun = time.monotonic()
     workdir = expanded(workdir)
+    if Path(image_folder).parts[:1] in {("checkpoints",), (METRICS_FILE,), (REPORT_FILE,)}:
+        raise UserError(f"--image_folder={image_folder!r} is the run's own: choose another name")
     run = load_run_as(config, workdir)
     _check_room(workdir, workdir / image_folder)
     result = held_out.held_out_metrics(run.problem, run.params)

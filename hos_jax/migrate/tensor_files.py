@@ -6,7 +6,6 @@ reader, which knows arrays and plain containers and nothing else, ever sees one.
 
 import importlib
 import re
-import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from hos_jax.errors import UserError, missing_package, reason
+from hos_jax.files import write_atomically
 
 
 def read(path: Path) -> tuple[Any, dict[str, str]]:
@@ -52,17 +52,13 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     """
     if path.exists():
         raise UserError(f"{path} exists: choose another name")
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # `save_file` makes files that nobody else may read.
-        temporary.write_bytes(save(contiguous, dict(metadata)))
-        temporary.replace(path)
+        write_atomically(path, save(contiguous, dict(metadata)))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {reason(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
