@@ -12,6 +12,9 @@ DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
 .PHONY: demo test test-math test-train test-cli test-faults test-faults-short test-slow test-gpu \
 	coverage notebooks docs package lint format clean
 
+# Large arrays in pages of 2 MB, where the C library and the system have them, spare the system from
+# filling as many small ones with zeros at every step.
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/demo.stamp
 	$(RUN) main.py $(DEMO_FLAGS) --ni
 	$(RUN) main.py $(DEMO_FLAGS) --test

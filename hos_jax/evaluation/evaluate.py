@@ -132,6 +132,7 @@ def evaluate_run(
     except OSError:
         logger.warning("the numbers cannot be saved:\n%s", table(result))
         raise
+    logger.info("numbers: %s; figures and %s are next", workdir / METRICS_FILE, REPORT_FILE)
     drawn = []
     history = read_history(workdir, at_most=4000)
     for name, figure in _figures(run.problem, shown, result, samples, history):

@@ -146,7 +146,8 @@ def calibration(
         shares = directions.get(name)
         if shares is not None:
             right.plot(1 + np.arange(len(shares)), shares, line, markersize=3, label=label)
-    right.set(xlabel="leading directions", ylim=(0, None))
+    # Curves rise to the right: above them there is room for the legend.
+    right.set(xlabel="leading directions", ylim=(0, 1.5 * right.get_ylim()[1]))
     right.set_ylabel("share of the squared error")
     for axis in (left.xaxis, left.yaxis, middle.xaxis):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
