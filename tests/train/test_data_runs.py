@@ -68,7 +68,7 @@ def _page(workdir):
         (2, 1, "none"),
         (2, 1, "low_rank"),
         (3, 2, "diagonal"),
-        (39, 8, "none"),
+        pytest.param(39, 8, "none", marks=pytest.mark.slow),
         (39, 8, "low_rank"),
         (40, 8, "low_rank"),
     ],

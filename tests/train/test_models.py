@@ -41,8 +41,17 @@ def run(model, count=2, shape=SHAPE, sigma=SIGMA):
     return images, params, jax.jit(model.apply)(params, images, sigma)
 
 
-@pytest.mark.parametrize("network", [small_unet, small_mlp, small_refinenet])
-@pytest.mark.parametrize("networks", ["shared", "per_order", "cascade", "per_output"])
+@pytest.mark.parametrize(
+    ("networks", "network"),
+    [
+        *itertools.product(
+            ("shared", "per_order", "cascade", "per_output"), (small_unet, small_mlp)
+        ),
+        *itertools.product(("shared", "per_output"), (small_refinenet,)),
+        pytest.param("per_order", small_refinenet, marks=pytest.mark.slow),
+        pytest.param("cascade", small_refinenet, marks=pytest.mark.slow),
+    ],
+)
 def test_every_network_gives_both_orders(network, networks):
     images, _, outputs = run(ScoreModel(network, SecondOrderHead("low_rank", 3), networks))
     assert outputs.score1.shape == (2, DIM)

@@ -58,7 +58,17 @@ def small_run(small_config, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# The others take half a minute each and more.
+EVERY_TIME = ("causal_order", "cifar10_diagonal_analysis", "unusual_images")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.stem in EVERY_TIME else pytest.mark.slow, id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
 def test_notebook_runs(path, small_run, tmp_path):
     text, count = re.subn(r"STEPS = (0\.3, )?\d+\n", r"STEPS = \g<1>20\n", path.read_text())
     # It trains, which is made short, or takes the weights of the package.

@@ -62,7 +62,9 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-@pytest.fixture(scope="module", params=["low_rank", "local_low_rank"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("low_rank", marks=pytest.mark.slow), "local_low_rank"]
+)
 def run_folder(request, small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     config = small_config(model__head=request.param)
