@@ -87,8 +87,12 @@ def rows(data: Any) -> Sampler:
     floating = jnp.issubdtype(data.dtype, jnp.floating)
     given = data
     data = jnp.asarray(data if floating else data.astype(float))
-    if not jnp.isfinite(data).all():
-        raise ValueError("data has values that are not finite: leave their rows out")
+    # Of NumPy: within a trace all that JAX computes is traced, of constants too.
+    if not isinstance(given, jax.core.Tracer):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(np.asarray(given).astype(data.dtype, copy=False)).all()
+        if not finite:
+            raise ValueError("data has values that are not finite: leave their rows out")
     if isinstance(given, np.ndarray) and data.dtype == jnp.float32:
         spread, size = np.std(given, axis=0, dtype=float), np.max(np.abs(given), axis=0)
         narrow = np.flatnonzero((spread > 0) & (spread < 1e-5 * size))
@@ -112,6 +116,8 @@ def _check_draws(key: PRNGKey, sample: Sampler, count: int, dim: int) -> None:
 
 def _draw(key: PRNGKey, sample: Sampler, count: int, dim: int) -> Array:
     """What a user's sampler gives while JAX traces it, (count, dim); see `fit_score`."""
+    if not callable(sample):
+        raise TypeError(f"expected sample(key, count), got a {type(sample).__name__}: {_REMEDY}")
     try:
         clean = sample(key, count)
     except jax.errors.TracerArrayConversionError as error:
@@ -169,11 +175,13 @@ def _fit(
     sample: Sampler,
     sigma: Array | float,
     *,
-    dim: int,
+    dim: int | None = None,
     batch_size: int = 128,
     **settings: Any,
 ) -> Any:
     """Minimize an objective over fresh samples; `evaluate(params, points, sigma)` is the model."""
+    if dim is None:
+        raise TypeError("dim= is missing: how many values a point has")
     check_counts(dim=dim, batch_size=batch_size)
     check_positive(sigma=sigma)
     _check_draws(key, sample, batch_size, dim)
@@ -252,8 +260,11 @@ def fit_hessian(
       key, sample, sigma, settings: see `fit_score`; sigma is the noise level of `score_fn`.
 
     Raises:
-      ValueError, TypeError: as `fit_score`; ValueError for no layer in common with `start_from`.
+      ValueError, TypeError: as `fit_score`; ValueError for a `ScoreModel`, or no layer in common
+        with `start_from`.
     """
+    if isinstance(model, ScoreModel):
+        raise ValueError("s2 for a score that stays as it is: take a HessianModel, no ScoreModel")
     if loss == "none":
         raise ValueError("a second-order loss is needed, got 'none'")
     scores = jax.vmap(checked_score_fn(score_fn))

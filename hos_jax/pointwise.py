@@ -41,7 +41,8 @@ import numpy as np
 
 from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.models.score_model import ModelOutputs, outputs_of
+from hos_jax.models.hessian_model import HessianModel
+from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.noise import is_within
 from hos_jax.types import Array, ScoreFn, as_positive, at_least_float32, nan_unless
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, Posterior, posterior_from_covariance
@@ -137,6 +138,11 @@ def _at_a_point(
 
     if params is not None and not hasattr(params, "keys"):
         raise TypeError(f"params are a {type(params).__name__}: a noise level is given as sigma=")
+
+    if isinstance(model, HessianModel) and score_fn is None:
+        raise TypeError("a HessianModel needs the score that it was trained beside: score_fn=")
+    if isinstance(model, ScoreModel) and score_fn is not None:
+        raise TypeError("score_fn= is for a HessianModel: this model gives s1 itself")
 
     # Parameters are an argument, or the compiler would take them for constants. Inline, so that
     # within a larger program there is no trace of this one.

@@ -48,7 +48,7 @@ class AdaptedScore:
         """Whether the network has derivatives: no black box has."""
         return not isinstance(self.network, BlackBox)
 
-    def __call__(self, noisy: Array, sigma: Array | float) -> Array:
+    def __call__(self, noisy: Array, sigma: Array | float | None = None) -> Array:
         """s1 at one point, (D,) or an image (H, W, C); sigma is a positive scalar, data units.
 
         For a point of 16 bits the network is shown 16 bits and told the time in float32. NaN where
@@ -57,7 +57,11 @@ class AdaptedScore:
         Raises:
           ValueError: for integers, a point of another shape, a sigma that is not positive or is
             outside of the process, or a network whose prediction is not of its input's shape.
+          TypeError: without sigma.
         """
+        if sigma is None:
+            # What takes a score of one point and nothing else called it.
+            raise TypeError("an adapted score needs sigma: give lambda noisy: score(noisy, sigma)")
         noisy = jnp.asarray(noisy)
         check_floating(noisy=noisy)
         check_positive(sigma=sigma)
@@ -99,8 +103,9 @@ class AdaptedScore:
             )
 
     def _knows(self, level: Any) -> Any:
-        """Whether the process has a level, but for rounding."""
-        low, high = self.process.smallest * (1.0 - 1e-6), self.process.largest * (1.0 + 1e-6)
+        """Whether the process has a level, but for rounding: of levels that are powers, or were
+        divided by a scale, more than the last digit."""
+        low, high = self.process.smallest * (1.0 - 1e-5), self.process.largest * (1.0 + 1e-5)
         return (low <= level) & (level <= high)
 
     def _evaluate(self, shown: Array, time: Array) -> Array:

@@ -20,8 +20,13 @@ Train scores of order one and two by denoising, and test what was trained.
   hos-jax --runner LowRankHybridRunner --config unet_mnist --doc my_run --test
   hos-jax --doc my_run --test    # with the settings that the run was made with
 
-Open what the published code saved, and give parameters to others (--help of each says more).
+What else it does (--help of each says more): a picture with error bars by a run; the second order
+of a denoiser of your own; what causes what in a table; what the published code saved as a run, and
+parameters for others.
 
+  hos-jax denoise picture.png --doc my_run
+  hos-jax second_order --denoiser my_denoiser.py:denoise --data my_photos --sigma 25/255
+  hos-jax causal_order table.csv
   hos-jax import_checkpoint checkpoint.pth --doc my_run --noise 0.5
   hos-jax export_parameters --doc my_run --output my_run.safetensors
 
@@ -205,11 +210,11 @@ def _without_traceback(message: str) -> str:
 
 
 def parse(
-    argv: list[str], is_command: Callable[[str], bool] = lambda word: False
+    argv: list[str], hint_of: Callable[[str], str] = lambda word: "see --help"
 ) -> flags.FlagValues | None:
     """Flags from arguments, the program's name first; None if only help was wanted; or UserError.
 
-    `is_command` says whether a word would have named a command if it stood first.
+    `hint_of` says what to do about a word that is no flag.
     """
     values = flags.FlagValues()
     if {"-h", "--help", "-help", "--helpfull"} & set(argv):
@@ -233,8 +238,7 @@ def parse(
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
         raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
     if len(rest) > 1:
-        hint = "it goes first" if is_command(rest[1]) else "see --help"
-        raise UserError(f"unexpected argument {rest[1]!r} ({hint})")
+        raise UserError(f"unexpected argument {rest[1]!r} ({hint_of(rest[1])})")
     for name in ("runner", "config"):
         # A config read back from a run names its runner.
         if not values[name].present and arguments == original:

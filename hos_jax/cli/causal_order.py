@@ -38,6 +38,16 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer("seed", 0, "Seed of everything random.", 0, 2**32 - 1, **define)
 
 
+def _check_commas(path: Path, rows: list[list[str]]) -> None:
+    """Raise UserError where something else than commas parts the columns, in two rows."""
+    for mark, what in ((";", "semicolons"), ("\t", "tabs")):
+        parted = [any(mark in value for value in row) for row in rows[:2]]
+        if len(parted) == 2 and all(parted):
+            remedy = f"save it with commas (pandas: read_csv({str(path)!r}, sep={mark!r}), with "
+            remedy += "decimal=',' for decimal commas, and to_csv of another name, index=False)"
+            raise UserError(f"{path}: columns are parted by {what}: {remedy}")
+
+
 def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """Names of the columns and the numbers of a table, (N, D).
 
@@ -63,6 +73,7 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if not lines:
         raise UserError(f"{path} is empty")
+    _check_commas(path, [row for _, row in lines])
     names = [str(j) for j in range(len(lines[0][1]))]
     if not all(map(_is_number, lines[0][1])):
         names = [name.strip() for name in lines.pop(0)[1]]

@@ -13,7 +13,7 @@ from hos_jax.cli.compiled import keep_compiled
 from hos_jax.cli.logs import start_logging
 from hos_jax.cli.run_folder import run_folder
 from hos_jax.cli.train import train
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, did_you_mean
 
 REMEDIES = {
     errors.NoRunError: "; check --run and --doc",
@@ -67,6 +67,13 @@ def is_command(word: str) -> bool:
     return word in COMMANDS
 
 
+def _hint_of(word: str) -> str:
+    """What to do about a word that is no flag and not the first."""
+    from hos_jax.cli.commands import COMMANDS
+
+    return "it goes first" if word in COMMANDS else f"{did_you_mean(word, COMMANDS)}see --help"
+
+
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status.
 
@@ -78,7 +85,9 @@ def main(argv: list[str]) -> int:
             from hos_jax.cli.commands import run_command
 
             return run_command(argv[1:])
-        values = parse(argv, is_command)
+        if argv[1:2] and not argv[1].startswith("-"):
+            raise UserError(f"unexpected argument {argv[1]!r} ({_hint_of(argv[1])})")
+        values = parse(argv, _hint_of)
         if values is None:
             return 0
         start_logging(values.verbose)

@@ -259,6 +259,8 @@ def read_picture(path: Path, *, grey: bool) -> np.ndarray:
     def prepare(_: Path, image: Image.Image) -> np.ndarray:
         return np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image)
 
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give one picture in it")
     if not path.is_file():  # to open a named pipe would wait for who writes to it
         raise UserError(f"there is no picture {path}: check the path")
     with warnings.catch_warnings():

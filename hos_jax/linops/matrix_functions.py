@@ -59,9 +59,11 @@ def _divided_difference(function: SpectralFunction, left: Array, right: Array) -
     return jnp.where(near, slope, (first - second) / jnp.where(near, 1.0, gap))
 
 
-def _closed(function: SpectralFunction, dtype) -> tuple[Callable, list[Any]]:
-    """The function as `f(values, *constants)`, with the numbers it closes over as arguments."""
-    one, constants = jax.closure_convert(function, jnp.zeros((), dtype))
+def _closed(function: SpectralFunction, like: Array) -> tuple[Callable, list[Any]]:
+    """The function as `f(values, *constants)`, with the numbers it closes over as arguments, for
+    values that are made of `like`."""
+    # A zero that, inside `jax.shard_map`, varies over the devices as such values do.
+    one, constants = jax.closure_convert(function, jnp.sum(like.ravel()[:0]))
 
     def of(values: Array, *arguments: Any) -> Array:
         flat = jax.vmap(lambda value: one(value, *arguments))(values.ravel())
@@ -72,7 +74,7 @@ def _closed(function: SpectralFunction, dtype) -> tuple[Callable, list[Any]]:
 
 def spectral_matrix(matrix: Array, function: SpectralFunction) -> Array:
     """f(A), (D, D), for a symmetric A, (D, D); in O(D^3)."""
-    of, constants = _closed(function, matrix.dtype)
+    of, constants = _closed(function, matrix)
     return _spectral(of, matrix, constants)
 
 
@@ -122,7 +124,7 @@ def lanczos_product(
     `matvec(matrix, columns)` is A V, (D, k), differentiable in `matrix`, any pytree; K = `size` is
     at most D.
     """
-    of, constants = _closed(function, vector.dtype)
+    of, constants = _closed(function, vector)
     value, error = _lanczos(of, matvec, size, matrix, constants, vector)
     return MatrixFunctionProduct(value, jax.lax.stop_gradient(error))
 

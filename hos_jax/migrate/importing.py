@@ -15,7 +15,7 @@ import ml_collections
 from hos_jax import config as run_config
 from hos_jax.config.networks import make_model
 from hos_jax.config.runners import RUNNERS, apply_runner
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, did_you_mean
 from hos_jax.files import check_run_path, expanded, locked
 from hos_jax.migrate import tensor_files
 from hos_jax.migrate.parameters import check_fits, from_arrays, with_denoiser
@@ -99,6 +99,8 @@ def import_checkpoint(
     source, workdir = expanded(source), expanded(workdir)
     if str(source) in NAMES and not source.is_file():
         source = path_of(str(source))
+    if not source.is_file():
+        raise UserError(f"no file {source}: {did_you_mean(str(source), NAMES)}check the path")
     content, metadata = tensor_files.read(source)
     found, answer = None, None
     if "format" in metadata:

@@ -165,9 +165,10 @@ class Checkpoints:
                     (self.directory / name).rename(free_name(folder / name))
                 self._manager.reload()
             return restored
-        raise UserError(
-            f"no readable checkpoint in {self.directory}: check the path, or train from the start"
-        )
+        remedy = "check the path, or train from the start"
+        if not unreadable:
+            remedy = f"there is none yet: wait for it where the run is being trained; else {remedy}"
+        raise UserError(f"no readable checkpoint in {self.directory}: {remedy}")
 
     def _restore_step(self, step: int, template: Any) -> Restored:
         host_template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)

@@ -81,6 +81,9 @@ class Observation:
         if not hasattr(self.values, "dtype"):
             kind = type(self.values).__name__
             raise ValueError(f"values are a {kind}; make an array of them: jnp.asarray(values)")
+        if not callable(self.forward):
+            kind = type(self.forward).__name__
+            raise ValueError(f"forward is the function x -> A x, got a {kind}: lambda x: A @ x")
         try:
             predicted = jax.eval_shape(self.forward, like)
         except jax.errors.TracerArrayConversionError as error:
@@ -308,13 +311,11 @@ def descend(
         clean, more = draw(draw_key, noisy, sigma)
         return bridge(noise_key, clean, noisy, sigma, following), more
 
-    last = len(sigmas) - 1
-    levels = jnp.arange(last, dtype=jnp.int32), sigmas[:-1], sigmas[1:]
-    noisy, before = jax.lax.scan(step, start, levels)
-    clean, more = draw(jax.random.fold_in(key, last), noisy, sigmas[-1])
-    if not has_aux:
-        return clean
-    return clean, jax.tree.map(lambda a, b: jnp.append(a, b[None], 0), before, more)
+    # With a level 0 at the end, of which the draw is the last x itself, one loop traces `draw_fn`
+    # once.
+    levels = jnp.arange(len(sigmas), dtype=jnp.int32), sigmas, jnp.append(sigmas[1:], 0.0)
+    clean, more = jax.lax.scan(step, start, levels)
+    return (clean, more) if has_aux else clean
 
 
 def sample_posterior(

@@ -42,8 +42,13 @@ class Choice(NamedTuple):
     columns: Array
 
 
-def _checked(dim: int, candidates: Candidates) -> tuple[Candidates, int]:
+def _checked(product: Product, dim: int, candidates: Candidates) -> tuple[Candidates, int]:
     """The candidates as JAX takes them, and how many there are."""
+    if not callable(product):
+        kind = type(product).__name__
+        raise TypeError(
+            f"product is the function v -> K v, got a {kind}: give its matvec, or K.dot"
+        )
     if candidates is None or callable(candidates):
         return candidates, dim
     candidates = jnp.asarray(candidates)
@@ -102,7 +107,7 @@ def variance_removed(
       dtype: of the vectors that `product` takes; JAX's usual floating type by default.
     """
     check_positive(noise_std=noise_std)
-    known = _checked(dim, candidates)
+    known = _checked(product, dim, candidates)
     form, norm = _variances(product, dim, *known, jnp.result_type(dtype or float))
     return norm / (noise_std**2 + form)
 
@@ -128,7 +133,7 @@ def choose(
     """
     check_positive(noise_std=noise_std)
     check_counts(count=count)
-    candidates, size = _checked(dim, candidates)
+    candidates, size = _checked(product, dim, candidates)
     free, left = _left(size, allowed)
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")

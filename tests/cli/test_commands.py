@@ -112,6 +112,7 @@ MISTAKES = [
     ((*LOW_RANK, "--rank", "65"), "exceeds the 64 values"),
     ((*LOW_RANK, "--config.data.name=minst"), "data.name is 'minst'"),
     ((*LOW_RANK, "stray"), "unexpected argument 'stray'"),
+    (("densoise", "a.png"), "unexpected argument 'densoise' (did you mean denoise?"),
     ((*LOW_RANK, "--test", "--doc", "none"), "no run in"),
     ((*LOW_RANK, "--ni", "--doc", "rates[1,2]"), "cannot hold checkpoints, with [ ] in its path"),
     ((*LOW_RANK, "--test", "--processes=2"), "--test runs in one process"),

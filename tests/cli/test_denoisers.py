@@ -252,6 +252,7 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
         ),
         (["denoise", "--doc=a"], "denoise needs the path of one picture"),
         (["denoise", "none.png", "--doc=a"], "there is no picture none.png"),
+        (["denoise", "runs", "--doc=a"], "runs is a folder: give one picture in it"),
         (["denoise", "mine.py", "--doc=a"], "mine.py is not a readable image"),
         (["denoise", "one.png", "--doc=b"], "no run in runs/b"),
         (["denoise", "one.png", "--doc=a", "--sigma=0.2"], "the run was trained at sigma 0.09804"),

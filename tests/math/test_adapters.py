@@ -170,6 +170,16 @@ def test_a_level_beyond_the_schedule_is_refused_or_nan():
             score_fn(POINT, sigma)
         assert jnp.isnan(jax.jit(score_fn)(POINT, sigma)).all()
     assert jnp.isfinite(jax.jit(score_fn)(POINT, 0.5)).all()
+    with pytest.raises(TypeError, match=r"needs sigma: give lambda noisy: score\(noisy, sigma\)"):
+        score_fn(POINT)
+
+
+def test_ends_of_a_ladder_in_float32_are_levels_of_the_network():
+    process = adapters.ddpm(COSINE)
+    score_fn = jax.jit(adapters.score_fn(lambda x, t: x, "noise", process, std=0.5))
+    for end in (process.largest * 0.5 * (1.0 + 3e-6), process.smallest * 0.5 * (1.0 - 3e-6)):
+        assert jnp.isfinite(score_fn(POINT, end)).all()
+    assert jnp.isnan(score_fn(POINT, process.largest * 0.5 * 1.0001)).all()
 
 
 def test_a_search_for_nan_finds_none_where_nothing_is_wrong():

@@ -242,6 +242,7 @@ def test_a_map_that_is_not_linear_is_refused(wrong):
         (jnp.zeros(()), lambda x: x[0], "one shape"),
         (jnp.zeros((2, COUNT)), lambda x: jnp.stack([forward(x)] * 2), "vmap"),
         (jnp.zeros(4), jnp.fft.rfft, "real floating"),
+        (jnp.zeros(COUNT), jnp.ones((COUNT, DIM)), "forward is the function x -> A x, got a"),
         (jnp.zeros(2, jnp.int32), lambda x: x[:2].astype(jnp.int32), "real floating"),
         (jnp.zeros(COUNT, complex), forward, "values are complex"),
         (jnp.zeros(3), lambda x: np.asarray(x)[:3], "operations of jax.numpy, not of numpy"),

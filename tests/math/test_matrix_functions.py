@@ -160,3 +160,23 @@ def test_the_functions_of_an_ozaki_step_have_their_derivatives_near_zero():
     np.testing.assert_allclose(slope, series, rtol=1e-11)
     values = [sum(t**k / np.prod(np.arange(1.0, k + 2)) for k in range(20)) for t in points]
     np.testing.assert_allclose(ozaki.relative_expm1(points), values, rtol=1e-14)
+
+
+def test_functions_of_dense_matrices_work_inside_shard_map():
+    """What the function closes over is the same on all devices, its values are not."""
+    mesh = jax.make_mesh((1,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("devices")
+
+    def product(vector, time):
+        matrix = Dense(jnp.outer(vector, vector) + jnp.diag(vector))
+        return matrix.function_product(lambda x: jnp.exp(-time * x), vector).value
+
+    def all_products(vectors):
+        def each(vectors):
+            return jax.vmap(product, (0, None))(vectors, time)
+
+        return jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec)(vectors)
+
+    vectors, time = jnp.asarray(RNG.normal(size=(2, DIM))), jnp.asarray(0.3)
+    expected = jax.vmap(product, (0, None))(vectors, time)
+    np.testing.assert_allclose(jax.jit(all_products)(vectors), expected, rtol=1e-9)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hos_jax import distributions, errors, uncertainty
-from hos_jax.linops import DiagonalPlusLowRank
+from hos_jax.linops import Dense, DiagonalPlusLowRank
 from hos_jax.uses import measure_next
 
 DIM, NOISE_STD = 12, 0.3
@@ -287,6 +287,9 @@ def test_bad_input_is_refused():
         measure_next.choose(product, DIM, NOISE_STD, 3, allowed=allowed)
     with pytest.raises(ValueError, match="noise_std"):
         measure_next.choose(product, DIM, 0.0, 3)
+    for matrix in (jnp.eye(DIM), Dense(jnp.eye(DIM))):
+        with pytest.raises(TypeError, match="product is the function v -> K v, got a"):
+            measure_next.choose(matrix, DIM, NOISE_STD, 3)
     for rounds, message in [([1, 0], "one value or more"), ([8, 5], "13 values to measure, of 12")]:
         with pytest.raises(ValueError, match=message):
             measure_next.reveal(jax.random.key(0), exact_belief, None, NOISE_STD, rounds)

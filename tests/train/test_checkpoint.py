@@ -98,6 +98,13 @@ def test_when_none_can_be_read_nothing_moves(filled):
     checkpoints.close()
 
 
+def test_a_run_that_has_saved_nothing_is_waited_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    with pytest.raises(UserError, match="there is none yet: wait for it"):
+        checkpoints.restore(state(0))
+    checkpoints.close()
+
+
 def test_checksum_depends_on_every_byte():
     tree = state(1)
     before = checksum(tree)

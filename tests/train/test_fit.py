@@ -250,6 +250,16 @@ def test_auto_leaves_diverged_fits_out(law, monkeypatch, losses, taken):
         learn(*map(jax.random.clone, arguments[:1]), *arguments[1:])
 
 
+def test_rows_may_be_asked_for_within_a_compiled_function():
+    data = np.random.default_rng(0).normal(size=(20, 2))
+    draw = jax.jit(lambda key: fit.rows(data)(key, 5))
+    np.testing.assert_array_equal(draw(jax.random.key(0)), fit.rows(data)(jax.random.key(0), 5))
+    given = jax.jit(lambda key, data: fit.rows(data)(key, 5))(jax.random.key(0), data)
+    np.testing.assert_array_equal(given, fit.rows(data)(jax.random.key(0), 5))
+    with pytest.raises(ValueError, match="not finite"):
+        jax.jit(lambda key: fit.rows(np.full((2, 2), np.nan))(key, 5))(jax.random.key(0))
+
+
 def test_rows_of_large_integers_do_not_wrap():
     drawn = fit.rows(np.full((3, 2), 2**40))(jax.random.key(0), 4)
     np.testing.assert_array_equal(drawn, np.full((4, 2), 2.0**40))
@@ -269,6 +279,7 @@ def test_a_sigma_that_is_none_is_refused(law, sigma):
         lambda key, count: np.ones((9, 3))[jax.random.randint(key, (count,), 0, 9)],
         lambda _key, count: np.random.default_rng(0).normal(size=(count, 3)),
         lambda _key, count: jnp.asarray(np.random.default_rng(0).normal(size=(count, 3))),
+        np.ones((9, 3)),
     ],
 )
 def test_a_sampler_in_numpy_is_told_what_to_do(sample):
@@ -281,6 +292,16 @@ def test_a_head_that_would_not_be_trained_is_refused(law):
     model = ScoreModel(NETWORK, SecondOrderHead("diagonal"))
     with pytest.raises(ValueError, match="trains s1 alone"):
         fit.fit_score(jax.random.key(0), model, law.sample, SIGMA, dim=3, steps=1)
+
+
+@pytest.mark.parametrize("head", [None, SecondOrderHead("diagonal")])
+def test_s2_beside_a_score_takes_a_hessian_model(law, head):
+    model = ScoreModel(NETWORK, head)
+    with pytest.raises(ValueError, match="take a HessianModel"):
+        fit.fit_hessian(jax.random.key(0), law.score, model, law.sample, SIGMA, dim=3, steps=1)
+    model = HessianModel(NETWORK, SecondOrderHead("diagonal"))
+    with pytest.raises(TypeError, match="dim= is missing"):
+        fit.fit_hessian(jax.random.key(0), law.score, model, law.sample, SIGMA, steps=1)
 
 
 def test_what_was_trained_is_traced_once(law):

@@ -148,6 +148,10 @@ def test_vectors_and_a_score_from_elsewhere():
     close(pointwise.hessian_fn(model, params, SIGMA, **options)(points[0]), at(outputs.score2, 0))
     with pytest.raises(ValueError, match=r"not of points of the shape \(4,\)"):
         pointwise.hessian_fn(model, params, SIGMA, **options)(jnp.zeros(4))
+    with pytest.raises(TypeError, match=r"trained beside: score_fn="):
+        pointwise.posterior_fn(model, params, SIGMA)
+    with pytest.raises(TypeError, match="this model gives s1 itself"):
+        pointwise.posterior_fn(ScoreModel(MLP_8), params, SIGMA, **options)
 
 
 def test_what_is_no_point_or_has_no_second_order_is_refused(images):
