@@ -214,10 +214,17 @@ def test_damage_is_that_file_s_error(folder, caplog, damage):
     assert "1 files are skipped" in caplog.text and "bad.png" in caplog.text
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: None])
-def test_what_is_no_file_is_no_picture(tmp_path, make):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, r"there is no picture .*x\.png: check the path"),
+        (lambda path: None, r"there is no picture .*x\.png: check the path"),
+        (Path.mkdir, r"x\.png is a folder: give one picture in it"),
+    ],
+)
+def test_what_is_no_file_is_no_picture(tmp_path, make, message):
     make(tmp_path / "x.png")
-    with pytest.raises(UserError, match=r"there is no picture .*x\.png: check the path"):
+    with pytest.raises(UserError, match=message):
         read_picture(tmp_path / "x.png", grey=False)
 
 
