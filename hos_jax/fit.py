@@ -227,7 +227,7 @@ def fit_score(
         of another shape or of integers, or a model of higher orders, which would stay as they were
         initialized.
       TypeError: for samples that do not depend on the key, as those drawn by NumPy, which would be
-        the same at every step.
+        the same at every step; for data in place of a function; without `dim`.
     """
     if model.head is not None or model.third_order:
         raise ValueError("fit_score trains s1 alone: take a model without a head, and fit_hessian")

@@ -99,7 +99,7 @@ def variance_removed(
     """|K a|^2 / (t^2 + a^T K a) of each candidate, (M,), data units^2.
 
     Args:
-      product: v -> K v, (D,) -> (D,).
+      product: v -> K v, (D,) -> (D,); TypeError for what is no function.
       dim: D.
       noise_std: t, the deviation of a measurement's noise; ValueError unless it is positive.
       candidates: a of each, (M, D); of D ones also a function, places (m,) -> (m, D); None for the
