@@ -68,7 +68,7 @@ def is_command(word: str) -> bool:
 
 
 def _hint_of(word: str) -> str:
-    """What to do about a word that is no flag and not the first."""
+    """What to do about a word that is no flag, nor a command in its place."""
     from hos_jax.cli.commands import COMMANDS
 
     return "it goes first" if word in COMMANDS else f"{did_you_mean(word, COMMANDS)}see --help"

@@ -43,7 +43,8 @@ class Choice(NamedTuple):
 
 
 def _checked(product: Product, dim: int, candidates: Candidates) -> tuple[Candidates, int]:
-    """The candidates as JAX takes them, and how many there are."""
+    """The candidates as JAX takes them, and how many there are; raises for those of another shape,
+    and for a product that is no function."""
     if not callable(product):
         kind = type(product).__name__
         raise TypeError(
