@@ -47,6 +47,7 @@ from hos_jax.types import (
     as_positive,
     check_counts,
     check_floating,
+    check_function,
     check_positive,
     check_unmasked,
     checked_score_fn,
@@ -116,8 +117,7 @@ def _check_draws(key: PRNGKey, sample: Sampler, count: int, dim: int) -> None:
 
 def _draw(key: PRNGKey, sample: Sampler, count: int, dim: int) -> Array:
     """What a user's sampler gives while JAX traces it, (count, dim); see `fit_score`."""
-    if not callable(sample):
-        raise TypeError(f"expected sample(key, count), got a {type(sample).__name__}: {_REMEDY}")
+    check_function(sample, "expected sample(key, count)", _REMEDY)
     try:
         clean = sample(key, count)
     except jax.errors.TracerArrayConversionError as error:

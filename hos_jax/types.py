@@ -88,6 +88,12 @@ def check_structured(hessian: Any, name: str) -> None:
         raise TypeError(f"{name} is an array of the shape {shape}: wrap it, linops.Dense({name})")
 
 
+def check_function(function: Any, claim: str, remedy: str) -> None:
+    """Raise TypeError for what is no function: what it should be, what it is, what to give."""
+    if not callable(function):
+        raise TypeError(f"{claim}, got a {type(function).__name__}: {remedy}")
+
+
 def check_counts(least: int = 1, /, **counts: int) -> None:
     """Raise ValueError for what is no whole number, or one below `least`."""
     for name, count in counts.items():

@@ -58,15 +58,6 @@ def run(values: flags.FlagValues) -> int:
     return train(config, workdir, resume=values.resume_training, no_interaction=values.ni)
 
 
-def is_command(word: str) -> bool:
-    """Whether a word names a command; for a flag nothing is loaded to find out."""
-    if word.startswith("-"):
-        return False
-    from hos_jax.cli.commands import COMMANDS
-
-    return word in COMMANDS
-
-
 def _hint_of(word: str) -> str:
     """What to do about a word that is no flag, nor a command in its place."""
     from hos_jax.cli.commands import COMMANDS
@@ -81,11 +72,11 @@ def main(argv: list[str]) -> int:
     Ctrl-C and 143 for SIGTERM. A `BrokenPipeError` passes.
     """
     try:
-        if argv[1:2] and is_command(argv[1]):
-            from hos_jax.cli.commands import run_command
-
-            return run_command(argv[1:])
         if argv[1:2] and not argv[1].startswith("-"):
+            from hos_jax.cli.commands import COMMANDS, run_command
+
+            if argv[1] in COMMANDS:
+                return run_command(argv[1:])
             raise UserError(f"unexpected argument {argv[1]!r} ({_hint_of(argv[1])})")
         values = parse(argv, _hint_of)
         if values is None:

@@ -40,6 +40,7 @@ from hos_jax.types import (
     as_positive,
     at_least_float32,
     check_floating,
+    check_function,
     check_unmasked,
     check_vectors,
     nan_unless,
@@ -76,14 +77,13 @@ class Observation:
 
     def check(self, like: Array) -> None:
         """ValueError unless it is a measurement of points like this one, (D,): b finite, t positive
-        (unless traced), and the map affine, real and of the shape of b."""
+        (unless traced), and the map affine, real and of the shape of b; TypeError for a map that is
+        no function."""
         check_vectors(like=like)
         if not hasattr(self.values, "dtype"):
             kind = type(self.values).__name__
             raise ValueError(f"values are a {kind}; make an array of them: jnp.asarray(values)")
-        if not callable(self.forward):
-            kind = type(self.forward).__name__
-            raise ValueError(f"forward is the function x -> A x, got a {kind}: lambda x: A @ x")
+        check_function(self.forward, "forward is the function x -> A x", "lambda x: A @ x")
         try:
             predicted = jax.eval_shape(self.forward, like)
         except jax.errors.TracerArrayConversionError as error:
@@ -181,7 +181,7 @@ def condition(
     """The posterior mean given the observation too, with what the solver says of itself.
 
     Conjugate gradients stop at a residual of `tolerance`, relative to n2(b - A m)^(1/2), or after
-    `max_iterations` products with S. ValueError as `Observation.check`.
+    `max_iterations` products with S. Raises as `Observation.check`.
     """
     observation.check(posterior.mean)
     predicted = observation.forward(posterior.mean)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 
-from hos_jax.types import Array, check_counts, check_positive
+from hos_jax.types import Array, check_counts, check_function, check_positive
 
 Product = Callable[[Array], Array]
 # Places (m,) -> a of each, (m, D).
@@ -45,11 +45,7 @@ class Choice(NamedTuple):
 def _checked(product: Product, dim: int, candidates: Candidates) -> tuple[Candidates, int]:
     """The candidates as JAX takes them, and how many there are; raises for those of another shape,
     and for a product that is no function."""
-    if not callable(product):
-        kind = type(product).__name__
-        raise TypeError(
-            f"product is the function v -> K v, got a {kind}: give its matvec, or K.dot"
-        )
+    check_function(product, "product is the function v -> K v", "give its matvec, or K.dot")
     if candidates is None or callable(candidates):
         return candidates, dim
     candidates = jnp.asarray(candidates)

@@ -242,7 +242,6 @@ def test_a_map_that_is_not_linear_is_refused(wrong):
         (jnp.zeros(()), lambda x: x[0], "one shape"),
         (jnp.zeros((2, COUNT)), lambda x: jnp.stack([forward(x)] * 2), "vmap"),
         (jnp.zeros(4), jnp.fft.rfft, "real floating"),
-        (jnp.zeros(COUNT), jnp.ones((COUNT, DIM)), "forward is the function x -> A x, got a"),
         (jnp.zeros(2, jnp.int32), lambda x: x[:2].astype(jnp.int32), "real floating"),
         (jnp.zeros(COUNT, complex), forward, "values are complex"),
         (jnp.zeros(3), lambda x: np.asarray(x)[:3], "operations of jax.numpy, not of numpy"),
@@ -262,6 +261,12 @@ def test_measurements_of_another_shape_or_type_are_refused(values, map_, message
 def test_levels_that_do_not_fall_are_refused(sigmas):
     with pytest.raises(ValueError, match="in falling order"):
         inverse.descend(jax.random.key(0), lambda k, y, s: y, jnp.zeros(3), jnp.asarray(sigmas))
+
+
+def test_a_matrix_in_place_of_the_map_is_refused():
+    observation = inverse.Observation(jnp.zeros(COUNT), NOISE_STD, jnp.ones((COUNT, DIM)))
+    with pytest.raises(TypeError, match="forward is the function x -> A x, got a"):
+        inverse.conditional_mean(posterior_fn(jnp.zeros(DIM), 1.0), observation)
 
 
 def test_levels_of_more_digits_than_the_point_will_do():
