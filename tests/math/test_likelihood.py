@@ -68,8 +68,15 @@ def solver(name, dim, way="structured", max_steps=1000):
     )
 
 
-@pytest.mark.parametrize("name", ["gaussian", "mixture"])
-@pytest.mark.parametrize("dim", [10, 100])
+@pytest.mark.parametrize(
+    ("dim", "name"),
+    [
+        pytest.param(10, "gaussian", marks=pytest.mark.slow),
+        pytest.param(100, "mixture", marks=pytest.mark.slow),
+        (10, "mixture"),
+        (100, "gaussian"),
+    ],
+)
 def test_the_log_density_is_exact(name, dim):
     points = points_of(name, dim)
     found = solver(name, dim)(points)
@@ -316,7 +323,14 @@ def make_covariance(structure, side=4):
     return local if structure == "local" else LocalPlusLowRank(local, factor)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+# A local one is part of the one with columns.
+@pytest.mark.parametrize(
+    "structure",
+    [
+        pytest.param(structure, marks=pytest.mark.slow if structure == "local" else ())
+        for structure in STRUCTURES
+    ],
+)
 def test_a_step_costs_the_divergence_of_its_gaussians(structure):
     """The mean over draws and probes, against the closed form with dense matrices."""
     covariance, sigma, following = make_covariance(structure), 0.7, 0.4

@@ -117,7 +117,7 @@ def test_everything_is_that_of_the_dense_factor(image_shape, reach):
     [
         ((4, 3, 1), 1, "some"),
         ((4, 3, 1), 1, "none"),
-        ((2, 3, 2), 2, "some"),
+        pytest.param((2, 3, 2), 2, "some", marks=pytest.mark.slow),
         ((1, 9, 2), 2, "some"),
     ],
 )

@@ -73,35 +73,34 @@ def test_values_and_gradients_are_those_of_the_exponential(name, dense):
     chex.assert_trees_all_close(slopes, expected, rtol=1e-7, atol=1e-9)
 
 
+def step(a):
+    state = ozaki.OzakiState(VECTOR, OTHER, a)
+    kernel = ozaki.build_kernel()
+    return jnp.sum(kernel(jax.random.key(0), state, lambda x: (OTHER, a), 0.3)[0].position)
+
+
+FUNCTIONS = {
+    "norm": lambda a: a.norm(),
+    "squared_norm": lambda a: a.squared_norm(),
+    "scale": lambda a: jnp.sum(a.scale(jnp.square(VECTOR[0]) * 0.0).to_dense()),
+    "floor": lambda a: jnp.sum(a.floor(0.1)[0].to_dense()),
+    "likelihood": lambda a: sum(a.floor(0.1)[0].inverse_quadratic_form_and_logdet(VECTOR)),
+    "solve": lambda a: jnp.sum(a.floor(0.1)[0].solve(VECTOR)),
+    "sample": lambda a: jnp.sum(a.floor(0.1)[0].sample(jax.random.key(0), 2)),
+    "eigenvalues": lambda a: jnp.sum(a.top_eigenpairs(2).eigenvalues),
+    "eigenvectors": lambda a: jnp.sum(a.top_eigenpairs(2).eigenvectors),
+    "step": step,
+}
+
+
+@jax.jit
+def slopes_of(a):
+    return {name: jax.grad(function)(a) for name, function in FUNCTIONS.items()}
+
+
 def test_every_gradient_is_finite(matrix):
     """Norms, floors, eigenvalues and steps of Ozaki, at zero matrices and repeated eigenvalues."""
-
-    def step(a):
-        state = ozaki.OzakiState(VECTOR, OTHER, a)
-        kernel = ozaki.build_kernel()
-        return jnp.sum(kernel(jax.random.key(0), state, lambda x: (OTHER, a), 0.3)[0].position)
-
-    def likelihood(a):
-        return sum(a.floor(0.1)[0].inverse_quadratic_form_and_logdet(VECTOR))
-
-    functions = {
-        "norm": lambda a: a.norm(),
-        "squared_norm": lambda a: a.squared_norm(),
-        "scale": lambda a: jnp.sum(a.scale(jnp.square(VECTOR[0]) * 0.0).to_dense()),
-        "floor": lambda a: jnp.sum(a.floor(0.1)[0].to_dense()),
-        "likelihood": likelihood,
-        "solve": lambda a: jnp.sum(a.floor(0.1)[0].solve(VECTOR)),
-        "sample": lambda a: jnp.sum(a.floor(0.1)[0].sample(jax.random.key(0), 2)),
-        "eigenvalues": lambda a: jnp.sum(a.top_eigenpairs(2).eigenvalues),
-        "eigenvectors": lambda a: jnp.sum(a.top_eigenpairs(2).eigenvectors),
-        "step": step,
-    }
-
-    @jax.jit
-    def slopes(a):
-        return {name: jax.grad(function)(a) for name, function in functions.items()}
-
-    chex.assert_tree_all_finite(slopes(matrix))
+    chex.assert_tree_all_finite(slopes_of(matrix))
 
 
 def test_gradients_of_a_scale_of_zero_are_finite():
