@@ -52,7 +52,8 @@ def run(values: flags.FlagValues) -> int:
     if values.test:
         result = evaluation.evaluate_run(config, workdir, values.image_folder)
         print(evaluation.evaluate.table(result))
-        print(f"figures: {workdir / values.image_folder}   numbers: {workdir / 'metrics.json'}")
+        numbers = workdir / evaluation.report.METRICS_FILE
+        print(f"figures: {workdir / values.image_folder}   numbers: {numbers}")
         return 0
 
     return train(config, workdir, resume=values.resume_training, no_interaction=values.ni)

@@ -20,7 +20,13 @@ from hos_jax.evaluation import figures, held_out
 from hos_jax.evaluation.generate import Samples, course_curves, draw_samples
 from hos_jax.evaluation.held_out import Examples
 from hos_jax.evaluation.likelihood import likelihood_scores
-from hos_jax.evaluation.report import DIRECTIONS, REPORT_FILE, measured, write_report
+from hos_jax.evaluation.report import (
+    DIRECTIONS,
+    METRICS_FILE,
+    REPORT_FILE,
+    measured,
+    write_report,
+)
 from hos_jax.files import expanded, write_atomically
 from hos_jax.noise import stream_key
 from hos_jax.training.logs import RunLog, read_history, shows_progress
@@ -30,7 +36,6 @@ from hos_jax.uncertainty import Posterior
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.json"
 SHOWN_DIRECTIONS = 5
 SHOWN_PIXELS = 3
 SHOWN_DRAWS = 4

@@ -92,7 +92,7 @@ class DenoisedPicture(NamedTuple):
 def multipliers_of(workdir: Path, run: LoadedRun, sigma: float | None) -> np.ndarray | None:
     """The widths of intervals that `--test` learned of these parameters at this noise level, or
     None if there are none."""
-    path = workdir / "metrics.json"
+    path = workdir / report.METRICS_FILE
     try:
         metrics = json.loads(path.read_bytes())
         if metrics["step"] != run.step:

@@ -21,7 +21,7 @@ from hos_jax.linops.local import earlier_pixels
 from hos_jax.training.problem import Problem
 from hos_jax.uncertainty import Interval, Posterior, calibration
 
-REPORT_FILE = "report.html"
+METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 DIRECTIONS = 6
 # Values per image beyond which the page would grow by megabytes for each image.
 LARGEST_DIM = 20_000

@@ -5,7 +5,6 @@ Its density is 2 / (pi (1 + w^2)^2), that of each white value of the law which
 """
 
 import functools
-import math
 import statistics
 
 import jax

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hos_jax.evaluation import figures, report
-from hos_jax.evaluation.evaluate import METRICS_FILE, evaluate_run
+from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.evaluation.held_out import held_out_examples
 from hos_jax.linops import Dense
 from hos_jax.training import loop
@@ -159,8 +159,8 @@ def test_the_numbers_are_kept_where_a_figure_fails(run_folder, monkeypatch):
     def fails(*_):
         raise RuntimeError("no figure")
 
-    (run_folder / METRICS_FILE).unlink()
+    (run_folder / report.METRICS_FILE).unlink()
     monkeypatch.setattr(figures, "denoising_panel", fails)
     with pytest.raises(RuntimeError, match="no figure"):
         evaluate_run(load_run(run_folder).problem.config, run_folder)
-    assert json.loads((run_folder / METRICS_FILE).read_text())["sampling"]["finite"] > 0
+    assert json.loads((run_folder / report.METRICS_FILE).read_text())["sampling"]["finite"] > 0
