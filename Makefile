@@ -40,6 +40,7 @@ test-faults: $(VENV)/test.stamp
 	$(PYTEST) tests/faults
 
 test-slow: $(VENV)/test.stamp
+	$(PYTEST) tests/math -m slow
 	$(PYTEST) tests/train -m slow
 	$(PYTEST) tests/cli -m slow
 

@@ -66,10 +66,10 @@ def _page(workdir):
     ("count", "batch_size", "head"),
     [
         (2, 1, "none"),
-        (2, 1, "low_rank"),
+        pytest.param(2, 1, "low_rank", marks=pytest.mark.slow),
         (3, 2, "diagonal"),
         pytest.param(39, 8, "none", marks=pytest.mark.slow),
-        (39, 8, "low_rank"),
+        pytest.param(39, 8, "low_rank", marks=pytest.mark.slow),
         (40, 8, "low_rank"),
     ],
 )
@@ -116,7 +116,8 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(
-    "network", ["mlp", "unet", pytest.param("refinenet", marks=pytest.mark.slow)]
+    "network",
+    ["unet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "refinenet"))],
 )
 def test_images_that_are_not_square_go_all_the_way(config_of, tmp_path, network):
     root = _pictures(tmp_path / "images", 44, (30, 50))

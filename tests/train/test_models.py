@@ -47,9 +47,11 @@ def run(model, count=2, shape=SHAPE, sigma=SIGMA):
         *itertools.product(
             ("shared", "per_order", "cascade", "per_output"), (small_unet, small_mlp)
         ),
-        *itertools.product(("shared", "per_output"), (small_refinenet,)),
-        pytest.param("per_order", small_refinenet, marks=pytest.mark.slow),
-        pytest.param("cascade", small_refinenet, marks=pytest.mark.slow),
+        ("shared", small_refinenet),
+        *(
+            pytest.param(networks, small_refinenet, marks=pytest.mark.slow)
+            for networks in ("per_order", "cascade", "per_output")
+        ),
     ],
 )
 def test_every_network_gives_both_orders(network, networks):
@@ -62,7 +64,14 @@ def test_every_network_gives_both_orders(network, networks):
     assert images.dtype == outputs.score1.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+# A local one is part of the one with columns.
+@pytest.mark.parametrize(
+    "structure",
+    [
+        pytest.param(structure, marks=pytest.mark.slow if structure == "local" else ())
+        for structure in STRUCTURES
+    ],
+)
 def test_what_a_model_says_of_many_points_works_as_a_batch(structure):
     _, _, outputs = run(ScoreModel(small_mlp, SecondOrderHead(structure, 2)), count=3)
     covariance, residual = outputs.covariance, outputs.noise_prediction
@@ -169,7 +178,7 @@ def test_local_models_see_neighbours_in_images_and_between_channels(structure):
     )
 
 
-@pytest.mark.parametrize("noise_conditional", [False, True])
+@pytest.mark.parametrize("noise_conditional", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_in_a_cascade_s2_sees_s1_and_does_not_bend_it(noise_conditional):
     """Losses of s2 leave the parameters of s1 alone; s2 changes with them all the same; its slope
     in the point is that of all it depends on."""

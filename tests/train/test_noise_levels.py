@@ -246,7 +246,7 @@ def test_the_network_is_told_the_class(small_config):
         jax.eval_shape(model.clone(noise_conditional=False).init, jax.random.key(1), noisy, 0.5)
 
 
-@pytest.mark.parametrize("networks", ["cascade", "shared"])
+@pytest.mark.parametrize("networks", [pytest.param("cascade", marks=pytest.mark.slow), "shared"])
 def test_the_jacobian_is_of_the_score_of_the_class(small_config, networks):
     """Losses as of the whole model, which is told the class wherever it is asked."""
     told = {**CLASSES, "model__head": "low_rank", "model__networks": networks}
@@ -293,6 +293,7 @@ def test_some_classes_are_hidden_in_training_and_none_held_out(small_config):
         assert label in problem.data.train_labels[found]
 
 
+@pytest.mark.slow
 def test_what_a_model_learns_of_classes_is_drawn_by_class(small_config, tmp_path):
     """Of two classes, black and white images, each is drawn as asked, and a run resumed bit for
     bit."""

@@ -59,7 +59,7 @@ def small_run(small_config, tmp_path_factory):
 
 
 # The others take half a minute each and more.
-EVERY_TIME = ("causal_order", "cifar10_diagonal_analysis", "unusual_images")
+EVERY_TIME = ("causal_order", "cifar10_diagonal_analysis")
 
 
 @pytest.mark.parametrize(

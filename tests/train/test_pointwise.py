@@ -207,7 +207,8 @@ def test_a_run_knows_the_noise_levels_that_it_was_trained_at(
     small_config, tmp_path, levels, known, unknown
 ):
     config = small_config(training__steps=1, model__networks="shared", **levels)
-    config.model.update(name="unet", ngf=8, multipliers=(1,), attention_size=0)
+    if levels:
+        config.model.update(name="unet", ngf=8, multipliers=(1,), attention_size=0)
     train_and_evaluate(config, tmp_path / "run")
     fn = pointwise.score_fn(load_run(tmp_path / "run"))
     noisy = jnp.zeros(64)

@@ -95,7 +95,7 @@ def test_tiles_are_the_picture_and_windows_few_shapes(shape, size, margin, step)
     assert (count == 1).all() and len(shapes) <= 4
 
 
-@pytest.mark.parametrize("size", [16, 17])
+@pytest.mark.parametrize("size", [pytest.param(16, marks=pytest.mark.slow), 17])
 def test_tiles_say_what_the_whole_says(run, file, size):
     whole = picture.denoise_file(run, file, tile=0)
     parts = picture.denoise_file(run, file, tile=size)
