@@ -72,7 +72,8 @@ class Settings(TypedDict, total=False):
 
 
 def rows(data: Any) -> Sampler:
-    """`sample(key, count)`, random rows of an array (N, D), with replacement, for data in memory.
+    """`sample(key, count)`, random rows of an array (N, D), with replacement, for data in memory. A
+    column that lies far from 0 beside what it varies is named in a warning.
 
     Raises:
       ValueError: for another shape, no rows, complex values, or values that are masked or not
@@ -94,16 +95,22 @@ def rows(data: Any) -> Sampler:
             finite = np.isfinite(np.asarray(given).astype(data.dtype, copy=False)).all()
         if not finite:
             raise ValueError("data has values that are not finite: leave their rows out")
-    if isinstance(given, np.ndarray) and data.dtype == jnp.float32:
-        spread, size = np.std(given, axis=0, dtype=float), np.max(np.abs(given), axis=0)
-        narrow = np.flatnonzero((spread > 0) & (spread < 1e-5 * size))
-        if len(narrow):
-            logger.warning(
-                "column %d varies by less than 1e-5 of its size, and float32 has 7 digits: "
-                "subtract its mean before",
-                narrow[0],
-            )
+        _name_what_is_far_from_zero(np.asarray(given))
     return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
+
+
+def _name_what_is_far_from_zero(data: np.ndarray) -> None:
+    """A warning for the first column that a network, which is given multiples of the values, or
+    float32, with its 7 digits, could hardly tell from a constant."""
+    mean, spread = np.mean(data, axis=0, dtype=float), np.std(data, axis=0, dtype=float)
+    of_all, of_digits = 10.0 * np.max(spread), 1e5 * spread
+    far = np.flatnonzero((spread > 0) & (np.abs(mean) > np.minimum(of_all, of_digits)))
+    if len(far):
+        logger.warning(
+            "column %d varies by %.2g about %.2g, far from 0, where networks learn badly: subtract "
+            "its mean before",
+            *(far[0], spread[far[0]], mean[far[0]]),
+        )
 
 
 def _check_draws(key: PRNGKey, sample: Sampler, count: int, dim: int) -> None:

@@ -96,7 +96,7 @@ def posterior_fn(
 def posteriors(noisy: Array, outputs: ModelOutputs, sigma: Sigma) -> Posterior:
     """The posteriors at a batch of points y, (N, D), data units, from what a model says there.
 
-    Their floor is the default, or the head's own where that is lower, in the model's unit of C.
+    Their floor is `DEFAULT_FLOOR`, or the head's own where that is lower, in the model's unit of C.
     ValueError for the outputs of a first-order model.
     """
     covariances = outputs.covariance

@@ -255,9 +255,9 @@ class SymmetricMatrix(abc.ABC):
 
     @abc.abstractmethod
     def root_third_powers(self) -> Array:
-        """sum_j |R_ij|^3 of each row of the root R of `color`, (..., D); of B + U U^T those of B's
-        root alone: the columns spread what they add over all of R's row, where its third powers
-        count little if D is large."""
+        """sum_j |R_ij|^3 of each row of the root R of `color`, (..., D); of B + U U^T with D > 256
+        those of B's root alone: columns that spread what they add over all of R's row have third
+        powers that count little there."""
 
     def top_eigenpairs(self, count: int, *, krylov_vectors: int | None = None) -> Eigenpairs:
         """The k largest eigenvalues, (..., k), and their eigenvectors, (..., D, k).

@@ -27,6 +27,8 @@ from hos_jax.linops.base import (
 )
 from hos_jax.types import Array, PRNGKey
 
+_ALL_THIRD_POWERS = 256
+
 
 @jax.custom_jvp
 def _gram_squared_norm(factor: Array) -> Array:
@@ -107,7 +109,9 @@ class PlusLowRank(SymmetricMatrix):
         return self._of_parts(woodbury.color, columns)
 
     def root_third_powers(self) -> Array:
-        return self.base.root_third_powers()
+        if self.dim > _ALL_THIRD_POWERS:
+            return self.base.root_third_powers()
+        return self._of_parts(woodbury.root_third_powers)
 
     def _resolved(self, smallest: float | Array) -> Array:
         """A floor for B, (..., 1): the given one, or what Woodbury's identity keeps its digits down

@@ -31,6 +31,7 @@ from hos_jax.types import (
 )
 from hos_jax.uncertainty import student
 
+# Of a model's C, in units of sigma^2.
 DEFAULT_FLOOR = 1e-4
 # That of an exponential law. Beyond it the formula for quantiles is no longer accurate.
 LARGEST_SKEWNESS = 2.0
@@ -167,7 +168,7 @@ def posterior_from_covariance(
     sigma: Array | float,
     *,
     scaled_third_diagonal: Array | None = None,
-    floor: float | Array = DEFAULT_FLOOR,
+    floor: float | Array | None = None,
     tails: str = "gaussian",
 ) -> Posterior:
     """The posterior from C in units of sigma^2, as second-order models give it.
@@ -183,13 +184,16 @@ def posterior_from_covariance(
       sigma: scalar, data units.
       scaled_third_diagonal: T_iii = sigma^3 s3_iii, (D,), dimensionless, of a third-order model.
       floor: smallest eigenvalue of C, positive; more where the floating type cannot resolve it
-        beside the largest one.
+        beside the largest one. Unless given it is what the type resolves beside 1: a learned C
+        that is not positive definite may want more, `DEFAULT_FLOOR` say, an exact one is less where
+        sigma^2 exceeds the variance of the data by as much.
       tails: see `Posterior`.
     """
     if tails == "student" and scaled_third_diagonal is not None:
         raise ValueError("Student's tails are symmetric: leave the third-order model out")
     sigma = as_positive(sigma)
-    check_positive(floor=floor)
+    if floor is not None:
+        check_positive(floor=floor)
     check_structured(covariance, "covariance")
     check_vectors(mean=mean, covariance_rows=covariance.shape[:-1])
     given = mean, covariance, scaled_third_diagonal
@@ -198,6 +202,8 @@ def posterior_from_covariance(
     if scaled_third_diagonal is not None:
         check_vectors(mean=mean, scaled_third_diagonal=scaled_third_diagonal)
         third = sigma**3 * scaled_third_diagonal
+    if floor is None:
+        floor = 8.0 * float(jnp.finfo(covariance.dtype).eps)
     repaired, violations = covariance.floor(floor)
     return Posterior(mean, repaired.scale(sigma**2), violations, third, tails)
 
@@ -209,7 +215,7 @@ def posterior(
     sigma: Array | float,
     *,
     score3_diagonal: Array | None = None,
-    floor: float = DEFAULT_FLOOR,
+    floor: float | Array | None = None,
 ) -> Posterior:
     """The posterior at one point y from its scores, by `posterior_from_covariance`.
 

@@ -30,9 +30,7 @@ def observe(key):
 
 def posterior_fn(noisy, sigma):
     smooth = LAW.smooth(sigma)
-    return uncertainty.posterior(
-        noisy, smooth.score(noisy), smooth.hessian(noisy), sigma, floor=1e-9
-    )
+    return uncertainty.posterior(noisy, smooth.score(noisy), smooth.hessian(noisy), sigma)
 
 
 def conditioned(mean, covariance, values):

@@ -399,10 +399,36 @@ def test_students_tails_draw_their_law_and_keep_the_covariance(structure):
         inside = np.mean((lower < np.asarray(draws)) & (np.asarray(draws) < upper), axis=0)
         # Exact but for sampling where a value depends on one white one, else nearly.
         tolerance = 4.5 * np.sqrt(level * (1 - level) / count)
-        tolerance += 0.0 if structure == "diagonal" else 0.035
+        tolerance += 0.0 if structure == "diagonal" else 0.02
         np.testing.assert_allclose(inside, level, rtol=0.0, atol=tolerance)
     narrow, wide = found.marginal_interval(0.5), gaussian.marginal_interval(0.5)
     assert np.all(narrow.upper < wide.upper)
+
+
+@pytest.mark.parametrize("dim", [1, 100])
+def test_students_intervals_hold_their_level_where_a_column_is_of_one_value(dim):
+    place, count = dim // 2, 20_000
+    factor = jnp.zeros((dim, 1)).at[place, 0].set(1.0)
+    covariance = DiagonalPlusLowRank(jnp.full(dim, 0.01), factor)
+    found = posterior_from_covariance(jnp.zeros(dim), covariance, 1.0, tails="student")
+    draws = np.asarray(found.sample(jax.random.key(0), count))[:, place]
+    for level in (0.5, 0.9, 0.99):
+        lower, upper = (float(end[place]) for end in found.marginal_interval(level))
+        inside = np.mean((lower < draws) & (draws < upper))
+        assert abs(inside - level) < 4.5 * np.sqrt(level * (1 - level) / count)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sigma", "rtol"), [("float32", 30.0, 0.05), ("float64", 1000.0, 1e-6)]
+)
+def test_values_known_far_better_than_the_noise_keep_their_variance(dtype, sigma, rtol):
+    variances = jnp.array([0.01, 1.0], dtype)
+    law = distributions.Gaussian(jnp.zeros(2, dtype), jnp.diag(variances)).smooth(sigma)
+    noisy = jnp.ones(2, dtype)
+    found = posterior(noisy, law.score(noisy), law.hessian(noisy), sigma)
+    expected = variances / (1.0 + variances / sigma**2)
+    np.testing.assert_allclose(found.diagonal(), expected, rtol=rtol)
+    assert int(found.violations.count) == 0
 
 
 def test_students_intervals_lie_between_those_of_one_value_and_gaussian_ones():

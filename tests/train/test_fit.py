@@ -220,11 +220,23 @@ def test_rows_refuse_what_is_no_data(data):
         fit.rows(data)
 
 
-@pytest.mark.parametrize(("offset", "warns"), [(0.0, False), (100.0, False), (1.7e9, True)])
-def test_a_column_that_float32_cannot_tell_apart_is_named(caplog, offset, warns):
-    data = np.random.default_rng(0).normal(size=(50, 2)) + np.array([0.0, offset])
-    fit.rows(data)
-    assert ("column 1 varies by less than" in caplog.text) == warns
+@pytest.mark.parametrize(
+    ("scales", "offset", "warns"),
+    [
+        ((1.0, 1.0), 0.0, False),
+        ((1.0, 1.0), 5.0, False),
+        ((1.0, 1.0), 30.0, True),
+        ((10.0, 1.0), 30.0, False),
+        ((1e9, 1e3), 1.7e9, True),
+        ((1.0, 0.0), 30.0, False),
+    ],
+)
+def test_a_column_far_from_zero_is_named(caplog, scales, offset, warns):
+    data = scales * np.random.default_rng(0).normal(size=(50, 2)) + np.array([0.0, offset])
+    for given in (data, jnp.asarray(data)):
+        caplog.clear()
+        fit.rows(given)
+        assert ("column 1 varies by" in caplog.text) == warns
 
 
 def test_a_diverged_fit_is_said(law, monkeypatch):
