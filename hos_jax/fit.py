@@ -102,7 +102,8 @@ def rows(data: Any) -> Sampler:
 def _name_what_is_far_from_zero(data: np.ndarray) -> None:
     """A warning for the first column that a network, which is given multiples of the values, or
     float32, with its 7 digits, could hardly tell from a constant."""
-    mean, spread = np.mean(data, axis=0, dtype=float), np.std(data, axis=0, dtype=float)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, spread = np.mean(data, axis=0, dtype=float), np.std(data, axis=0, dtype=float)
     of_all, of_digits = 10.0 * np.max(spread), 1e5 * spread
     far = np.flatnonzero((spread > 0) & (np.abs(mean) > np.minimum(of_all, of_digits)))
     if len(far):
@@ -166,7 +167,9 @@ def minimize(
     def step(carry, index):
         params, state = carry
         gradients = jax.grad(loss_fn, argnums=1)(jax.random.fold_in(key, index), params)
-        updates, state = optimizer.update(gradients, state, params)
+        # Strict promotion is for the loss: optax itself adds integers to Python's floats.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradients, state, params)
         return (optax.apply_updates(params, updates), state), None
 
     start = params, optimizer.init(params)

@@ -106,7 +106,10 @@ def apply_gradients(
     split = _splitting(state.params, state.step)
     # The optimizer needs parameters for the decay alone, and norms and biases do not decay.
     kernels = jax.tree.map(lambda p: p if p.ndim > 1 else jnp.zeros_like(p), state.params)
-    updates, opt_state = optimizer.update(flat_gradients, state.opt_state, ravel_pytree(kernels)[0])
+    flat_kernels, _ = ravel_pytree(kernels)
+    # optax itself adds integers to Python's floats.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(flat_gradients, state.opt_state, flat_kernels)
     new_params = optax.apply_updates(flat_params, updates)
     gradient_norm = jnp.linalg.norm(flat_gradients)
     earlier = state.first_nonfinite_step

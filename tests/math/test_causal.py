@@ -234,8 +234,7 @@ def test_a_statistic_that_is_no_number_is_refused():
 def test_networks_work_in_single_precision_beside_double():
     data = jnp.asarray(causal.standardized(draw(50)))
     model = causal.Conditionals(features=4, depth=1)
-    with jax.numpy_dtype_promotion("standard"):  # optax's own steps need it
-        params = causal.fit_conditionals(jax.random.key(0), model, data, steps=1, batch_size=4)
+    params = causal.fit_conditionals(jax.random.key(0), model, data, steps=1, batch_size=4)
     known = jnp.ones(3, bool)
     found = causal.conditional_variances(jax.random.key(1), model, params, data, known, 1.0)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, found))} == {np.dtype("float32")}

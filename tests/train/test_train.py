@@ -200,6 +200,12 @@ def test_only_kernels_decay_and_the_state_stays_one_vector(small_config):
     assert np.all(after["Conv"]["bias"] == 1) and np.all(after["scale"] == 1)
 
 
+def test_a_run_is_trained_under_strict_promotion(small_config, tmp_path):
+    with jax.numpy_dtype_promotion("strict"):
+        state = train_and_evaluate(small_config(training__steps=1), tmp_path)
+    assert int(state.step) == 1
+
+
 def test_the_run_folder_holds_everything_that_made_it(small_config, tmp_path):
     config = small_config(noise=0.7)
     train_and_evaluate(config, tmp_path)
