@@ -330,7 +330,8 @@ def sample_posterior(
 ) -> Any:
     """One draw of x given b, (D,), data units: `descend` with `conditional_sample` at each level.
 
-    Exact in law on a Gaussian for any number of levels; elsewhere they have to be close enough that
+    Exact in law on a Gaussian for any number of levels, if its posteriors are (see `posterior` for
+    levels far above the deviation of the data); elsewhere they have to be close enough that
     N(m, K) is a fair law of x over one step. `posterior_fn` is `(y, sigma) -> Posterior` at one
     point, and sigma is traced. With `return_converged` it is (draw, bool (levels,)).
     """

@@ -220,7 +220,8 @@ def posterior(
     """The posterior at one point y from its scores, by `posterior_from_covariance`.
 
     y and s1(y) are (D,), s2(y) is structured (D, D), and s3(y)_iii, (D,), comes of a third-order
-    model; scores of order n are in 1 / data units^n.
+    model; scores of order n are in 1 / data units^n. In C = I + sigma^2 s2 rounding hides variances
+    below 1e-6 sigma^2 in float32; they are raised to that, and counted.
     """
     check_structured(score2, "score2")
     sigma = as_positive(sigma)
