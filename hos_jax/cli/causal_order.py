@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hos_jax.files import expanded, write_atomically
 
 logger = logging.getLogger(__name__)
 
+FEW_ROWS = 100
 USAGE = """\
 causal_order TABLE: an order of the columns of a .csv or .npy file, causes first, and for each step
 how much the second derivative of every column varies, which chose the leaf. It is right for
@@ -89,10 +91,12 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
         )
         lines = lines[1:]
     for number, row in lines:
-        wrong = [value for value in row if not _is_number(value)]
-        if len(row) != len(names) or wrong:
-            what = f"{wrong[0]!r}, no number" if wrong else f"{len(row)} values"
-            raise UserError(f"{path}: line {number} of {len(names)} columns has {what}")
+        if len(row) != len(names):
+            what = f"line {number} has {len(row)} values for {len(names)} columns"
+            raise UserError(f"{path}: {what}")
+        if wrong := [pair for pair in zip(names, row, strict=True) if not _is_number(pair[1])]:
+            (name, value), *_ = wrong
+            raise UserError(f"{path}: line {number}, column {name!r}: {value!r} is no number")
         if not np.isfinite(values := np.array(row, dtype=float)).all():
             lost = row[int(np.argmin(np.isfinite(values)))]
             raise UserError(f"{path}: line {number} has {lost!r}, not finite: leave such lines out")
@@ -105,6 +109,12 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _quoted(name: str) -> str:
+    """A name as it stands in a list with blanks."""
+    parted = '"' in name or any(map(str.isspace, name))
+    return json.dumps(name, ensure_ascii=False) if parted else name
 
 
 def run(values: flags.FlagValues, rest: list[str]) -> None:
@@ -129,6 +139,12 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     if np.any(constant):
         name = names[int(np.argmax(constant))]
         raise UserError(f"{path}: column {name!r} has one value alone: leave it out")
+    if len(table) < FEW_ROWS:
+        logger.warning(
+            "an order of %d rows may be one of chance: what is known of the method was measured "
+            "with 1,000 rows and more",
+            len(table),
+        )
     import jax
 
     from hos_jax.uses import causal
@@ -140,7 +156,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         sigma=values.sigma,
         steps=values.steps,
     )
-    print("order, causes first:", " ".join(names[j] for j in found.order))
+    print("order, causes first:", " ".join(_quoted(names[j]) for j in found.order))
     rows = found.table(names)
     print("variation of the second derivative (smallest: the leaf of the step, removed after it)")
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -9,6 +9,7 @@ import ml_collections
 
 from hos_jax.config.defaults import default_config
 from hos_jax.config.keys import all_keys, check_keys_and_types
+from hos_jax.config.runners import RUNNERS
 from hos_jax.errors import UserError
 
 # Of reverse diffusion.
@@ -66,6 +67,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
     check_keys_and_types(config, default_config())
     choices = {
+        "runner": ("", *RUNNERS),
         "data.name": DATA_NAMES,
         "model.name": MODEL_NAMES,
         "model.head": HEADS,
@@ -88,7 +90,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
     for path in _POSITIVE.split():
         value = attrgetter(path)(config)
-        _require(0 < value < math.inf, f"{path} must be positive, got {value}")
+        rule = "positive" if value != math.inf else "finite"
+        _require(0 < value < math.inf, f"{path} must be {rule}, got {value}")
     for path in _NOT_NEGATIVE.split():
         value = attrgetter(path)(config)
         fits = value is None or 0 <= value < math.inf
@@ -268,7 +271,8 @@ def _validate_sampling(config: ml_collections.ConfigDict) -> None:
     )
     _require(
         has_head or sampler not in ("ancestral", "ddim") or covariance in ("small", "large"),
-        f"sampling.covariance={covariance} needs a second-order model: choose small or large",
+        f"sampling.sampler={sampler} needs a second-order model for sampling.covariance="
+        f"{covariance}: set it to small or large",
     )
     _require(
         model.smallest_noise is not None or sampler in ("langevin", "ozaki"),

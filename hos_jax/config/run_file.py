@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
 # What stands beside the config in the file.
 _BESIDE = ("versions", "images", "image_form", "denoiser_answer")
+# Keys that no version left out: the default in their place would be another model.
+_ALWAYS_THERE = (("noise", ""), ("name", "model"), ("ngf", "model"), ("rank", "model"))
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -80,7 +82,7 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise NoRunError(f"no run in {workdir}: {CONFIG_FILE} is missing")
     try:
-        return from_plain(json.loads(path.read_bytes()))
+        return from_plain(json.loads(path.read_bytes(), object_pairs_hook=_each_key_once))
     # Of JSON that is none, of settings that are none, and of thousands of brackets.
     except (
         ValueError,
@@ -93,21 +95,48 @@ def load(workdir: Path) -> ml_collections.ConfigDict:
         raise UserError(f"{path} cannot be read ({error}): restore it or start anew") from error
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where a key stands twice, of which JSON takes the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} stands there twice")
+    return found
+
+
+def _check_types(saved: Any, known: ml_collections.ConfigDict, place: str = "") -> None:
+    """Raise TypeError for what ml_collections would take for something else, or does not name."""
+    if not isinstance(saved, dict):
+        raise TypeError(f"{place or 'the file'} is no group of keys")
+    for name, value in saved.items():
+        where = f"{place}.{name}" if place else name
+        if name in known and isinstance(known[name], ml_collections.ConfigDict):
+            _check_types(value, known[name], where)
+        elif isinstance(value, bool) and name in known and known.get_type(name) is not bool:
+            raise TypeError(f"{where} is {json.dumps(value)}, of another type than its own")
+
+
 def from_plain(content: dict) -> ml_collections.ConfigDict:
     """The config that `save` wrote, from its JSON types.
 
     Raises:
       ValueError, KeyError, TypeError, AttributeError or ArithmeticError: for anything else.
     """
+    config = default_config()
+    _check_types(content, config)
     saved = {key: value for key, value in content.items() if key not in _BESIDE}
+    for name, place in _ALWAYS_THERE:
+        if name not in (saved[place] if place else saved):
+            raise KeyError(f"{place}.{name}" if place else name)
     if not isinstance(content.get("images"), dict | None):
         raise TypeError("images must be a group of keys")
+    if not isinstance(saved["model"]["multipliers"], list):
+        raise TypeError("model.multipliers is no list")
     multipliers = tuple(saved["model"]["multipliers"])
     step_size = saved["sampling"].pop("step_size", None)
     # Of runs before 0.2; the fraction of annealing was another key. 0.05 is what nobody had chosen.
     if step_size not in (None, 0.05) and "annealed" not in saved["sampling"].get("sampler", ""):
         saved["sampling"]["step_fraction"] = step_size / saved["noise"] ** 2
-    config = default_config()
     config.update({**saved, "model": {**saved["model"], "multipliers": multipliers}})
     return config
 

@@ -45,14 +45,23 @@ def _map(image: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(image), axis=-1))
 
 
+def _top(maps: np.ndarray) -> float:
+    """Where the common scale of maps ends; a few values may be larger."""
+    return float(np.percentile(maps, 99.5))
+
+
 @_plain
-def size_map(values: np.ndarray, top: float) -> Any:
-    """A figure of one map of sizes, (H, W, C), with its scale from 0 to `top`."""
-    height, width = values.shape[:2]
-    figure, ((axis,),) = _axes(1, 1, 7.0, 6.0 * height / width + 0.3, images=True)
-    shade = axis.imshow(_map(values), cmap="magma", vmin=0, vmax=top, interpolation="nearest")
-    figure.colorbar(shade, ax=axis, fraction=0.04)
-    return figure
+def size_maps(*values: np.ndarray) -> list[Any]:
+    """A figure of each map of sizes, (H, W, C), all with one scale."""
+    height, width = values[0].shape[:2]
+    maps, shown = np.stack([_map(each) for each in values]), []
+    for each in maps:
+        figure, ((axis,),) = _axes(1, 1, 7.0, 6.0 * height / width + 0.3, images=True)
+        scale = {"vmin": 0, "vmax": _top(maps), "interpolation": "nearest"}
+        shade = axis.imshow(each, cmap="magma", **scale)
+        figure.colorbar(shade, ax=axis, fraction=0.04, extend="max")
+        shown.append(figure)
+    return shown
 
 
 def _titles(axes: Any, titles: list[str], size: int) -> None:
@@ -84,7 +93,7 @@ def denoising_panel(
     rows, columns = len(clean), len(titles)
     height = 1.5 * rows * clean.shape[1] / clean.shape[2] + 0.3
     figure, axes = _axes(rows, columns, 1.5 * columns + 0.8, height, images=True)
-    top = float(np.percentile(np.stack(maps), 99.5))
+    top = _top(np.stack(maps))
     for row in range(rows):
         if names is not None:
             place = {"transform": axes[row, 0].transAxes, "rotation": 90, "fontsize": 10}
@@ -94,7 +103,7 @@ def denoising_panel(
         for axis, values in zip(axes[row, 3:], maps, strict=True):
             shade = axis.imshow(values[row], cmap="magma", vmin=0, vmax=top)
     _titles(axes[0], titles, 10)
-    bar = figure.colorbar(shade, ax=axes[:, -1], fraction=0.08, aspect=12 * rows)
+    bar = figure.colorbar(shade, ax=axes[:, -1], fraction=0.08, aspect=12 * rows, extend="max")
     bar.ax.tick_params(labelsize=8)
     return figure
 
@@ -103,6 +112,14 @@ def _columns(reliability: list[dict[str, float]]) -> dict[str, np.ndarray]:
     """The rows of `calibration.reliability` with at least 0.1% of the values, as arrays."""
     rows = [row for row in reliability if row["share"] >= 1e-3]
     return {name: np.array([row[name] for row in rows]) for name in (rows or [{}])[0]}
+
+
+def _at_least_fourfold(values: np.ndarray) -> tuple[float, float]:
+    """Ends of a logarithmic axis for positive values, so far apart that it has several labels."""
+    logs = np.log(values[np.isfinite(values) & (values > 0)])
+    low, high = (logs.min(), logs.max()) if len(logs) else (0.0, 0.0)
+    middle, half = (low + high) / 2, max(0.53 * (high - low), np.log(2.0))
+    return float(np.exp(middle - half)), float(np.exp(middle + half))
 
 
 @_plain
@@ -120,21 +137,23 @@ def calibration(
     predicted = np.sqrt(rows["predicted"])
     figure, ((left, middle, right),) = _axes(1, 3, 12.6, 3.6)
     sizes = 15 + 300 * rows["share"]
-    left.plot(predicted, predicted, color="gray", linewidth=0.8, label="perfect")
+    ends = _at_least_fourfold(np.concatenate([predicted, np.sqrt(better.get("predicted", []))]))
+    left.plot(ends, ends, color="gray", linewidth=0.8, label="perfect")
     left.scatter(
         predicted, np.sqrt(rows["realised"]), sizes, alpha=0.6, label="bins, by share of values"
     )
-    left.set(xscale="log", yscale="log", xlabel="predicted deviation / sigma")
+    left.set(xscale="log", yscale="log", xlim=ends, xlabel="predicted deviation / sigma")
     left.set_ylabel("realised error (root mean square) / sigma")
     for index, name in enumerate(name for name in rows if name.startswith("coverage_")):
         level = int(name.removeprefix("coverage_"))
         style = {"color": f"C{index}", "markersize": 4}
         middle.axhline(level / 100, color="gray", linewidth=0.8)
-        middle.plot(predicted, rows[name], "o:", **style, label=f"{level}%, the model's")
+        hollow = {**style, "markerfacecolor": "white"}
+        middle.plot(predicted, rows[name], "o:", **hollow, label=f"{level}%, the model's")
         if better:
             deviation = np.sqrt(better["predicted"])
             middle.plot(deviation, better[name], "o-", **style, label=f"{level}%, recalibrated")
-    middle.set(xscale="log", ylim=(0, 1.02), xlabel="predicted deviation / sigma")
+    middle.set(xscale="log", xlim=ends, ylim=(0, 1.02), xlabel="predicted deviation / sigma")
     middle.set_ylabel("share of errors inside the interval")
     for name, line, label in (
         ("model", "o-", "posterior's own"),
@@ -322,7 +341,10 @@ def loss_curves(history: list[dict]) -> Any:
         for group, style in (("train", "-"), ("held_out", "o-")):
             rows = [row for row in history if row["group"] == group and name in row]
             steps, values = [row["step"] for row in rows], [row[name] for row in rows]
-            axis.plot(steps, values, style, label=group.replace("_", " "), markersize=4)
+            # A line of one point would not be seen.
+            style = "o" if len(rows) == 1 else style
+            if rows:
+                axis.plot(steps, values, style, label=group.replace("_", " "), markersize=4)
         axis.set_title(_TITLES[name], fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

@@ -100,6 +100,8 @@ def multipliers_of(workdir: Path, run: LoadedRun, sigma: float | None) -> np.nda
             return None
         found = metrics.get("recalibrated")
         table = None if found is None else np.array(found["multipliers"], float)
+        if table is not None:
+            calibration.check_multipliers(table)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -242,6 +244,36 @@ def made_of(folder: Path) -> Path | None:
         return None
 
 
+def _figures(found: DenoisedPicture) -> dict[str, Any]:
+    """The figures, black 0 and white 1, by the names of their files; None for one that there is
+    not."""
+    low, high = found.value_range
+
+    def pictures(values: np.ndarray) -> np.ndarray:
+        return (values[None] - low) / (high - low)
+
+    noisy, mean, unit = pictures(found.noisy), pictures(found.mean), (0.0, 1.0)
+    deviation, leading, overview = found.deviation / (high - low), None, None
+    maps = {"deviation.png": deviation}
+    if found.clean is not None:
+        clean, sigma = pictures(found.clean), found.sigma / (high - low)
+        maps["error.png"] = (mean - clean)[0]
+        overview = figures.denoising_panel(clean, noisy, mean, deviation[None], unit, sigma)
+    if len(found.directions):
+        deviations = found.deviations[None] / (high - low)
+        leading = figures.posterior_directions(
+            noisy, mean, found.directions[None], deviations, unit
+        )
+    shown = dict(zip(maps, figures.size_maps(*maps.values()), strict=True))
+    return {
+        "deviation.png": shown["deviation.png"],
+        "error.png": shown.get("error.png"),
+        "samples.png": figures.posterior_samples(noisy, mean, pictures(found.samples), unit),
+        "directions.png": leading,
+        "overview.png": overview,
+    }
+
+
 def write(found: DenoisedPicture, folder: Path) -> None:
     """Write the pictures, the numbers as `values.npz`, and the page that shows all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,31 +285,12 @@ def write(found: DenoisedPicture, folder: Path) -> None:
     ):
         pixels = data.to_uint8(values, found.value_range)
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(folder / name)
+    for name, figure in _figures(found).items():
+        if figure is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            figures.save(figure, folder / name)
     low, high = found.value_range
-    maps = {"deviation.png": found.deviation}
-    if found.clean is not None:
-        maps["error.png"] = np.abs(found.mean - found.clean)
-    else:
-        (folder / "error.png").unlink(missing_ok=True)
-    top = float(np.percentile(found.deviation, 99.5)) / (high - low)
-    for name, values in maps.items():
-        figures.save(figures.size_map(values / (high - low), top), folder / name)
-    noisy, mean = found.noisy[None], found.mean[None]
-    shown = figures.posterior_samples(noisy, mean, found.samples[None], found.value_range)
-    figures.save(shown, folder / "samples.png")
-    if len(found.directions):
-        leading = found.directions[None], found.deviations[None]
-        shown = figures.posterior_directions(noisy, mean, *leading, found.value_range)
-        figures.save(shown, folder / "directions.png")
-    else:
-        (folder / "directions.png").unlink(missing_ok=True)
-    if found.clean is not None:
-        clean, deviation = found.clean[None], found.deviation[None]
-        sigma = found.sigma / (high - low)
-        shown = figures.denoising_panel(clean, noisy, mean, deviation, found.value_range, sigma)
-        figures.save(shown, folder / "overview.png")
-    else:
-        (folder / "overview.png").unlink(missing_ok=True)
     names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
     numbers = {name: getattr(found, name) for name in names.split()}
     np.savez(folder / VALUES, **numbers, path=np.array(str(found.path)))

@@ -138,6 +138,8 @@ def write_report(
     drawn = [embedded(figure, CAPTIONS[figure.name]) for figure in ordered]
     percents = [round(100 * level) for level in calibration.LEVELS]
     meanings = MEANINGS | {f"recalibrated_{p}": RECALIBRATED.format(p) for p in percents}
+    if problem.data.train.dtype != np.uint8:
+        meanings["bits_per_dim"] += "; of a density in the units of the data"
     measures = [[*row, meanings[row[0]]] for row in measured(result) if row[0] in meanings]
     runner = f"{config.runner}, " if config.runner else ""
     count = result["held_out_images"]

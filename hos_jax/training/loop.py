@@ -26,7 +26,7 @@ from hos_jax.files import check_run_path, expanded, locked
 from hos_jax.noise import example_keys, log_normal_sigmas, log_uniform_sigmas, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.checkpoint import Checkpoints
-from hos_jax.training.logs import RunLog, shows_progress
+from hos_jax.training.logs import RunLog, read_history, shows_progress
 from hos_jax.training.problem import (
     Problem,
     check_batch,
@@ -347,6 +347,7 @@ def _begin(
     )
     open_files.callback(checkpoints.close)
     if state is None and not checkpoints.steps():
+        _check_none_is_lost(workdir)
         logger.warning("%s has no checkpoint yet: starting from step 0", workdir)
         state = problem.init()
     elif state is None:
@@ -359,6 +360,18 @@ def _begin(
     log = RunLog(workdir, int(state.step))
     open_files.callback(log.close)
     return state, RunFiles(checkpoints, log, seconds)
+
+
+def _check_none_is_lost(workdir: Path) -> None:
+    """Raise UserError for a run without checkpoints whose history goes on beyond its first ones: to
+    start over would drop what is left of it."""
+    reached = max((row["step"] for row in read_history(workdir)), default=0)
+    # One is complete before the next is begun.
+    if reached > 2 * run_config.load(workdir).training.checkpoint_every:
+        raise UserError(
+            f"{workdir} was trained to step {reached} and has no checkpoint: put its folder "
+            "'checkpoints' back, or begin a new run"
+        )
 
 
 def _batches(problem: Problem, step: int, count: int) -> Batch:

@@ -112,6 +112,13 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     return table
 
 
+def check_multipliers(multipliers: Array | np.ndarray) -> None:
+    """Raise ValueError for another shape than that of `interval_multipliers`."""
+    shape = len(VARIANCE_EDGES) - 1, len(LEVELS)
+    if multipliers.shape != shape:
+        raise ValueError(f"expected multipliers {shape}, got {tuple(multipliers.shape)}")
+
+
 def recalibrated_interval(
     posterior: Posterior, sigma: Array | float, multipliers: Array, level: float
 ) -> Interval:
@@ -119,8 +126,7 @@ def recalibrated_interval(
     at one of `LEVELS`; ValueError for another."""
     if level not in LEVELS:
         raise ValueError(f"level must be one of {LEVELS}, got {level}")
-    if multipliers.shape != (len(VARIANCE_EDGES) - 1, len(LEVELS)):
-        raise ValueError(f"expected shape (bins, levels), got {tuple(multipliers.shape)}")
+    check_multipliers(multipliers)
     places = bin_of(posterior.diagonal() / as_positive(sigma) ** 2)
     # NumPy's arrays cannot be indexed by what is traced.
     table = jnp.asarray(multipliers, posterior.mean.dtype)

@@ -268,7 +268,7 @@ def standardized(data: Any) -> np.ndarray:
 
     Raises:
       UserError: for another shape, fewer than two columns or rows, what is no number or not
-        finite, or a column of one value.
+        finite, a column of one value, or two that are the same but for their units.
       ValueError: for a masked array of which something is masked.
     """
     check_unmasked(table=data)
@@ -288,7 +288,14 @@ def standardized(data: Any) -> np.ndarray:
     if not (spread > 1e-12).all():
         column = int(np.argmin(spread > 1e-12))
         raise UserError(f"column {column}, from 0, has one value alone: leave it out")
-    return ((table - table.mean(axis=0)) / spread).astype(np.float32)
+    table = (table - table.mean(axis=0)) / spread
+    same = np.argwhere(np.triu(np.abs(table.T @ table) > (1.0 - 1e-9) * len(table), 1))
+    if len(same):
+        raise UserError(
+            f"columns {same[0, 0]} and {same[0, 1]}, from 0, are one but for their units: leave "
+            "one out"
+        )
+    return table.astype(np.float32)
 
 
 def _in_range(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ def test_a_table_with_names_gives_an_order_and_its_evidence(run, tmp_path):
     done = run("table.csv", "--steps=300", "--output=evidence.csv")
     assert done.returncode == 0, done.stderr
     assert "500 rows, 2 columns\n" in done.stdout
-    assert "order, causes first: cause effect, late\n" in done.stdout
+    assert 'order, causes first: cause "effect, late"\n' in done.stdout
     with (tmp_path / "evidence.csv").open(newline="") as file:
         header, first, second = csv.reader(file)
     assert header == ["step", "leaf", "effect, late", "cause"]
@@ -71,15 +71,15 @@ def test_numbers_of_columns_are_names(tmp_path, caplog):
     ("text", "message"),
     [
         (b"", "is empty"),
-        (b"a,b\n1,2\n3\n", "line 3 of 2 columns has 1 values"),
-        (b"1,2\n3,high\n", "line 2 of 2 columns has 'high', no number"),
+        (b"a,b\n1,2\n3\n", "line 3 has 1 values for 2 columns"),
+        (b"1,2\n3,high\n", "line 2, column '1': 'high' is no number"),
         (b"a,b\n1,2\n\n1,nan\n", "line 4 has 'nan', not finite"),
         (b"a;b\n1;2\n", r"parted by semicolons.*sep=';'"),
         (b"1,5;2,5\n1,5;3,5\n", r"parted by semicolons.*decimal=','"),
         (b"a;b\n1,5;2,5\n", r"parted by semicolons.*decimal=','"),
-        (b'"load; kg"\nhigh\n', "line 2 of 1 columns has 'high', no number"),
+        (b'"load; kg"\nhigh\n', "line 2, column 'load; kg': 'high' is no number"),
         (b"a\tb\n1\t2\n", r"parted by tabs.*sep='\\t'"),
-        (b"a,b\n1,\n", "line 2 of 2 columns has '', no number"),
+        (b"a,b\n1,\n", "line 2, column 'b': '' is no number"),
         (b",a,b\n0,1,2\n1,2,3\n", "column 1 has no name: leave it out if it numbers the rows"),
         (b"x,y,x\n1,2,3\n3,4,5\n", "several columns are called 'x'"),
         (b"\xff\xfe\x00", "cannot be read"),
@@ -128,3 +128,4 @@ def test_the_output_may_be_in_the_home_of_the_user(run, environment, tmp_path, m
     done = run("table.csv", "--steps=1", "--output=~/evidence.csv")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "evidence.csv").exists()
+    assert "an order of 9 rows may be one of chance" in done.stderr

@@ -169,8 +169,32 @@ def test_a_config_file_of_anything_is_read_or_refused_in_one_line(tmp_path, cont
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"noise": 0.5,', '"noise": true,', "noise is true"),
+        ('"noise": 0.5,', '"noise": 0.5, "noise": 0.9,', "noise stands there twice"),
+        ('"noise": 0.5,', "", "'noise'"),
+        ('"rank": 16,', "", "'model.rank'"),
+        ('"model": {', '"model": 5, "other": {', "model is no group of keys"),
+        ('"multipliers": [', '"multipliers": "1,2", "other": [', "model.multipliers is no list"),
+        ("{", "[{", "cannot be read"),
+    ],
+)
+def test_a_config_file_changed_by_hand_is_not_taken_for_another(tmp_path, old, new, message):
+    run_config.save(default_config(), tmp_path)
+    file = tmp_path / run_config.CONFIG_FILE
+    run_config.load(tmp_path)
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        run_config.load(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"runner": "X"}, "runner is 'X'; choose one of"),
+        ({"optim.lr": float("inf")}, "optim.lr must be finite"),
         ({"model.head": "none"}, "both or neither must be none"),
         ({"model.positive_definite": False}, "residual_nll needs model.positive_definite=True"),
         ({"model.tails": "heavy"}, "model.tails is 'heavy'; choose one of gaussian, student"),

@@ -440,7 +440,7 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
         ),
         (
             {**FIRST_ORDER, "sampling__sampler": "ancestral"},
-            "covariance=full needs a second-order model: choose small or large",
+            "needs a second-order model for sampling.covariance=full: set it to small or large",
         ),
         (
             {**FIRST_ORDER, "sampling__sampler": "second_order"},

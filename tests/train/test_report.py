@@ -133,6 +133,27 @@ def test_images_are_drawn_without_ticks_and_curves_with_them():
     assert all(axis.axison for axis in figures.loss_curves(history).axes)
 
 
+def test_a_curve_of_one_point_is_seen():
+    history = [{"group": "train", "step": 5, "score1": 1.0}]
+    (line,) = figures.loss_curves(history).axes[0].get_lines()
+    assert line.get_marker() == "o"
+
+
+@pytest.mark.parametrize("predicted", [[0.25], [0.24, 0.25], [1e-4, 1.0], [np.nan]])
+def test_axes_of_a_calibration_have_labels_however_near_its_points(predicted):
+    levels = {f"coverage_{level}": 0.9 for level in (50, 90)}
+    rows = [{"share": 0.5, "predicted": v, "realised": v, **levels} for v in predicted]
+    figure = figures.calibration(rows, rows, {"model": [0.1, 0.2]})
+    figures.as_array(figure)
+    left, middle, _ = figure.axes
+    for low, high, axis in (
+        (*left.get_xlim(), left.xaxis),
+        (*left.get_ylim(), left.yaxis),
+        (*middle.get_xlim(), middle.xaxis),
+    ):
+        assert np.sum((low <= axis.get_ticklocs()) & (axis.get_ticklocs() <= high)) >= 2
+
+
 def test_settings_of_the_process_do_not_reach_the_figures(tmp_path):
     images = np.linspace(-1.0, 1.0, 48).reshape(3, 4, 4, 1)
     history = [{"group": "train", "step": step, "score1": 1.0} for step in (1, 2)]

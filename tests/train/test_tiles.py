@@ -130,3 +130,25 @@ def test_what_cannot_be_examined_in_tiles_is_refused(run, file):
     other = dataclasses.replace(run, problem=dataclasses.replace(run.problem, config=config))
     with pytest.raises(UserError, match="model's are student: take the picture whole"):
         tiles.examine(other, np.zeros((40, 40, 1), np.float32), 0.1, 16, 1, None)
+
+
+def test_a_page_has_one_unit_and_one_scale(file):
+    """Of a run in units of -1 to 1 all that is shown is from black 0 to white 1."""
+    pixels = np.linspace(-1.0, 1.0, 30, dtype=np.float32).reshape(5, 6, 1)
+    ones = np.ones_like(pixels)
+    found = picture.DenoisedPicture(
+        **{"path": file, "sigma": 0.2, "value_range": (-1.0, 1.0), "clean": pixels},
+        **{"noisy": pixels, "mean": pixels + 0.6, "deviation": 0.2 * ones, "lower": pixels},
+        **{"upper": pixels, "recalibrated": False, "samples": pixels[None]},
+        **{"directions": ones[None], "deviations": np.array([0.5])},
+    )
+    figures = picture._figures(found)
+    assert figures["directions.png"].axes[2].get_title() == "deviation 0.25"
+    for name, value in (("deviation.png", 0.1), ("error.png", 0.3)):
+        shade = figures[name].axes[0].images[0]
+        np.testing.assert_allclose(shade.get_array(), value, rtol=1e-6)
+        np.testing.assert_allclose(shade.get_clim(), (0.0, 0.3), rtol=1e-6)
+    overview = figures["overview.png"].axes
+    np.testing.assert_allclose(overview[3].images[0].get_array(), 0.1, rtol=1e-6)
+    assert overview[1].get_title() == "noisy, sigma 0.1"
+    assert picture._figures(found._replace(clean=None))["overview.png"] is None

@@ -200,6 +200,17 @@ def test_only_kernels_decay_and_the_state_stays_one_vector(small_config):
     assert np.all(after["Conv"]["bias"] == 1) and np.all(after["scale"] == 1)
 
 
+def test_a_run_whose_checkpoints_were_taken_away_is_not_begun_anew(small_config, tmp_path):
+    every = {"training__log_every": 1, "training__checkpoint_every": 1}
+    config = small_config(**every, training__evaluate_every=1, training__steps=3)
+    train_and_evaluate(config, tmp_path)
+    history = (tmp_path / "history.jsonl").read_text()
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="was trained to step 3 and has no checkpoint: put its"):
+        train_and_evaluate(config, tmp_path, resume=True)
+    assert (tmp_path / "history.jsonl").read_text() == history
+
+
 def test_a_run_is_trained_under_strict_promotion(small_config, tmp_path):
     with jax.numpy_dtype_promotion("strict"):
         state = train_and_evaluate(small_config(training__steps=1), tmp_path)
