@@ -72,8 +72,10 @@ class Settings(TypedDict, total=False):
 
 
 def rows(data: Any) -> Sampler:
-    """`sample(key, count)`, random rows of an array (N, D), with replacement, for data in memory. A
-    column that lies far from 0 beside what it varies is named in a warning.
+    """`sample(key, count)`, random rows of an array (N, D), with replacement, for data in memory.
+
+    A warning names the first column whose mean exceeds ten times the largest deviation of all
+    columns, or 1e5 times its own.
 
     Raises:
       ValueError: for another shape, no rows, complex values, or values that are masked or not

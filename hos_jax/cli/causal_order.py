@@ -135,20 +135,20 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     names, table = read_table(path)
     unnamed = names == [str(j) for j in range(len(names))]
     print(f"{len(table)} rows, {len(names)} columns{', without names' if unnamed else ''}")
-    constant = len(table) > 1 and (table == table[0]).all(axis=0)
-    if np.any(constant):
-        name = names[int(np.argmax(constant))]
-        raise UserError(f"{path}: column {name!r} has one value alone: leave it out")
+    import jax
+
+    from hos_jax.uses import causal
+
+    try:
+        causal.standardized(table, names)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if len(table) < FEW_ROWS:
         logger.warning(
             "an order of %d rows may be one of chance: what is known of the method was measured "
             "with 1,000 rows and more",
             len(table),
         )
-    import jax
-
-    from hos_jax.uses import causal
-
     found = causal.causal_order(
         jax.random.key(values.seed),
         table,

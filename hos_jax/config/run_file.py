@@ -19,8 +19,14 @@ logger = logging.getLogger(__name__)
 IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
 # What stands beside the config in the file.
 _BESIDE = ("versions", "images", "image_form", "denoiser_answer")
-# Keys that no version left out: the default in their place would be another model.
-_ALWAYS_THERE = (("noise", ""), ("name", "model"), ("ngf", "model"), ("rank", "model"))
+# What every version wrote of the model and its images: a default in its place would be another run.
+_ALWAYS_THERE = {
+    "": "noise seed",
+    "data": "name image_size crop",
+    "model": "name ngf multipliers blocks patch_size attention_size depth head rank networks "
+    "positive_definite data_std output_units dtype",
+    "loss": "first_order second_order",
+}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -125,9 +131,10 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
     config = default_config()
     _check_types(content, config)
     saved = {key: value for key, value in content.items() if key not in _BESIDE}
-    for name, place in _ALWAYS_THERE:
-        if name not in (saved[place] if place else saved):
-            raise KeyError(f"{place}.{name}" if place else name)
+    for group, names in _ALWAYS_THERE.items():
+        for name in names.split():
+            if name not in (saved[group] if group else saved):
+                raise KeyError(f"{group}.{name}" if group else name)
     if not isinstance(content.get("images"), dict | None):
         raise TypeError("images must be a group of keys")
     if not isinstance(saved["model"]["multipliers"], list):

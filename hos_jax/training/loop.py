@@ -279,8 +279,9 @@ def train_and_evaluate(
       The final state, on the host.
 
     Raises:
-      UserError: for a config that cannot work, a run that does not fit or that another process
-        works on, a folder that cannot be written to, or a non-finite loss.
+      UserError: for a config that cannot work, a run that does not fit, that another process
+        works on or of which the checkpoints are gone, a folder that cannot be written to, or a
+        non-finite loss.
     """
     workdir = expanded(workdir)
     problem = Problem.from_config(config)
@@ -342,12 +343,13 @@ def _begin(
         if resume:
             raise
         raise UserError(f"{_refused(error, workdir)}: the run was not begun") from error
+    if resume and not any((workdir / "checkpoints").glob("*")):
+        _check_none_is_lost(workdir)
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )
     open_files.callback(checkpoints.close)
     if state is None and not checkpoints.steps():
-        _check_none_is_lost(workdir)
         logger.warning("%s has no checkpoint yet: starting from step 0", workdir)
         state = problem.init()
     elif state is None:

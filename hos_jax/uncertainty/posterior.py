@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
+from jax.typing import DTypeLike
 
 from hos_jax import tweedie
 from hos_jax.linops import Eigenpairs, SymmetricMatrix, Violations
@@ -202,10 +203,14 @@ def posterior_from_covariance(
     if scaled_third_diagonal is not None:
         check_vectors(mean=mean, scaled_third_diagonal=scaled_third_diagonal)
         third = sigma**3 * scaled_third_diagonal
-    if floor is None:
-        floor = 8.0 * float(jnp.finfo(covariance.dtype).eps)
+    floor = _resolved(covariance.dtype) if floor is None else floor
     repaired, violations = covariance.floor(floor)
     return Posterior(mean, repaired.scale(sigma**2), violations, third, tails)
+
+
+def _resolved(dtype: DTypeLike) -> float:
+    """What rounding leaves of a variance beside 1."""
+    return 8.0 * float(jnp.finfo(dtype).eps)
 
 
 def posterior(
@@ -221,7 +226,7 @@ def posterior(
 
     y and s1(y) are (D,), s2(y) is structured (D, D), and s3(y)_iii, (D,), comes of a third-order
     model; scores of order n are in 1 / data units^n. In C = I + sigma^2 s2 rounding hides variances
-    below 1e-6 sigma^2 in float32; they are raised to that, and counted.
+    below 1e-6 sigma^2 in float32, 0.008 in float16; they are raised to that, and counted.
     """
     check_structured(score2, "score2")
     sigma = as_positive(sigma)
@@ -230,5 +235,5 @@ def posterior(
         score2.scale(sigma**2).add_identity(1.0),
         sigma,
         scaled_third_diagonal=None if score3_diagonal is None else sigma**3 * score3_diagonal,
-        floor=floor,
+        floor=_resolved(score2.dtype) if floor is None else floor,
     )

@@ -263,12 +263,13 @@ def mean_precisions(
     return jnp.mean(jax.lax.map(of_member, members), axis=0)
 
 
-def standardized(data: Any) -> np.ndarray:
-    """The columns of a table with mean 0 and variance 1, in single precision, (N, D).
+def standardized(data: Any, names: Sequence[str] | None = None) -> np.ndarray:
+    """The columns of a table with mean 0 and variance 1, in single precision, (N, D). Errors call
+    them by `names`, or by their numbers from 0.
 
     Raises:
-      UserError: for another shape, fewer than two columns or rows, what is no number or not
-        finite, a column of one value, or two that are the same but for their units.
+      UserError: for another shape, fewer than two columns or three rows, what is no number or
+        not finite, a column of one value, or two that are one, or nearly so, but for their units.
       ValueError: for a masked array of which something is masked.
     """
     check_unmasked(table=data)
@@ -278,22 +279,23 @@ def standardized(data: Any) -> np.ndarray:
         table = np.asarray(data, dtype=float)
     except (TypeError, ValueError) as error:
         raise UserError("the table holds what is no number: leave such columns out") from error
-    if table.ndim != 2 or min(table.shape) < 2:
-        raise UserError(f"a table of at least 2 rows and 2 columns is needed, got {table.shape}")
+    if table.ndim != 2 or table.shape[0] < 3 or table.shape[1] < 2:
+        raise UserError(f"a table of at least 3 rows and 2 columns is needed, got {table.shape}")
     if not np.isfinite(table).all():
         rows = np.flatnonzero(~np.isfinite(table).all(axis=1))
         raise UserError(f"row {rows[0] + 1} has a value that is not finite: leave such rows out")
+    called = str if names is None else lambda j: repr(names[j])
     table, _ = _in_range(table)
     spread = table.std(axis=0)
     if not (spread > 1e-12).all():
-        column = int(np.argmin(spread > 1e-12))
-        raise UserError(f"column {column}, from 0, has one value alone: leave it out")
+        column = called(int(np.argmin(spread > 1e-12)))
+        raise UserError(f"column {column} has one value alone: leave it out")
     table = (table - table.mean(axis=0)) / spread
     same = np.argwhere(np.triu(np.abs(table.T @ table) > (1.0 - 1e-9) * len(table), 1))
     if len(same):
+        left, right = (called(int(column)) for column in same[0])
         raise UserError(
-            f"columns {same[0, 0]} and {same[0, 1]}, from 0, are one but for their units: leave "
-            "one out"
+            f"columns {left} and {right} are one, or nearly so, but for their units: leave one out"
         )
     return table.astype(np.float32)
 

@@ -100,12 +100,14 @@ def test_what_is_no_table_is_named(tmp_path, text, message):
         (("table.csv", "--sigma=1e-30"), "--sigma must be between 0.001 and 1000"),
         (("table.csv", "--output=nowhere/e.csv"), "there is no folder nowhere"),
         (("table.csv", "--output=table.csv"), "must be another file that ends in .csv"),
-        (("constant.csv",), "column 'b' has one value alone"),
+        (("constant.csv",), "constant.csv: column 'b' has one value alone"),
+        (("copy.csv",), "copy.csv: columns 'a' and 'c' are one, or nearly so"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, arguments, message):
     (tmp_path / "table.csv").write_text("1,2\n3,4\n")
-    (tmp_path / "constant.csv").write_text("a,b\n1,2\n3,2\n")
+    (tmp_path / "constant.csv").write_text("a,b\n1,2\n3,2\n4,2\n")
+    (tmp_path / "copy.csv").write_text("a,b,c\n1,2,3\n3,5,7\n4,4,9\n")
     done = run(*arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

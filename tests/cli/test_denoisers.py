@@ -168,7 +168,6 @@ def test_a_range_of_levels_is_one_model(place, environment):
     assert done.returncode == 2 and "say which one the picture has (--sigma)" in done.stderr
 
 
-@pytest.mark.slow
 def test_sigma_is_of_white_whatever_the_units_of_the_data(place, environment):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)
     np.save(place / "bytes.npy", pixels)

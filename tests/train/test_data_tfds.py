@@ -133,7 +133,6 @@ def test_no_network_is_said_at_once_and_leaves_nothing(tmp_path):
     _assert_nothing_prepared(tmp_path)
 
 
-@pytest.mark.slow
 def test_a_broken_download_leaves_nothing(tmp_path):
     files, root = tmp_path / "files", tmp_path / "root"
     files.mkdir()

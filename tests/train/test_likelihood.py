@@ -52,7 +52,6 @@ def test_a_test_of_a_run_shows_both_numbers(small_config, tmp_path):
     assert "by the flow ODE" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.slow
 def test_a_first_order_model_has_probes_and_no_covariance(small_config, caplog):
     config = small_config(**RANGE, model__head="none", loss__second_order="none")
     problem = Problem.from_config(config)

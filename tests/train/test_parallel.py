@@ -310,7 +310,6 @@ for call in range(20):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc's allocator")
 def test_memory_that_a_step_frees_is_kept_for_the_next():
     def pages(which):

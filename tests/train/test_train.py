@@ -209,6 +209,9 @@ def test_a_run_whose_checkpoints_were_taken_away_is_not_begun_anew(small_config,
     with pytest.raises(UserError, match="was trained to step 3 and has no checkpoint: put its"):
         train_and_evaluate(config, tmp_path, resume=True)
     assert (tmp_path / "history.jsonl").read_text() == history
+    (tmp_path / "elsewhere").rename(tmp_path / "checkpoints")
+    config.training.steps = 4
+    assert int(train_and_evaluate(config, tmp_path, resume=True).step) == 4
 
 
 def test_a_run_is_trained_under_strict_promotion(small_config, tmp_path):
