@@ -116,7 +116,8 @@ def check_multipliers(multipliers: Array | np.ndarray) -> None:
     """Raise ValueError for another shape than that of `interval_multipliers`."""
     shape = len(VARIANCE_EDGES) - 1, len(LEVELS)
     if multipliers.shape != shape:
-        raise ValueError(f"expected multipliers {shape}, got {tuple(multipliers.shape)}")
+        found = tuple(multipliers.shape)
+        raise ValueError(f"expected multipliers (bins, levels), {shape}, got {found}")
 
 
 def recalibrated_interval(
