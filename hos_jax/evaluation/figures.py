@@ -103,7 +103,8 @@ def denoising_panel(
         for axis, values in zip(axes[row, 3:], maps, strict=True):
             shade = axis.imshow(values[row], cmap="magma", vmin=0, vmax=top)
     _titles(axes[0], titles, 10)
-    bar = figure.colorbar(shade, ax=axes[:, -1], fraction=0.08, aspect=12 * rows, extend="max")
+    long = {"fraction": 0.08, "aspect": 12 * rows, "extend": "max", "extendfrac": 0.05 / rows}
+    bar = figure.colorbar(shade, ax=axes[:, -1], **long)
     bar.ax.tick_params(labelsize=8)
     return figure
 
