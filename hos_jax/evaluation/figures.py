@@ -55,9 +55,9 @@ def size_maps(*values: np.ndarray) -> list[Any]:
     """A figure of each map of sizes, (H, W, C), all with one scale."""
     height, width = values[0].shape[:2]
     maps, shown = np.stack([_map(each) for each in values]), []
+    scale = {"vmin": 0, "vmax": _top(maps), "interpolation": "nearest"}
     for each in maps:
         figure, ((axis,),) = _axes(1, 1, 7.0, 6.0 * height / width + 0.3, images=True)
-        scale = {"vmin": 0, "vmax": _top(maps), "interpolation": "nearest"}
         shade = axis.imshow(each, cmap="magma", **scale)
         figure.colorbar(shade, ax=axis, fraction=0.04, extend="max")
         shown.append(figure)
@@ -103,8 +103,9 @@ def denoising_panel(
         for axis, values in zip(axes[row, 3:], maps, strict=True):
             shade = axis.imshow(values[row], cmap="magma", vmin=0, vmax=top)
     _titles(axes[0], titles, 10)
-    long = {"fraction": 0.08, "aspect": 12 * rows, "extend": "max", "extendfrac": 0.05 / rows}
-    bar = figure.colorbar(shade, ax=axes[:, -1], **long)
+    bar = figure.colorbar(
+        shade, ax=axes[:, -1], fraction=0.08, aspect=12 * rows, extend="max", extendfrac=0.05 / rows
+    )
     bar.ax.tick_params(labelsize=8)
     return figure
 
