@@ -94,9 +94,9 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
         if len(row) != len(names):
             what = f"line {number} has {len(row)} values for {len(names)} columns"
             raise UserError(f"{path}: {what}")
-        if wrong := [pair for pair in zip(names, row, strict=True) if not _is_number(pair[1])]:
-            (name, value), *_ = wrong
-            raise UserError(f"{path}: line {number}, column {name!r}: {value!r} is no number")
+        for name, value in zip(names, row, strict=True):
+            if not _is_number(value):
+                raise UserError(f"{path}: line {number}, column {name!r}: {value!r} is no number")
         if not np.isfinite(values := np.array(row, dtype=float)).all():
             lost = row[int(np.argmin(np.isfinite(values)))]
             raise UserError(f"{path}: line {number} has {lost!r}, not finite: leave such lines out")

@@ -322,7 +322,9 @@ def _begin(
     config, answer = problem.config, denoiser_answer(problem)
     check_run_path(workdir)
     if resume:
-        run_config.check_same_run(run_config.load(workdir), config)
+        begun = run_config.load(workdir)
+        run_config.check_same_run(begun, config)
+        _check_none_is_lost(workdir, begun.training.checkpoint_every)
         run_config.check_same_images(workdir, problem.identity())
         saved = run_config.saved_denoiser_answer(workdir)
         run_config.check_same_denoiser(workdir, saved, answer)
@@ -343,8 +345,6 @@ def _begin(
         if resume:
             raise
         raise UserError(f"{_refused(error, workdir)}: the run was not begun") from error
-    if resume and not any((workdir / "checkpoints").glob("*")):
-        _check_none_is_lost(workdir)
     checkpoints = Checkpoints(
         workdir / "checkpoints", config.training.keep_checkpoints, discard_unfinished=True
     )
@@ -364,12 +364,14 @@ def _begin(
     return state, RunFiles(checkpoints, log, seconds)
 
 
-def _check_none_is_lost(workdir: Path) -> None:
+def _check_none_is_lost(workdir: Path, checkpoint_every: int) -> None:
     """Raise UserError for a run without checkpoints whose history goes on beyond its first ones: to
     start over would drop what is left of it."""
+    if any((workdir / "checkpoints").glob("*")):
+        return
     reached = max((row["step"] for row in read_history(workdir)), default=0)
     # One is complete before the next is begun.
-    if reached > 2 * run_config.load(workdir).training.checkpoint_every:
+    if reached > 2 * checkpoint_every:
         raise UserError(
             f"{workdir} was trained to step {reached} and has no checkpoint: put its folder "
             "'checkpoints' back, or begin a new run"
