@@ -34,7 +34,7 @@ from flax import traverse_util
 
 from hos_jax import losses, pointwise
 from hos_jax._names import key_first
-from hos_jax.errors import NonFiniteError
+from hos_jax.errors import NonFiniteError, reason
 from hos_jax.linops import HessianFn
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
@@ -45,6 +45,7 @@ from hos_jax.types import (
     PRNGKey,
     ScoreFn,
     as_positive,
+    at_least_float32,
     check_counts,
     check_floating,
     check_function,
@@ -78,11 +79,16 @@ def rows(data: Any) -> Sampler:
     columns, or 1e5 times its own.
 
     Raises:
-      ValueError: for another shape, no rows, complex values, or values that are masked or not
-        finite.
+      ValueError: for another shape, no rows, complex values, what is no number, or values that are
+        masked, not finite or beyond JAX's usual floating type.
     """
     check_unmasked(data=data)
-    data = data if isinstance(data, jax.Array) else np.asarray(data)
+    try:
+        data = data if isinstance(data, jax.Array) else np.asarray(data)
+        if not jnp.issubdtype(data.dtype, jnp.number):
+            data = data.astype(float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data has what is no number: {reason(error)}") from error
     if data.ndim != 2 or not data.size:
         raise ValueError(f"expected data of shape (N, D) with N > 0, got {tuple(data.shape)}")
     if jnp.issubdtype(data.dtype, jnp.complexfloating):
@@ -90,14 +96,16 @@ def rows(data: Any) -> Sampler:
     # Large integers of 64 bits would wrap in JAX's integers of 32 bits.
     floating = jnp.issubdtype(data.dtype, jnp.floating)
     given = data
-    data = jnp.asarray(data if floating else data.astype(float))
+    with np.errstate(over="ignore"):
+        data = at_least_float32(jnp.asarray(data if floating else data.astype(float)))
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     if not isinstance(given, jax.core.Tracer):
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(np.asarray(given).astype(data.dtype, copy=False)).all()
-        if not finite:
+        known = np.asarray(given)
+        if not np.isfinite(known.astype(float)).all():
             raise ValueError("data has values that are not finite: leave their rows out")
-        _name_what_is_far_from_zero(np.asarray(given))
+        if not np.isfinite(np.asarray(data)).all():
+            raise ValueError(f"data has values beyond {data.dtype}: choose another unit")
+        _name_what_is_far_from_zero(known)
     return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
 
 
@@ -137,7 +145,7 @@ def _draw(key: PRNGKey, sample: Sampler, count: int, dim: int) -> Array:
     check_floating(sample=clean)
     if clean.shape != (count, dim):
         raise ValueError(f"expected samples of shape {(count, dim)}, got {clean.shape}")
-    return clean
+    return at_least_float32(clean)
 
 
 def minimize(

@@ -109,7 +109,7 @@ def log_uniform_sigmas(quantiles: Array, largest: float, smallest: float) -> Arr
       ValueError: unless infinity > largest >= smallest > 0.
     """
     _check_range(largest, smallest)
-    return smallest * (largest / smallest) ** quantiles
+    return smallest * (largest / smallest) ** jnp.asarray(quantiles)
 
 
 def log_normal_sigmas(
@@ -130,6 +130,7 @@ def log_normal_sigmas(
     low, high = ((math.log(end) - mean) / std for end in (smallest, largest))
     if not (low < 8 and high > -8):
         raise ValueError(f"{smallest} to {largest} is too far from exp({mean} +- {std})")
+    quantiles = jnp.asarray(quantiles)
     # The upper tail by the lower one, which floating-point numbers resolve.
     sign = 1.0 if low + high < 0 else -1.0
     first, last = jax.scipy.special.ndtr(sign * jnp.asarray([low, high], quantiles.dtype))

@@ -82,10 +82,31 @@ def check_unmasked(**arrays: Any) -> None:
 
 
 def check_structured(hessian: Any, name: str) -> None:
-    """Raise TypeError for a plain array in place of a structured matrix."""
+    """Raise TypeError for a plain array in place of a structured matrix, or for none."""
     if isinstance(hessian, (jax.Array, np.ndarray)):
         shape = np.shape(hessian)
         raise TypeError(f"{name} is an array of the shape {shape}: wrap it, linops.Dense({name})")
+    if hessian is None:
+        raise TypeError(f"{name} is None: this needs a model of the second order")
+
+
+def derivatives_at(derivatives_fn: Callable, noisy: Array, *more: Any) -> tuple[Array, Any]:
+    """s1 and s2 of one point, (D,), as `derivatives_fn(noisy, *more)` gives them, s2 perhaps None.
+
+    TypeError for a function that gives something else than two, or s2 as a plain array; ValueError
+    for sizes that are not those of the point, which would be broadcast.
+    """
+    found = derivatives_fn(noisy, *more)
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        kind = f"{len(found)} things" if isinstance(found, (tuple, list)) else type(found).__name__
+        raise TypeError(f"derivatives_fn has to give (s1, s2), or (s1, None); it gave {kind}")
+    score, hessian = found
+    shapes = {"noisy": noisy, "s1": score}
+    if hessian is not None:
+        check_structured(hessian, "s2")
+        shapes["s2_rows"] = hessian.shape[:-1]
+    check_vectors(**shapes)
+    return score, hessian
 
 
 def check_function(function: Any, claim: str, remedy: str) -> None:
@@ -129,8 +150,8 @@ def check_falling_levels(sigmas: Array) -> None:
     """Raise ValueError unless noise levels are two or more floating-point numbers, (levels,), and,
     unless they are traced, positive, finite and falling."""
     check_floating(sigmas=sigmas)
-    if jnp.ndim(sigmas) != 1 or len(sigmas) < 2:
-        raise ValueError(f"expected two noise levels or more, (levels,), got {jnp.shape(sigmas)}")
+    if np.ndim(sigmas) != 1 or len(sigmas) < 2:
+        raise ValueError(f"expected two noise levels or more, (levels,), got {np.shape(sigmas)}")
     if not isinstance(sigmas, jax.core.Tracer):
         known = np.asarray(sigmas)
         if not (np.all(np.diff(known) < 0) and known[-1] > 0 and known[0] < np.inf):
@@ -143,7 +164,7 @@ def check_rising_levels(sigmas: Array) -> None:
         known = np.asarray(sigmas)
         if not (np.all(np.diff(known) > 0) and known[0] > 0 and known[-1] < np.inf):
             raise ValueError(f"expected positive noise levels that rise, got {known}")
-    check_falling_levels(sigmas[::-1])
+    check_falling_levels(sigmas[::-1] if np.ndim(sigmas) else sigmas)
 
 
 def nan_unless(known: Array | bool, value: Array | float) -> Array:

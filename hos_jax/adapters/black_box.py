@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
 from hos_jax.errors import NotDifferentiableError, UserError, missing_package, reason
-from hos_jax.types import Array
+from hos_jax.types import Array, check_function
 
 _ONNX_TYPES = {
     "tensor(double)": np.float64,
@@ -93,8 +93,9 @@ def from_numpy(function: Callable[..., Any]) -> BlackBox:
       function: takes images (N, ...), and one time for each, (N,), where the network is told it;
         gives its predictions, of the images' shape. It must do the same with every image, however
         they are batched, and at every call. What it raises, and predictions of another shape, end
-        the computation with JAX's runtime error.
+        the computation with JAX's runtime error. TypeError for what is no function.
     """
+    check_function(function, "function is f(images)", "a function of NumPy arrays (N, ...)")
     return BlackBox(function)
 
 

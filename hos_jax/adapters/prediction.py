@@ -128,6 +128,7 @@ class AdaptedScore:
         predicted = predicted[0] if self.batched and predicted.ndim else predicted
         if predicted.shape != wanted:
             raise ValueError(f"the network predicts {predicted.shape} of an input of {wanted}")
+        check_floating(predicted=predicted)
         if self.layout == "CHW":
             return jnp.moveaxis(predicted, 0, -1)
         return predicted.reshape(shown.shape)

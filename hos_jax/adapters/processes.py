@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from hos_jax.types import Array
+from hos_jax.types import Array, check_counts
 
 OfLevel = Callable[[Array], Array]
 
@@ -83,8 +83,11 @@ def ddpm(betas: Any, *, whole_steps: bool = False) -> Process:
       ValueError: for other betas.
     """
     betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
-        raise ValueError(f"expected two or more betas in (0, 1), (steps,), got shape {betas.shape}")
+    if betas.ndim != 1 or len(betas) < 2:
+        raise ValueError(f"expected two or more betas, (steps,), got shape {betas.shape}")
+    wrong = betas[~((betas > 0) & (betas < 1))]
+    if len(wrong):
+        raise ValueError(f"expected betas in (0, 1), got {wrong[0]:g} among them")
     known = 0.5 * np.log(np.expm1(-np.cumsum(np.log1p(-betas))))
 
     def time(sigma: Array) -> Array:
@@ -97,12 +100,15 @@ def ddpm(betas: Any, *, whole_steps: bool = False) -> Process:
 
 
 def linear_betas(smallest: float = 1e-4, largest: float = 0.02, steps: int = 1000) -> np.ndarray:
-    """Those of Ho, Jain, Abbeel 2020, section 4, (steps,)."""
+    """Those of Ho, Jain, Abbeel 2020, section 4, (steps,); ValueError for no steps."""
+    check_counts(steps=steps)
     return np.linspace(smallest, largest, steps)
 
 
 def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> np.ndarray:
-    """Those of Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), (steps,)."""
+    """Those of Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17), (steps,); ValueError for no
+    steps."""
+    check_counts(steps=steps)
     times = (np.arange(steps + 1) / steps + offset) / (1.0 + offset)
     products = np.cos(0.5 * np.pi * times) ** 2
     return np.minimum(1.0 - products[1:] / products[:-1], largest)

@@ -19,6 +19,7 @@ from hos_jax.errors import UserError
 from hos_jax.evaluation import figures, report, tiles
 from hos_jax.noise import is_within, stream_key
 from hos_jax.training.runs import LoadedRun
+from hos_jax.types import check_counts
 from hos_jax.uncertainty import Interval, Posterior, calibration
 
 logger = logging.getLogger(__name__)
@@ -134,8 +135,10 @@ def denoise_file(
     Raises:
       UserError: for a run of s1 alone, a picture that the model cannot take, or a noise level that
         it was not trained at; as `tiles.examine`.
+      ValueError: for a negative count, or tile.
     """
     problem = run.problem
+    check_counts(0, samples=samples, directions=directions, tile=tile or 0)
     sigma = _checked_level(run, sigma)
     pixels = _read(path, run.image_shape[2] == 1, warn=not add_noise)
     head = problem.model.head

@@ -16,6 +16,7 @@ from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import stream_key
 from hos_jax.training.runs import LoadedRun
+from hos_jax.types import check_counts
 from hos_jax.uncertainty import Posterior
 
 
@@ -88,7 +89,10 @@ def examine(
 
     Raises:
       UserError: for a model that is not local, or whose tails are not Gaussian.
+      ValueError: for a size below 1, or a negative number of samples.
     """
+    check_counts(size=size)
+    check_counts(0, samples=samples)
     config, model = run.problem.config, run.model
     if not config.model.local:
         raise UserError("tiles need a model for images of any size: model.local=True")
@@ -118,9 +122,12 @@ def examine(
             outputs = outputs_of(model, run.params, window[None], sigma)
         found = pointwise.posteriors(window.reshape(1, -1), outputs, sigma)
         posterior = jax.tree.map(lambda leaf: leaf[0], found)
-        drawn = posterior.mean + _colored(posterior, white.reshape(-1, samples), weights).T
+        columns = white.reshape(window.size, samples)
+        drawn = posterior.mean + _colored(posterior, columns, weights).T
         rows = (posterior.mean, posterior.standard_deviation(), *interval(posterior))
-        return tuple(row.reshape(window.shape) for row in rows), drawn.reshape(-1, *window.shape)
+        return tuple(row.reshape(window.shape) for row in rows), drawn.reshape(
+            samples, *window.shape
+        )
 
     maps = [np.empty(noisy.shape, np.float32) for _ in range(4)]
     draws = np.empty((samples, *noisy.shape), np.float32)

@@ -8,6 +8,9 @@ for a vector or (D, k) for k columns. A scalar stands for every matrix of a batc
 batch's shape gives each its own. Nothing else is broadcast: ValueError names the shapes, and
 `jax.vmap` says what was meant, one matrix with many vectors for instance.
 
+Of 16 bits there are products and sums; what factorizes a matrix, as `solve` does, JAX has of 32 and
+64 alone: `jax.tree.map(lambda x: x.astype(jnp.float32), matrix)`.
+
 Products run at JAX's own matrix precision. Gradients are finite wherever the values are, zero
 matrices and repeated eigenvalues included.
 """

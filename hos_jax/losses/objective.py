@@ -32,7 +32,7 @@ from hos_jax.losses.second_order import (
 )
 from hos_jax.losses.third_order import d3sm_diagonal
 from hos_jax.noise import perturb
-from hos_jax.types import Array, check_floating
+from hos_jax.types import Array, at_least_float32, check_floating
 
 FIRST_ORDER = {"dsm": ("plus",), "dsm_vr": ("plus", "clean")}
 SECOND_ORDER = {
@@ -168,6 +168,8 @@ class Objective:
             raise ValueError(
                 f"expected clean and noise of one shape (N, ...), got {clean.shape}, {noise.shape}"
             )
+        # Sums of D squares are beyond 16 bits.
+        clean, noise = at_least_float32(clean), at_least_float32(noise)
         count = clean.shape[0]
         flat_clean, flat_noise = clean.reshape(count, -1), noise.reshape(count, -1)
         sigma = jnp.broadcast_to(jnp.asarray(sigma, clean.dtype), (count,))

@@ -7,8 +7,9 @@ stop (see `hos_jax.losses.residual`), S = sigma^2 s2 and the covariance C = I + 
 
 Vectors are (D,), the noise z among them; matrices are structures of `hos_jax.linops`; sigma is a
 scalar in data units. `plus`, `minus` and `clean` are the points y+ = x + sigma z, y- = x - sigma z
-and x. ||.||_F is the Frobenius norm, <., .> its inner product. ValueError for shapes that differ,
-integers, and plain arrays in place of structures::
+and x. ||.||_F is the Frobenius norm, <., .> its inner product. Numbers of 16 bits are taken as
+float32, as powers of D are beyond them. ValueError for shapes that differ, integers, and plain
+arrays in place of structures::
 
     minus_log_likelihoods = jax.vmap(losses.residual_nll)(residuals, covariances)  # (N,)
 """
@@ -17,13 +18,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import Diagonal, SymmetricMatrix
-from hos_jax.types import Array, as_positive, check_floating, check_floating_vectors
+from hos_jax.types import (
+    Array,
+    as_positive,
+    at_least_float32,
+    check_floating,
+    check_floating_vectors,
+)
 
 
 def matrix_rows(matrix: SymmetricMatrix) -> tuple[int, ...]:
@@ -32,6 +39,10 @@ def matrix_rows(matrix: SymmetricMatrix) -> tuple[int, ...]:
         raise ValueError("expected a structured matrix, such as hos_jax.linops.Dense(array)")
     check_floating(matrix=matrix)
     return matrix.shape[:-1]
+
+
+def _wide(*values: Any) -> Any:
+    return jax.tree.map(at_least_float32, values)
 
 
 def _noise_contrast(matrix: SymmetricMatrix, noise: Array) -> Array:
@@ -55,6 +66,7 @@ def d2sm(score1: Array, score2: SymmetricMatrix, noise: Array, sigma: Array | fl
     Denoising", NeurIPS 2021, theorem 2.
     """
     check_floating_vectors(score1=score1, noise=noise, score2_rows=matrix_rows(score2))
+    score1, score2, noise = _wide(score1, score2, noise)
     # The norm of psi and its contrast, term by term: no copy of the factor with one more column.
     size = jnp.sum(jnp.square(score1))
     norm = score2.squared_norm() + 2.0 * score2.quadratic_form(score1) + size**2
@@ -83,6 +95,7 @@ def d2sm_vr(
     )
     pair = d2sm(score1_plus, score2_plus, noise, sigma)
     pair += d2sm(score1_minus, score2_minus, noise, sigma)
+    score1_clean, score2_clean, noise = _wide(score1_clean, score2_clean, noise)
     return pair - 2.0 * _psi_contrast(score1_clean, score2_clean, noise) / as_positive(sigma) ** 2
 
 
@@ -125,7 +138,10 @@ def d2sm_residual_terms(
     matrices += [] if scaled_hessian_clean is None else [scaled_hessian_clean]
     rows = {f"scaled_hessian_{i}": matrix_rows(matrix) for i, matrix in enumerate(matrices)}
     check_floating_vectors(plus=residual_plus, minus=residual_minus, noise=noise, **rows)
-    plus, minus = jax.lax.stop_gradient((residual_plus, residual_minus))
+    scaled_hessian_plus, scaled_hessian_minus, scaled_hessian_clean, noise = _wide(
+        scaled_hessian_plus, scaled_hessian_minus, scaled_hessian_clean, noise
+    )
+    plus, minus = jax.lax.stop_gradient(_wide(residual_plus, residual_minus))
     correlation = -_noise_contrast(scaled_hessian_plus, plus)
     correlation -= _noise_contrast(scaled_hessian_minus, minus)
     fit = 0.5 * (scaled_hessian_plus.squared_norm() + scaled_hessian_minus.squared_norm())
@@ -211,6 +227,7 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     left out), minimized by C(y) = E[r r^T | y]. `covariance` is C at y, positive definite.
     """
     check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+    residual, covariance = _wide(residual, covariance)
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)
@@ -232,6 +249,7 @@ def residual_student_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     `covariance` is C at y, positive definite.
     """
     check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+    residual, covariance = _wide(residual, covariance)
     constant = jax.lax.stop_gradient(residual)
     white, logdet = covariance.whiten_and_logdet(constant)
     constants = math.log(2.0 / math.pi) + 0.5 * math.log(2.0 * math.pi)

@@ -43,6 +43,7 @@ from hos_jax.types import (
     check_falling_levels,
     check_floating_vectors,
     check_structured,
+    derivatives_at,
 )
 
 CovarianceName = Literal["small", "large", "scalar", "diagonal", "full"]
@@ -92,8 +93,8 @@ def guided(derivatives_fn: DerivativesFn, weight: float, unknown: Any) -> Deriva
     """
 
     def overstated(y: Array, sigma: Array, condition: Any) -> tuple[Array, SymmetricMatrix | None]:
-        known, hessian = derivatives_fn(y, sigma, condition)
-        plain, _ = derivatives_fn(y, sigma, unknown)
+        known, hessian = derivatives_at(derivatives_fn, y, sigma, condition)
+        plain, _ = derivatives_at(derivatives_fn, y, sigma, unknown)
         return plain + jnp.asarray(weight, plain.dtype) * (known - plain), hessian
 
     return overstated
@@ -194,7 +195,7 @@ def _ancestral(covariance: Covariance, below: float) -> Callable:
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
         y, level = state.position, state.sigma
-        score, hessian = derivatives_fn(y, level)
+        score, hessian = derivatives_at(derivatives_fn, y, level)
         step, ratio = (level - sigma) * (level + sigma), jnp.square(sigma / level)
         noise_key, posterior_key = jax.random.split(rng_key)
         noise = jnp.sqrt(ratio) * jax.random.normal(noise_key, y.shape, y.dtype)
@@ -223,7 +224,7 @@ def _ddim(covariance: Covariance, below: float) -> Callable:
         rng_key: PRNGKey, state: ReverseState, derivatives_fn: DerivativesFn, sigma: Array
     ) -> tuple[ReverseState, ReverseInfo]:
         y, level = state.position, state.sigma
-        score, hessian = derivatives_fn(y, level)
+        score, hessian = derivatives_at(derivatives_fn, y, level)
         noise = _posterior_noise(rng_key, hessian, level, covariance, below, y)
         return _moved(state, (level - sigma) * (level * score + noise), sigma)
 
@@ -262,9 +263,9 @@ def _heun(churn: float, low: float, high: float) -> Callable:
             noise = jax.random.normal(rng_key, y.shape, y.dtype)
             y = y + jnp.sqrt((raised - level) * (raised + level)) * noise
             level = raised
-        slope = -level * derivatives_fn(y, level)[0]
+        slope = -level * derivatives_at(derivatives_fn, y, level)[0]
         change = sigma - level
-        ahead = -sigma * derivatives_fn(y + change * slope, sigma)[0]
+        ahead = -sigma * derivatives_at(derivatives_fn, y + change * slope, sigma)[0]
         return _moved(state, y - state.position + 0.5 * change * (slope + ahead), sigma)
 
     return kernel
@@ -296,10 +297,9 @@ def second_order(*, gradient: bool = False, krylov_vectors: int = KRYLOV_VECTORS
         y, level = state.position, state.sigma
 
         def trace(point: Array) -> tuple[Array, tuple[Array, SymmetricMatrix]]:
-            score, hessian = derivatives_fn(point, level)
+            score, hessian = derivatives_at(derivatives_fn, point, level)
             if hessian is None:
                 raise ValueError("a second-order step needs s2, and derivatives_fn gives none")
-            check_structured(hessian, "s2")
             return hessian.trace(), (score, hessian)
 
         bend = jnp.zeros_like(y)
@@ -373,7 +373,8 @@ def reverse_chains(
         clean = tweedie.posterior_mean(y, derivatives_fn(y, sigmas[-1])[0], sigmas[-1])
 
     Chain i at step t uses the key fold_in(fold_in(key, t), i). ValueError as `as_top_level_api`,
-    for positions of another shape or integers, or devices that do not divide the chains.
+    for positions of another shape or integers, s1 or s2 of another D, or devices that do not divide
+    the chains; TypeError for a function that gives no pair.
 
     Args:
       key: one key for all chains.

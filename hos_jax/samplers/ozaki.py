@@ -26,7 +26,14 @@ import jax.numpy as jnp
 
 from hos_jax.linops import KRYLOV_VECTORS, HessianFn, SymmetricMatrix
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_floating_vectors, check_structured
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    ScoreFn,
+    check_floating_vectors,
+    check_structured,
+    derivatives_at,
+)
 
 # On mixtures: without a bound single chains leave the modes for good, and a bound of 0.1 makes the
 # law of the chains visibly too narrow.
@@ -75,7 +82,7 @@ def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
     """The state of a chain at `position`; ValueError unless all three are floating and of one D,
     TypeError for a plain array as s2."""
     check_floating_vectors(position=position)
-    score, hessian = derivatives_fn(position)
+    score, hessian = derivatives_at(derivatives_fn, position)
     check_structured(hessian, "s2")
     check_floating_vectors(position=position, score=score, hessian_rows=hessian.shape[:-1])
     return OzakiState(position, score, hessian)

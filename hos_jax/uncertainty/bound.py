@@ -30,6 +30,7 @@ from hos_jax.types import (
     check_falling_levels,
     check_floating_vectors,
     check_positive,
+    derivatives_at,
 )
 from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn, LogDensityFn
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, posterior
@@ -65,7 +66,7 @@ def _standardized(
     noisy: Array, clean: Array, derivatives_fn: DerivativesAtLevelFn, sigma: Array, floor: float
 ) -> tuple[Array, SymmetricMatrix]:
     """e and C at a noisy point."""
-    found = posterior(noisy, *derivatives_fn(noisy, sigma), sigma, floor=floor)
+    found = posterior(noisy, *derivatives_at(derivatives_fn, noisy, sigma), sigma, floor=floor)
     return (clean - found.mean) / sigma, found.covariance.scale(sigma**-2)
 
 

@@ -286,7 +286,8 @@ def descend(
 
     as the law of a Brownian path asks for. The last x is the result. Where x is drawn from its
     exact law the result is exact too, however far apart the levels are, but for the start.
-    ValueError for no level, or ones that are not positive and falling (unless traced).
+    ValueError for no level, ones that are not positive and falling (unless traced), or a draw of
+    another shape.
 
     Args:
       key: of all draws.
@@ -309,6 +310,7 @@ def descend(
         index, sigma, following = level
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         clean, more = draw(draw_key, noisy, sigma)
+        check_vectors(noisy=noisy, clean=clean)
         return bridge(noise_key, clean, noisy, sigma, following), more
 
     # With a level 0 at the end, of which the draw is the last x itself, one loop traces `draw_fn`

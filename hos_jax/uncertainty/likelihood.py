@@ -33,7 +33,9 @@ from hos_jax.types import (
     check_floating_vectors,
     check_positive,
     check_rising_levels,
+    check_structured,
     check_vectors,
+    derivatives_at,
     nan_unless,
 )
 
@@ -65,7 +67,8 @@ def structured_trace_fn(derivatives_fn: DerivativesAtLevelFn) -> ScoreAndTraceFn
     """s1 and tr s2 from a second-order model, `(y, sigma) -> (s1, s2)`: one evaluation of it."""
 
     def score_and_trace(noisy: Array, sigma: Array) -> tuple[Array, Array]:
-        score, hessian = derivatives_fn(noisy, sigma)
+        score, hessian = derivatives_at(derivatives_fn, noisy, sigma)
+        check_structured(hessian, "s2")
         return score, hessian.trace()
 
     return score_and_trace
@@ -86,12 +89,14 @@ def calibrated_trace_fn(
     check_floating_vectors(sigmas=sigmas, ratios=ratios)
     check_rising_levels(sigmas)
 
+    trace_fn = structured_trace_fn(derivatives_fn)
+
     def score_and_trace(noisy: Array, sigma: Array) -> tuple[Array, Array]:
-        score, hessian = derivatives_fn(noisy, sigma)
+        score, trace = trace_fn(noisy, sigma)
         known = jnp.asarray(sigmas, noisy.dtype), jnp.asarray(ratios, noisy.dtype)
         ratio = jnp.interp(jnp.log(sigma), jnp.log(known[0]), known[1])
         variance = jnp.square(sigma)
-        covariance = noisy.shape[0] + variance * hessian.trace()
+        covariance = noisy.shape[0] + variance * trace
         return score, (ratio * covariance - noisy.shape[0]) / variance
 
     return score_and_trace
@@ -131,7 +136,7 @@ def trace_ratios(
         trace_fn = hutchinson_trace_fn(
             probe_key, lambda y, s: derivatives_fn(y, s)[0], dim, probes=probes
         )
-        known = derivatives_fn(noisy, sigma)[1].trace()
+        known = structured_trace_fn(derivatives_fn)(noisy, sigma)[1]
         found = jnp.mean(trace_fn(noisy, sigma)[1])
         return dim + jnp.square(sigma) * found, dim + jnp.square(sigma) * known
 

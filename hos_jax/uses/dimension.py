@@ -34,6 +34,7 @@ from hos_jax.types import (
     check_rising_levels,
     check_structured,
     check_vectors,
+    derivatives_at,
 )
 from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
 
@@ -142,11 +143,13 @@ def local_dimension(
     check_floating_vectors(clean=clean)
     check_positive(sigma=sigma)
     check_counts(draws=draws)
+    clean = jnp.asarray(clean)
     sigma = jnp.asarray(sigma, clean.dtype)
     noise = jax.random.normal(key, (draws, *clean.shape), clean.dtype)
 
     def one(z: Array) -> Array:
-        return dimension_map(covariance_of(derivatives_fn(clean + sigma * z, sigma)[1], sigma))
+        _, score2 = derivatives_at(derivatives_fn, clean + sigma * z, sigma)
+        return dimension_map(covariance_of(score2, sigma))
 
     maps = jax.lax.map(one, noise)
     totals = jnp.sum(maps, axis=1)
@@ -180,9 +183,10 @@ def confirmed_and_stated(
     """
     check_floating_vectors(clean=clean)
     check_positive(sigma=sigma)
+    clean = jnp.asarray(clean)
     sigma = jnp.asarray(sigma, clean.dtype)
     noise = jax.random.normal(key, clean.shape, clean.dtype)
-    score1, score2 = derivatives_fn(clean + sigma * noise, sigma)
+    score1, score2 = derivatives_at(derivatives_fn, clean + sigma * noise, sigma)
     stated = covariance_of(score2, sigma).trace()
     return ConfirmedAndStated(jnp.sum(noise * (noise + sigma * score1)), stated)
 
@@ -251,13 +255,13 @@ def noise_level(
     check_floating_vectors(noisy=noisy)
     check_rising_levels(sigmas)
     check_counts(0, steps=steps)
+    noisy = jnp.asarray(noisy)
     dim = noisy.shape[0]
     levels = jnp.asarray(sigmas, noisy.dtype)
 
     def sizes(sigma: Array) -> tuple[Array, Array]:
         """n2(zhat) and tr C at one level."""
-        score1, score2 = derivatives_fn(noisy, sigma)
-        check_vectors(noisy=noisy, score1=score1)
+        score1, score2 = derivatives_at(derivatives_fn, noisy, sigma)
         return jnp.sum(jnp.square(sigma * score1)), covariance_of(score2, sigma).trace()
 
     seen, traces = jax.lax.map(sizes, levels)

@@ -26,6 +26,8 @@ RowsFn = Callable[[Array], Array]
 Candidates = Array | RowsFn | None
 # Products with K that are made at once for candidates: memory D times this.
 _AT_ONCE = 64
+_PRODUCT = "product is the function v -> K v"
+_REMEDY = "give its matvec, or jnp.asarray(K).dot"
 
 
 class Choice(NamedTuple):
@@ -42,10 +44,20 @@ class Choice(NamedTuple):
     columns: Array
 
 
-def _checked(product: Product, dim: int, candidates: Candidates) -> tuple[Candidates, int]:
-    """The candidates as JAX takes them, and how many there are; raises for those of another shape,
-    and for a product that is no function."""
-    check_function(product, "product is the function v -> K v", "give its matvec, or K.dot")
+def _check_product(product: Product, dim: int, dtype: Any) -> None:
+    """TypeError for what is no function of JAX's arrays; ValueError unless it gives (dim,)."""
+    check_function(product, _PRODUCT, _REMEDY)
+    try:
+        shape = jax.eval_shape(product, jax.ShapeDtypeStruct((dim,), dtype)).shape
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(f"{_PRODUCT}, and this one is of NumPy: {_REMEDY}") from error
+    if shape != (dim,):
+        raise ValueError(f"{_PRODUCT}, ({dim},) -> ({dim},), and it gave {shape}")
+
+
+def _checked(candidates: Candidates, dim: int) -> tuple[Candidates, int]:
+    """The candidates as JAX takes them, and how many there are; raises for those of another
+    shape."""
     if candidates is None or callable(candidates):
         return candidates, dim
     candidates = jnp.asarray(candidates)
@@ -59,10 +71,12 @@ def _left(size: int, allowed: Any) -> tuple[Array, int]:
     traced."""
     if allowed is None:
         return jnp.ones(size, bool), size
-    if jnp.shape(allowed) != (size,):
-        raise ValueError(f"expected allowed of shape ({size},), got {jnp.shape(allowed)}")
+    allowed = allowed if isinstance(allowed, jax.Array) else np.asarray(allowed)
+    if allowed.shape != (size,) or allowed.dtype != bool:
+        got = f"{allowed.dtype} of shape {allowed.shape}"
+        raise ValueError(f"expected bool allowed of shape ({size},), got {got}")
     known = not isinstance(allowed, jax.core.Tracer)
-    return jnp.asarray(allowed, bool), int(np.sum(np.asarray(allowed))) if known else size
+    return jnp.asarray(allowed), int(np.sum(np.asarray(allowed))) if known else size
 
 
 def _row(dim: int, candidates: Candidates, place: Array, dtype: Any) -> Array:
@@ -96,7 +110,7 @@ def variance_removed(
     """|K a|^2 / (t^2 + a^T K a) of each candidate, (M,), data units^2.
 
     Args:
-      product: v -> K v, (D,) -> (D,); TypeError for what is no function.
+      product: v -> K v, (D,) -> (D,); TypeError for what is no function of JAX's arrays.
       dim: D.
       noise_std: t, the deviation of a measurement's noise; ValueError unless it is positive.
       candidates: a of each, (M, D); of D ones also a function, places (m,) -> (m, D); None for the
@@ -104,8 +118,9 @@ def variance_removed(
       dtype: of the vectors that `product` takes; JAX's usual floating type by default.
     """
     check_positive(noise_std=noise_std)
-    known = _checked(product, dim, candidates)
-    form, norm = _variances(product, dim, *known, jnp.result_type(dtype or float))
+    dtype = jnp.result_type(dtype or float)
+    _check_product(product, dim, dtype)
+    form, norm = _variances(product, dim, *_checked(candidates, dim), dtype)
     return norm / (noise_std**2 + form)
 
 
@@ -130,11 +145,12 @@ def choose(
     """
     check_positive(noise_std=noise_std)
     check_counts(count=count)
-    candidates, size = _checked(product, dim, candidates)
+    dtype = jnp.result_type(dtype or float)
+    _check_product(product, dim, dtype)
+    candidates, size = _checked(candidates, dim)
     free, left = _left(size, allowed)
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
-    dtype = jnp.result_type(dtype or float)
     form, norm = _variances(product, dim, candidates, size, dtype)
     # Below the rounding of what was there no variance is told from none, nor is noise.
     limits = jnp.finfo(dtype)
@@ -208,6 +224,8 @@ def choose_groups(
     free, left = _left(len(groups), allowed)
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the groups left, got {count}")
+    example = jax.eval_shape(rows_fn, groups[0])
+    _check_product(product, example.shape[1], example.dtype)
     taken: list[Array] = []
     removed: list[Array] = []
 

@@ -43,6 +43,7 @@ from hos_jax.types import (
     check_positive,
     check_rising_levels,
     check_vectors,
+    derivatives_at,
 )
 from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR
@@ -99,6 +100,7 @@ def features(
     check_rising_levels(sigmas)
     check_counts(draws=draws, leading=leading, krylov_vectors=krylov_vectors)
     check_positive(floor=floor)
+    clean = jnp.asarray(clean)
     dim = clean.shape[0]
     leading = min(dim, leading)
     krylov_vectors = min(dim, max(krylov_vectors, leading))
@@ -131,8 +133,7 @@ def _at(
     noisy: Array, derivatives_fn: DerivativesAtLevelFn, sigma: Array, floor: float
 ) -> tuple[Array, SymmetricMatrix]:
     """s1, and C made positive definite."""
-    score1, score2 = derivatives_fn(noisy, sigma)
-    check_vectors(noisy=noisy, score1=score1)
+    score1, score2 = derivatives_at(derivatives_fn, noisy, sigma)
     return score1, covariance_of(score2, sigma).floor(floor)[0]
 
 
@@ -208,6 +209,7 @@ def unusual_map(
     check_rising_levels(sigmas)
     check_counts(draws=draws)
     check_positive(floor=floor)
+    clean = jnp.asarray(clean)
 
     def one(key: PRNGKey, sigma: Array) -> Array:
         noise = jax.random.normal(key, clean.shape, clean.dtype)

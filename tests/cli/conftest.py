@@ -1,9 +1,9 @@
-"""Tests drive the command line as users do: as a subprocess, in a folder of their own."""
+"""Tests drive the command line as users do: as a process, in a folder of their own."""
 
 import os
 
 import pytest
-from small_runs import runner_in
+from small_runs import quickly, runner_in
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,4 +23,4 @@ def environment():
 @pytest.fixture
 def command(tmp_path, environment):
     """Run `python main.py ...` with runs in `tmp_path`; returns the finished process."""
-    return runner_in(tmp_path, environment)
+    return runner_in(tmp_path, environment, quickly)

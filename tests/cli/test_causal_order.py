@@ -1,12 +1,10 @@
 """The command `causal_order`: a table in, an order and its evidence out."""
 
 import csv
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from command_line import ROOT
+from small_runs import quickly
 
 from hos_jax.cli.causal_order import read_table
 from hos_jax.errors import UserError
@@ -15,8 +13,7 @@ from hos_jax.errors import UserError
 @pytest.fixture
 def run(tmp_path, environment):
     def run(*arguments):
-        full = [sys.executable, str(ROOT / "main.py"), "causal_order", *map(str, arguments)]
-        return subprocess.run(full, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        return quickly(["causal_order", *map(str, arguments)], tmp_path, environment)
 
     return run
 

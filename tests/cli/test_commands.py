@@ -33,7 +33,9 @@ def test_runs_may_lie_in_the_home_of_the_user(command, environment, tmp_path, mo
     assert done.returncode == 2 and f"no run in {tmp_path}/mine/a" in done.stderr
 
 
-def test_train_resume_and_test(command, tmp_path):
+def test_train_resume_and_test(environment, tmp_path):
+    """Started as users do."""
+    command = runner_in(tmp_path, environment)
     done = command(*LOW_RANK, "--doc", "a", "--noise", "0.3", "--ni", "--comment", "first")
     assert done.returncode == 0, done.stderr
     saved = json.loads((tmp_path / "a" / "config.json").read_text())

@@ -8,9 +8,8 @@ import sys
 import chex
 import numpy as np
 import pytest
-from command_line import ROOT
 from PIL import Image
-from small_runs import runner_in
+from small_runs import MAIN, quickly, runner_in
 
 from hos_jax import load_run
 from hos_jax.errors import UserError
@@ -79,9 +78,10 @@ def second_order(folder, environment, *arguments, denoiser="mine.py:blur", cpus=
 
 
 def run(folder, environment, *arguments, cpus=None):
-    pinned = [] if cpus is None else ["-c", PINNED.format(cpus)]
+    if cpus is None:
+        return quickly(arguments, folder, environment)
     return subprocess.run(
-        [sys.executable, *pinned, str(ROOT / "main.py"), *arguments],
+        [sys.executable, "-c", PINNED.format(cpus), MAIN, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -277,7 +277,7 @@ def test_what_the_function_raises_ends_the_run_with_its_words(place, environment
 
 
 def test_a_run_of_one_size_refuses_another(tmp_path, environment):
-    command = runner_in(tmp_path, environment)
+    command = runner_in(tmp_path, environment, quickly)
     flags = ("--runner", "DoubleDiagonalHybridRunner", "--config", "demo", "--doc", "small", "--ni")
     assert command(*flags).returncode == 0
     smooth_picture(0, 41, 30).save(tmp_path / "one.png")

@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 from command_line import ROOT
-from small_runs import runner_in
+from small_runs import quickly, runner_in
 from test_published_commands import PUBLISHED, metrics_of, published_commands
 
 LOW_RANK = ("--runner", "LowRankHybridRunner", "--config", "demo", "--rank", "3")
@@ -27,7 +27,7 @@ DOCS = {
 def published(tmp_path_factory, environment):
     """The folder of the three runs, and the finished process of every command."""
     folder = tmp_path_factory.mktemp("published")
-    command = runner_in(folder, environment)
+    command = runner_in(folder, environment, quickly)
     done = {}
     for name in PUBLISHED:
         for what, arguments in published_commands(name, "mlp").items():
