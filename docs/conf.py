@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.util.nodes import make_refnode
 
 FOLDER = Path(__file__).parent
@@ -91,7 +92,19 @@ def _resolve_repository_link(app, env, node, contnode):
     return contnode
 
 
+def _describe_drawn_images(app, doctree, name):
+    """What a notebook draws has the title of its section as its alternative text; without one
+    docutils takes the name of its file, a hash."""
+    for image in doctree.findall(nodes.image):
+        section = image
+        while section is not None and not isinstance(section, nodes.section):
+            section = section.parent
+        if section is not None and not image.get("alt"):
+            image["alt"] = f"figure: {section.next_node(nodes.title).astext()}"
+
+
 def setup(app):
+    app.connect("doctree-resolved", _describe_drawn_images)
     app.connect("source-read", _link_notebooks)
     app.connect("missing-reference", _resolve_repository_link)
     app.connect("autodoc-process-docstring", _escape_prose)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from hos_jax.files import expanded, write_atomically
 logger = logging.getLogger(__name__)
 
 FEW_ROWS = 100
+# How the evidence begins.
+_FIRST = b"step", b"leaf"
 USAGE = """\
 causal_order TABLE: an order of the columns of a .csv or .npy file, causes first, and for each step
 how much the second derivative of every column varies, which chose the leaf. It is right for
@@ -42,8 +45,10 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
 
 def _check_commas(path: Path, rows: list[list[str]]) -> None:
     """Raise UserError where something else than commas parts the columns, in two rows."""
-    for mark, what in ((";", "semicolons"), ("\t", "tabs")):
-        parted = [any(mark in value for value in row) for row in rows[:2]]
+    for mark, what in ((";", "semicolons"), ("\t", "tabs"), (" ", "blanks")):
+        # A name may have blanks, so that they part columns only where there are no commas.
+        known = [row for row in rows[:2] if mark != " " or len(row) == 1]
+        parted = [any(mark in value.strip() for value in row) for row in known]
         if len(parted) == 2 and all(parted):
             remedy = f"save it with commas (pandas: read_csv({str(path)!r}, sep={mark!r}), with "
             remedy += "decimal=',' for decimal commas, and to_csv of another name, index=False)"
@@ -71,6 +76,9 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
             lines = [(reader.line_num, row) for row in reader if row]
     except UserError:
         raise
+    except UnicodeDecodeError as error:
+        remedy = "save it as CSV in UTF-8, or an array as .npy"
+        raise UserError(f"{path} is no text in UTF-8: {remedy}") from error
     except (OSError, ValueError, EOFError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     if not lines:
@@ -117,6 +125,19 @@ def _quoted(name: str) -> str:
     return json.dumps(name, ensure_ascii=False) if parted else name
 
 
+def _check_output(output: Path, table: Path) -> None:
+    """Raise UserError where the evidence cannot be written, or something else would be lost."""
+    same = output.exists() and table.exists() and output.samefile(table)
+    if output.suffix != ".csv" or same:
+        raise UserError(f"--output={output} must be another file that ends in .csv")
+    if not output.parent.is_dir():
+        raise UserError(f"--output={output}: there is no folder {output.parent}")
+    if not os.access(output.parent, os.W_OK):
+        raise UserError(f"--output={output}: nothing can be written in {output.parent}")
+    if output.exists() and not output.read_bytes().startswith(b",".join(_FIRST)):
+        raise UserError(f"--output={output} is another file, no earlier evidence: choose a name")
+
+
 def run(values: flags.FlagValues, rest: list[str]) -> None:
     """Read the table, and print the order and the evidence."""
     if len(rest) != 1:
@@ -127,11 +148,8 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         raise UserError(f"--sigma must be between 0.001 and 1000, got {values.sigma}")
     path = Path(rest[0])
     output = values.output and expanded(values.output)
-    same = output and output.exists() and path.exists() and output.samefile(path)
-    if output and (output.suffix != ".csv" or same):
-        raise UserError(f"--output={output} must be another file that ends in .csv")
-    if output and not output.parent.is_dir():
-        raise UserError(f"--output={output}: there is no folder {output.parent}")
+    if output:
+        _check_output(output, path)
     names, table = read_table(path)
     unnamed = names == [str(j) for j in range(len(names))]
     print(f"{len(table)} rows, {len(names)} columns{', without names' if unnamed else ''}")

@@ -50,7 +50,7 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
             raise UserError(f"{path}: {name} is a second array of {part}: leave one of them out")
         else:
             chosen[part] = array
-    if unused:
+    if unused and images:
         logger.warning("%s: not used: %s", path, ", ".join(unused))
     if "train" not in images:
         remedy = "reshape it; for vectors there is hos_jax.fit.rows"

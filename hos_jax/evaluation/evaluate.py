@@ -111,7 +111,8 @@ def evaluate_run(
     if Path(image_folder).parts[:1] in {("checkpoints",), (METRICS_FILE,), (REPORT_FILE,)}:
         raise UserError(f"--image_folder={image_folder!r} is the run's own: choose another name")
     run = load_run_as(config, workdir)
-    _check_room(workdir, workdir / image_folder)
+    _check_room(workdir, "test a copy of the run")
+    _check_room(workdir / image_folder, "choose another --image_folder")
     result = held_out.held_out_metrics(run.problem, run.params)
     count = max(config.sampling.images, REPORTED_IMAGES)
     examples = held_out.held_out_examples(run.problem, run.params, count, DIRECTIONS)
@@ -147,18 +148,17 @@ def evaluate_run(
     return result
 
 
-def _check_room(*folders: Path) -> None:
-    """Make the folders, and raise UserError where no file can be written in one of them."""
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(100_000))
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {folder} ({error.strerror or error}), where numbers and figures "
-                "belong: choose another --image_folder, or test a copy of the run"
-            ) from error
+def _check_room(folder: Path, remedy: str) -> None:
+    """Make the folder, and raise UserError where no file can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(100_000))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror or error}), where numbers and figures "
+            f"belong: {remedy}"
+        ) from error
 
 
 def _figures(

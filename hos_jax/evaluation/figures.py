@@ -34,6 +34,12 @@ def _axes(
     return figure, axes
 
 
+def _high(wide: float, images: np.ndarray) -> float:
+    """The inches that images, (..., H, W, C), of that many inches are high; of very flat ones room
+    for a title, of very tall ones no more than a page."""
+    return wide * float(np.clip(images.shape[-3] / images.shape[-2], 0.25, 4.0))
+
+
 def _show(axis: Any, image: np.ndarray, value_range: tuple[float, float]) -> None:
     picture = np.asarray(to_uint8(image, value_range))
     picture = np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture
@@ -53,11 +59,10 @@ def _top(maps: np.ndarray) -> float:
 @_plain
 def size_maps(*values: np.ndarray) -> list[Any]:
     """A figure of each map of sizes, (H, W, C), all with one scale."""
-    height, width = values[0].shape[:2]
     maps, shown = np.stack([_map(each) for each in values]), []
     scale = {"vmin": 0, "vmax": _top(maps), "interpolation": "nearest"}
     for each in maps:
-        figure, ((axis,),) = _axes(1, 1, 7.0, 6.0 * height / width + 0.3, images=True)
+        figure, ((axis,),) = _axes(1, 1, 7.0, _high(6.0, values[0]) + 0.3, images=True)
         shade = axis.imshow(each, cmap="magma", **scale)
         figure.colorbar(shade, ax=axis, fraction=0.04, extend="max")
         shown.append(figure)
@@ -91,7 +96,7 @@ def denoising_panel(
         maps.insert(0, _map(standard_deviation))
     titles.append("|error|")
     rows, columns = len(clean), len(titles)
-    height = 1.5 * rows * clean.shape[1] / clean.shape[2] + 0.3
+    height = rows * _high(1.5, clean) + 0.3
     figure, axes = _axes(rows, columns, 1.5 * columns + 0.8, height, images=True)
     top = _top(np.stack(maps))
     for row in range(rows):
@@ -206,9 +211,8 @@ def posterior_directions(
     `deviations` the square roots of their eigenvalues, (N, k), data units.
     """
     rows, columns = directions.shape[0], 2 + directions.shape[1]
-    height, width = mean.shape[1:3]
-    row_height = 1.4 * height / width + 0.15
-    figure, axes = _axes(rows, columns, 1.4 * columns, row_height * rows, images=True)
+    height = rows * (_high(1.4, mean) + 0.15)
+    figure, axes = _axes(rows, columns, 1.4 * columns, height, images=True)
     for row in range(rows):
         for axis, image in zip(axes[row], (noisy[row], mean[row]), strict=False):
             _show(axis, image, value_range)
@@ -228,8 +232,7 @@ def posterior_samples(
     """A figure with a row per image: noisy, denoised, and draws of the clean image, (N, k, H, W,
     C)."""
     rows, columns = samples.shape[0], 2 + samples.shape[1]
-    height, width = mean.shape[1:3]
-    figure, axes = _axes(rows, columns, 1.5 * columns, 1.5 * rows * height / width, images=True)
+    figure, axes = _axes(rows, columns, 1.5 * columns, rows * _high(1.5, mean), images=True)
     for row in range(rows):
         images = noisy[row], mean[row], *samples[row]
         for axis, image in zip(axes[row], images, strict=True):

@@ -125,7 +125,7 @@ def import_checkpoint(
         params, ema = found.params, found.ema_params
     if bool(config.optim.ema) != (ema is not None):
         raise UserError(f"optim.ema={config.optim.ema} does not fit the file: leave it as it is")
-    check_fits(config, problem.data.image_shape, params)
+    check_fits(source, config, problem.data.image_shape, params)
     run_config.check_same_denoiser(source, answer, denoiser_answer(problem))
     best = params if ema is None else ema
     mse = _denoise_mse(problem, best["score1"], checked_images) if found else None

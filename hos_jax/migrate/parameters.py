@@ -114,8 +114,8 @@ def load_exported(path: Path | str, *, denoiser: str | None = None) -> LoadedRun
 
     Args:
       path: the file.
-      denoiser: "FILE:FUNCTION" or "MODULE:FUNCTION", of a run beside a denoiser from outside. It is
-        code, so the file's own word is not taken for it.
+      denoiser: ``"FILE:FUNCTION"`` or ``"MODULE:FUNCTION"``, of a run beside a denoiser from
+        outside. It is code, so the file's own word is not taken for it.
 
     Raises:
       UserError: for another file, arrays that are not those of the model in the config, or a
@@ -172,7 +172,7 @@ def from_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, st
         if not name.startswith(f"{_IMAGES}/") and not _is_finite(array):
             raise UserError(f"array {name} of {path} holds what is no finite number")
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), tree)
-    check_fits(config, shape, params)
+    check_fits(path, config, shape, params)
     return Parameters(config, params, shape, step, data, answer)
 
 
@@ -180,9 +180,11 @@ def _is_finite(array: np.ndarray) -> bool:
     return np.issubdtype(array.dtype, np.floating) and bool(np.isfinite(array).all())
 
 
-def check_fits(config: ml_collections.ConfigDict, shape: tuple[int, ...], params: Any) -> None:
-    """Refuse parameters that are not those of the model that the config describes. A denoiser that
-    it names is not loaded."""
+def check_fits(
+    path: Path, config: ml_collections.ConfigDict, shape: tuple[int, ...], params: Any
+) -> None:
+    """Refuse the parameters of a file that are not those of the model that the config describes. A
+    denoiser that it names is not loaded."""
     model: Any = None
     if config.model.denoiser is None:
         model = make_model(config.model)
@@ -195,6 +197,12 @@ def check_fits(config: ml_collections.ConfigDict, shape: tuple[int, ...], params
     have = traverse_util.flatten_dict(params, sep="/")
     want = traverse_util.flatten_dict(wanted["params"], sep="/")
     for name in sorted(set(have) | set(want)):
-        sizes = [tree[name].shape if name in tree else "nothing" for tree in (have, want)]
-        if sizes[0] != sizes[1]:
-            raise UserError(f"array {name} is {sizes[0]}, the model of the config has {sizes[1]}")
+        if name not in have:
+            raise UserError(f"{path} lacks the array {name} of the model of the config")
+        if name not in want:
+            raise UserError(
+                f"{path} has an array {name}, of which the model of the config has none"
+            )
+        if (is_of := have[name].shape) != (wants := want[name].shape):
+            what = f"array {name} is {is_of}, the model of the config has {wants}"
+            raise UserError(f"{path}: {what}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import re
+import traceback
 from typing import Any
 
 import jax
@@ -224,12 +226,13 @@ def check_denoiser(problem: Problem) -> None:
         noisy = clean + np.float32(sigma) * noise
         score = np.stack([_ask_denoiser(problem, one, sigma) for one in noisy])
         if not np.isfinite(score).all():
-            raise UserError(f"{name} gives values that are not finite at sigma {sigma:.4g}")
+            level = _level(problem, sigma)
+            raise UserError(f"{name} gives values that are not finite at {level}")
         left = float(np.mean(np.square(noisy + sigma**2 * score - clean)))
         if left >= sigma**2:
             logger.warning(
-                f"{name} takes no noise away at sigma {sigma:.4g}: the mean squared error is "
-                f"{left:.3g} of {sigma**2:.3g}; is the range of its values another one?"
+                f"{name} takes no noise away at {_level(problem, sigma)}: the mean squared error "
+                f"is {left:.3g} of {sigma**2:.3g}; is the range of its values another one?"
             )
 
 
@@ -258,8 +261,25 @@ def _ask_denoiser(problem: Problem, noisy: Any, sigma: float) -> np.ndarray:
         # Of an error within a callback the last line is its cause.
         said = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
         name = problem.config.model.denoiser
-        what = f"model.denoiser={name} fails at sigma {sigma:.4g}"
-        raise UserError(f"{what}: {said[-1].strip()}") from error
+        what = f"model.denoiser={name} fails at {_level(problem, sigma)}"
+        raise UserError(f"{what}: {said[-1].strip()}{_line_in(name, error)}") from error
+
+
+def _level(problem: Problem, sigma: float) -> str:
+    """A noise level in words, in data units and in those of --sigma where these are others."""
+    low, high = problem.data.value_range
+    white = "" if high - low == 1 else f", {sigma / (high - low):.4g} of black to white"
+    return f"sigma {sigma:.4g}{white}"
+
+
+def _line_in(denoiser: str, error: Exception) -> str:
+    """The last line of the denoiser's own file that an error came through, in brackets."""
+    file = denoiser.rpartition(":")[0]
+    # Of an error within a callback there is the text of its traceback alone.
+    lines = re.findall(rf'File "{re.escape(file)}", line (\d+)', str(error))
+    frames = traceback.extract_tb(error.__traceback__)
+    lines += [str(frame.lineno) for frame in frames if frame.filename == file]
+    return f" (line {lines[-1]} of it)" if lines else ""
 
 
 def check_batch(problem: Problem) -> None:

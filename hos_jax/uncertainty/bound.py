@@ -96,6 +96,7 @@ def encode(
     Arguments and errors are those of `ancestral_bound`, at one level sigma, a positive scalar.
     """
     check_floating_vectors(clean=clean)
+    clean = jnp.asarray(clean)
     check_positive(sigma=sigma)
     _check_covariances((covariance,))
     sigma = jnp.asarray(sigma, clean.dtype)
@@ -152,6 +153,7 @@ def ancestral_bound(
       ValueError: for an unknown covariance, shapes that do not fit, and levels that do not fall.
     """
     check_floating_vectors(clean=clean)
+    clean = jnp.asarray(clean)
     check_falling_levels(sigmas)
     _check_covariances(covariances)
     dim, dtype = clean.shape[0], clean.dtype

@@ -272,7 +272,9 @@ def test_what_the_function_raises_ends_the_run_with_its_words(place, environment
     flags = ("--sigma=0.1", "--doc", "crash")
     done = second_order(place, environment, *flags, denoiser="mine.py:crashes")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert "crashes fails at sigma 0.1: OSError: the licence server is down" in done.stderr
+    line = DENOISER.splitlines().index('    raise OSError("the licence server is down")') + 1
+    said = f"crashes fails at sigma 0.1: OSError: the licence server is down (line {line} of it)"
+    assert said in done.stderr
     assert not (place / "runs" / "crash").exists()
 
 

@@ -162,8 +162,8 @@ def test_a_changed_export_is_refused(small_run, tmp_path):
     name = next(iter(arrays))
     changes = {
         "was not written by": (arrays, {**metadata, "format": "other"}),
-        "is nothing, the model": ({k: a for k, a in arrays.items() if k != name}, metadata),
-        "the model of the config has nothing": ({**arrays, "more": np.zeros(3)}, metadata),
+        f"lacks the array {name}": ({k: a for k, a in arrays.items() if k != name}, metadata),
+        "an array more, of which the model": ({**arrays, "more": np.zeros(3)}, metadata),
         "metadata of": (arrays, {**metadata, "config": "{"}),
         "held-out ones": ({**arrays, "images/held_out": np.zeros((1, 9, 9, 1), "u1")}, metadata),
         "cannot be read: shape": (arrays, {**metadata, "image_shape": "[9, 9, 1]"}),

@@ -290,9 +290,18 @@ def test_mistakes_are_named():
         score_fn(jnp.arange(4), 0.5)
     with pytest.raises(ValueError, match="positive and finite"):
         score_fn(POINT, -0.5)
-    for betas in (np.array([0.1]), np.array([0.1, 1.0]), np.zeros((2, 2))):
+    for betas in (np.array([0.1]), np.zeros((2, 2))):
         with pytest.raises(ValueError, match="two or more betas"):
             adapters.ddpm(betas)
+    with pytest.raises(ValueError, match=r"betas in \(0, 1\), got 1 among them"):
+        adapters.ddpm(np.array([0.1, 1.0]))
+    for make_betas in (adapters.cosine_betas, adapters.linear_betas):
+        with pytest.raises(ValueError, match="steps >= 1, got 0"):
+            make_betas(steps=0)
+    with pytest.raises(ValueError, match="floating-point numbers, got predicted of int"):
+        adapters.score_fn(lambda x, t: jnp.round(x).astype(int), "noise")(POINT, 0.5)
+    with pytest.raises(TypeError, match=r"function is f\(images\), got a ndarray"):
+        adapters.from_numpy(np.ones(3))
     for wrong in (
         lambda: adapters.variance_preserving(0.0, 1.0),
         lambda: adapters.flow_matching(data_at=2),

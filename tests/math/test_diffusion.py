@@ -377,6 +377,23 @@ def test_bad_arguments_are_refused():
         for kernel in (diffusion.ancestral, diffusion.ddim):
             with pytest.raises(ValueError, match="expected a covariance of small, large"):
                 kernel(covariance)
+    state, s2 = diffusion.init(jnp.ones(2), 1.0), Diagonal(-jnp.ones(2))
+    for kernel in (
+        *map(diffusion.ancestral, ("small", "full")),
+        *map(diffusion.ddim, ("small", "full")),
+        diffusion.heun(),
+        diffusion.second_order(),
+    ):
+        for error, message, derivatives_fn in (
+            # The score alone of two values would be taken for two things.
+            (TypeError, r"has to give \(s1, s2\), or \(s1, None\); it gave", lambda y, s: -y),
+            (TypeError, "it gave 3 things", lambda y, s: (-y, s2, None)),
+            (ValueError, "one shape", lambda y, s: (jnp.sum(-y), s2)),
+            (ValueError, "one shape", lambda y, s: (-y[:1], s2)),
+            (ValueError, "one shape", lambda y, s: (-y, Diagonal(-jnp.ones(1)))),
+        ):
+            with pytest.raises(error, match=message):
+                kernel(jax.random.key(0), state, derivatives_fn, 0.5)
     for churn in (-0.1, 0.5):
         with pytest.raises(ValueError, match="expected churn"):
             diffusion.heun(churn)

@@ -235,5 +235,13 @@ def test_what_does_not_fit_is_refused():
         dimension.noise_level(score1, derivatives_fn, jnp.array([1.0, 0.5]))
     with pytest.raises(TypeError, match="score2 is an array"):
         dimension.covariance_of(jnp.eye(3), 0.5)
+    with pytest.raises(TypeError, match="score2 is None"):
+        dimension.covariance_of(None, 0.5)
+    narrow = Diagonal(-jnp.ones(1))  # would be broadcast
+    for function in (dimension.local_dimension, dimension.confirmed_and_stated):
+        with pytest.raises(ValueError, match=r"s2_rows \(1,\)"):
+            function(jax.random.key(1), score1, lambda y, s: (-y, narrow), 0.5)
+    with pytest.raises(ValueError, match=r"s2_rows \(1,\)"):
+        dimension.noise_level(score1, lambda y, s: (-y, narrow), jnp.array([0.5, 1.0]))
     with pytest.raises(ValueError, match="number draws >= 1"):
         dimension.local_dimension(jax.random.key(0), score1, derivatives_fn, 0.5, draws=0)

@@ -235,6 +235,16 @@ def test_wrong_arguments_of_the_flow_are_refused():
     with pytest.raises(ValueError, match="score"):
         call(point, lambda y, s: (y[1:], y[0]), SMALLEST, LARGEST, end)
     score_fn = score_of(make_law("gaussian", 2))
+    for trace_fn in (
+        likelihood.structured_trace_fn(lambda y, s: (-y, Diagonal(-jnp.ones(1)))),
+        likelihood.calibrated_trace_fn(
+            lambda y, s: (-y, Diagonal(-jnp.ones(1))), jnp.array([0.1, 1.0]), jnp.ones(2)
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"s2_rows \(1,\)"):
+            trace_fn(jnp.ones(2), jnp.asarray(0.5))
+    with pytest.raises(TypeError, match="s2 is None"):
+        likelihood.structured_trace_fn(lambda y, s: (-y, None))(jnp.ones(2), jnp.asarray(0.5))
     with pytest.raises(ValueError, match="probes"):
         likelihood.hutchinson_trace_fn(jax.random.key(0), score_fn, 2, probes=0)
     with pytest.raises(ValueError, match="chunk_size"):

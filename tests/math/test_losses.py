@@ -465,6 +465,32 @@ def test_single_likelihoods_see_variances_alone():
     np.testing.assert_allclose(losses.marginal_nll(one, matrix), expected.sum(), rtol=1e-12)
 
 
+def test_numbers_of_16_bits_are_taken_as_float32():
+    """Whose powers of D, from 256 on, are beyond float16."""
+    dim = 300
+    rng = np.random.default_rng(3)
+    noise, plus, minus = (jnp.asarray(rng.normal(size=dim), jnp.float16) for _ in range(3))
+    s2 = Diagonal(jnp.asarray(rng.uniform(-0.5, 0.5, dim), jnp.float16))
+    covariance = s2.add_identity(1.0)
+
+    def everything(noise, plus, minus, s2, covariance):
+        terms = losses.d2sm_residual_terms(plus, s2, minus, s2, noise, s2)
+        each = jax.tree.map(lambda leaf: leaf[None], terms)
+        return {
+            "d2sm": losses.d2sm(plus, s2, noise, 0.5),
+            "d2sm_vr": losses.d2sm_vr(plus, s2, minus, s2, plus, s2, noise, 0.5),
+            "residual": losses.d2sm_residual(terms, losses.control_coefficients(each)),
+            "nll": losses.residual_nll(plus, covariance),
+            "student": losses.residual_student_nll(plus, covariance),
+            "marginal": losses.marginal_nll(plus, covariance),
+        }
+
+    given = noise, plus, minus, s2, covariance
+    expected = everything(*jax.tree.map(lambda leaf: leaf.astype(jnp.float32), given))
+    assert all(np.isfinite(value) for value in expected.values())
+    chex.assert_trees_all_equal(everything(*given), expected)
+
+
 def test_mismatched_shapes_raise():
     vector, longer = jnp.zeros(4), jnp.zeros(5)
     s2 = Diagonal(vector)

@@ -321,6 +321,14 @@ def test_bad_input_is_refused():
         )
     with pytest.raises(ValueError, match="allowed of shape"):
         measure_next.choose(product, DIM, NOISE_STD, 1, allowed=np.ones(1, bool))
+    with pytest.raises(ValueError, match="bool allowed of shape"):
+        measure_next.choose(product, DIM, NOISE_STD, 1, allowed=np.arange(DIM))
+    belief = np.eye(DIM)
+    with pytest.raises(TypeError, match=r"this one is of NumPy: .*jnp\.asarray\(K\)\.dot"):
+        measure_next.choose(belief.dot, DIM, NOISE_STD, 1)
+    assert measure_next.choose(jnp.asarray(belief).dot, DIM, NOISE_STD, 1).places[0] == 0
+    with pytest.raises(ValueError, match="it gave "):
+        measure_next.variance_removed(lambda v: v[:2], DIM, NOISE_STD)
     with pytest.raises(ValueError, match="room for 1 values"):
         seen_of([1, 2], [0.0, 0.0], 1)
 

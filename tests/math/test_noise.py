@@ -84,6 +84,9 @@ def test_levels_of_quantiles_are_those_of_their_laws():
     for mean in (-9.0, 9.0):
         with pytest.raises(ValueError, match="too far from"):
             log_normal_sigmas(quantiles, 2.0, 0.5, mean, 1.0)
+    for law, more in ((log_uniform_sigmas, ()), (log_normal_sigmas, (0.0, 1.0))):
+        few = law([0.5, 1.0], 5.0, 0.02, *more)
+        np.testing.assert_array_equal(few, law(jnp.array([0.5, 1.0]), 5.0, 0.02, *more))
     with pytest.raises(ValueError, match="expected std > 0"):
         log_normal_sigmas(quantiles, 5.0, 0.02, 0.0, 0.0)
     for function, law in ((log_uniform_sigmas, ()), (log_normal_sigmas, (0.0, 1.0))):

@@ -1,5 +1,6 @@
 """A denoiser of the user's own: how it is found, in which units it is asked, what is learned."""
 
+import dataclasses
 import functools
 import re
 
@@ -389,5 +390,7 @@ def test_what_a_denoiser_does_wrong_is_found_before_anything_is_written(
 def test_a_denoiser_that_takes_no_noise_away_is_named(small_config, tmp_path, caplog):
     (tmp_path / "mine.py").write_text(WRAPPED)
     problem = Problem.from_config(small_config(model__denoiser=f"{tmp_path}/mine.py:brighter"))
-    check_denoiser(problem)
-    assert "takes no noise away at sigma 0.5" in caplog.text
+    # Of values from -1 to 1 half of sigma is what --sigma says.
+    data = dataclasses.replace(problem.data, value_range=(-1.0, 1.0))
+    check_denoiser(dataclasses.replace(problem, data=data))
+    assert "takes no noise away at sigma 0.5, 0.25 of black to white: the" in caplog.text

@@ -213,11 +213,29 @@ def test_rows_of_an_array_are_fitted():
         np.full((3, 2), np.nan),
         np.full((3, 2), 1 + 2j),
         np.ma.masked_equal([[1.0, 2.0], [9.0, 3.0]], 9.0),
+        np.array([["1", "high"]]),
+        [[1.0, 2.0], [3.0]],
+        np.full((3, 2), 1e300),
     ],
 )
 def test_rows_refuse_what_is_no_data(data):
-    with pytest.raises(ValueError, match=r"shape \(N, D\)|not finite|stack its real|masked"):
+    known = r"shape \(N, D\)|not finite|stack its real|masked|no number|values beyond float32"
+    with pytest.raises(ValueError, match=known):
         fit.rows(data)
+
+
+def test_tables_of_16_bits_are_fitted_in_float32():
+    table = np.random.default_rng(0).normal(size=(9, 300)).astype(np.float16)
+    drawn = fit.rows(table)(jax.random.key(0), 5)
+    assert drawn.dtype == jnp.float32 and np.isin(drawn, table.astype(np.float32)).all()
+    model = ScoreModel(functools.partial(MLP, features=4, depth=1))
+    low = lambda key, count: jax.random.normal(key, (count, 300), jnp.bfloat16)  # noqa: E731
+    wide = lambda key, count: low(key, count).astype(jnp.float32)  # noqa: E731
+    same = [
+        fit.fit_score(jax.random.key(1), model, sample, 0.5, dim=300, steps=2, batch_size=4)
+        for sample in (low, wide)
+    ]
+    chex.assert_trees_all_equal(*same)
 
 
 @pytest.mark.parametrize(

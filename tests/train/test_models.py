@@ -27,17 +27,18 @@ small_mlp = functools.partial(MLP, features=8, depth=1)
 small_refinenet = functools.partial(RefineNet, features=4)
 
 
+def parameters(model, *arguments, scale=0.05):
+    """Of NumPy's draws: XLA takes longer to compile those of every layer than the network."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype),
+        jax.eval_shape(model.init, jax.random.key(1), *arguments),
+    )
+
+
 def run(model, count=2, shape=SHAPE, sigma=SIGMA):
     images = jax.random.normal(jax.random.key(0), (count, *shape))
-    abstract = jax.eval_shape(model.init, jax.random.key(1), images, sigma)
-    if len(jax.tree.leaves(abstract)) > 300:
-        # XLA takes minutes to compile so many draws.
-        rng = np.random.default_rng(0)
-        params = jax.tree.map(
-            lambda leaf: 0.05 * rng.normal(size=leaf.shape).astype(leaf.dtype), abstract
-        )
-    else:
-        params = jax.jit(model.init)(jax.random.key(1), images, sigma)
+    params = parameters(model, images, sigma)
     return images, params, jax.jit(model.apply)(params, images, sigma)
 
 
@@ -64,6 +65,10 @@ def test_every_network_gives_both_orders(network, networks):
     assert images.dtype == outputs.score1.dtype == jnp.float32
 
 
+def outputs_at(outputs, i):
+    return jax.tree.map(lambda leaf: leaf[i], outputs)
+
+
 # A local one is part of the one with columns.
 @pytest.mark.parametrize(
     "structure",
@@ -76,14 +81,17 @@ def test_what_a_model_says_of_many_points_works_as_a_batch(structure):
     _, _, outputs = run(ScoreModel(small_mlp, SecondOrderHead(structure, 2)), count=3)
     covariance, residual = outputs.covariance, outputs.noise_prediction
     assert covariance.batch_shape == (3,) and covariance.dim == DIM
-    alone = [jax.tree.map(lambda leaf, i=i: leaf[i], covariance) for i in range(3)]
-    np.testing.assert_allclose(covariance.trace(), [c.trace() for c in alone], rtol=1e-5)
-    np.testing.assert_allclose(
-        covariance.diagonal(), np.stack([c.diagonal() for c in alone]), rtol=1e-5
-    )
-    terms = covariance.inverse_quadratic_form_and_logdet(residual)
-    each = [c.inverse_quadratic_form_and_logdet(r) for c, r in zip(alone, residual, strict=True)]
-    np.testing.assert_allclose(np.stack(terms, axis=1), np.asarray(each), rtol=1e-3, atol=1e-3)
+
+    @jax.jit
+    def said(c, r):
+        return c.trace(), c.diagonal(), jnp.stack(c.inverse_quadratic_form_and_logdet(r), -1)
+
+    trace, diagonal, terms = said(covariance, residual)
+    for i in range(3):
+        one_trace, one_diagonal, one_terms = said(*outputs_at((covariance, residual), i))
+        np.testing.assert_allclose(trace[i], one_trace, rtol=1e-5)
+        np.testing.assert_allclose(diagonal[i], one_diagonal, rtol=1e-5)
+        np.testing.assert_allclose(terms[i], one_terms, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="vmap"):
         losses.residual_nll(residual, covariance)
 
@@ -186,30 +194,31 @@ def test_in_a_cascade_s2_sees_s1_and_does_not_bend_it(noise_conditional):
     options = {"networks": "cascade", "noise_conditional": noise_conditional, "third_order": True}
     model = ScoreModel(network, SecondOrderHead("diagonal"), **options)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    params = model.init(jax.random.key(0), images, 0.5)
-    # The last layers begin near 0.
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params
-    )
+    params = parameters(model, images, 0.5, scale=0.3)
 
     def higher(params, images):
         outputs = model.apply(params, images, 0.5)
-        return jnp.mean(outputs.raw_second_order[:, 0] + outputs.raw_third_order)
+        return jnp.mean(outputs.raw_second_order[:, 0] + outputs.raw_third_order), outputs.score1
 
-    alone, whole = model.apply(params, images, 0.5, orders=(1,)), model.apply(params, images, 0.5)
-    np.testing.assert_array_equal(alone.score1, whole.score1)
+    value_and_slopes = jax.jit(jax.value_and_grad(higher, argnums=(0, 1), has_aux=True))
+
+    def value(params, images):
+        return value_and_slopes(params, images)[0][0]
+
+    alone = jax.jit(functools.partial(model.apply, orders=(1,)))(params, images, 0.5)
+    (value_here, score1), (gradient, slopes) = value_and_slopes(params, images)
+    np.testing.assert_allclose(alone.score1, score1, rtol=1e-6, atol=1e-6)
     assert alone.raw_second_order is None and alone.raw_third_order is None
-    gradient = jax.grad(higher)(params, images)["params"]
+    gradient = gradient["params"]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["score1"]))
     assert all(np.any(gradient[name]["end_conv"]["kernel"]) for name in ("score2", "score3"))
     larger = jax.tree.map(lambda leaf: 1.1 * leaf, params["params"]["score1"])
     other = {"params": {**params["params"], "score1": larger}}
-    assert abs(higher(other, images) - higher(params, images)) > 1e-4
+    assert abs(value(other, images) - value_here) > 1e-4
     direction = jax.random.normal(jax.random.key(2), images.shape)
-    slope = jnp.vdot(jax.grad(higher, argnums=1)(params, images), direction)
     step = 1e-2 * direction
-    difference = (higher(params, images + step) - higher(params, images - step)) / 2e-2
-    np.testing.assert_allclose(slope, difference, rtol=0.02)
+    difference = (value(params, images + step) - value(params, images - step)) / 2e-2
+    np.testing.assert_allclose(jnp.vdot(slopes, direction), difference, rtol=0.02)
 
 
 def test_networks_that_give_scores_are_taken_at_their_word():
@@ -272,11 +281,12 @@ def test_vectors_and_per_example_noise_levels():
 def test_unet_computes_in_bfloat16_and_rematerializes_to_the_same_values():
     images = jax.random.normal(jax.random.key(5), (2, 8, 8, 1))
     plain = small_unet(2)
-    params = plain.init(jax.random.key(6), images)
+    params = parameters(plain, images, scale=0.2)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    out = plain.apply(params, images)
-    np.testing.assert_allclose(small_unet(2, remat=True).apply(params, images), out, atol=1e-5)
-    low = small_unet(2, dtype=jnp.bfloat16).apply(params, images)
+    out = jax.jit(plain.apply)(params, images)
+    again = jax.jit(small_unet(2, remat=True).apply)(params, images)
+    np.testing.assert_allclose(again, out, atol=1e-5)
+    low = jax.jit(small_unet(2, dtype=jnp.bfloat16).apply)(params, images)
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, out, atol=0.05)
 
@@ -295,8 +305,9 @@ def test_patches_are_cut_and_put_together_again():
     assert patches.shape == (2, 2, 3, 12)
     np.testing.assert_array_equal(patches[1, 1, 2].reshape(2, 2, 3), images[1, 2:4, 4:6])
     np.testing.assert_array_equal(depth_to_space(patches, 2), images)
-    out = small_unet(5, patch_size=2).init_with_output(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    assert out[0].shape == (1, 8, 8, 5)
+    patched, images = small_unet(5, patch_size=2), jnp.zeros((1, 8, 8, 3))
+    out, _ = jax.eval_shape(patched.init_with_output, jax.random.key(0), images)
+    assert out.shape == (1, 8, 8, 5)
 
 
 def test_unusable_sizes_and_settings_are_refused():

@@ -133,6 +133,22 @@ def test_images_are_drawn_without_ticks_and_curves_with_them():
     assert all(axis.axison for axis in figures.loss_curves(history).axes)
 
 
+@pytest.mark.parametrize("shape", [(1, 37, 1), (3, 300, 1), (300, 3, 1)])
+def test_images_of_any_shape_leave_room_for_titles(shape):
+    """Matplotlib warns where none is left, and a warning is an error here."""
+    few, more = np.zeros((3, *shape)), np.zeros((3, 4, *shape))
+    for figure in (
+        figures.denoising_panel(few, few, few, few + 1.0, (-1.0, 1.0), 0.5),
+        figures.posterior_directions(few, few, more, np.ones((3, 4)), (-1.0, 1.0)),
+        figures.posterior_samples(few, few, more, (-1.0, 1.0)),
+        *figures.size_maps(few[0] + 1.0),
+    ):
+        drawn = figures.as_array(figure)
+        assert max(drawn.shape) < 4000
+        for title in (axis.title for axis in figure.axes if axis.get_title()):
+            assert figure.bbox.count_contains(title.get_window_extent().corners()) == 4
+
+
 def test_a_curve_of_one_point_is_seen():
     history = [{"group": "train", "step": 5, "score1": 1.0}]
     (line,) = figures.loss_curves(history).axes[0].get_lines()

@@ -130,6 +130,18 @@ def test_what_cannot_be_examined_in_tiles_is_refused(run, file):
     other = dataclasses.replace(run, problem=dataclasses.replace(run.problem, config=config))
     with pytest.raises(UserError, match="model's are student: take the picture whole"):
         tiles.examine(other, np.zeros((40, 40, 1), np.float32), 0.1, 16, 1, None)
+    # Nothing would be looked at, and what was in memory given out.
+    with pytest.raises(ValueError, match="tile >= 0, got -5"):
+        picture.denoise_file(run, file, tile=-5)
+    with pytest.raises(ValueError, match="size >= 1, got 0"):
+        tiles.examine(run, np.zeros((40, 40, 1), np.float32), 0.1, 0, 1, None)
+
+
+@pytest.mark.parametrize("run", [1], indirect=True, ids=["pixels"])
+@pytest.mark.parametrize("tile", [0, 32])
+def test_draws_may_be_left_out(run, file, tile):
+    found = picture.denoise_file(run, file, tile=tile, samples=0)
+    assert found.samples.shape == (0, 47, 58, 1) and np.all(found.deviation > 0)
 
 
 def test_a_page_has_one_unit_and_one_scale(file):

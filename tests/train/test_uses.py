@@ -4,9 +4,30 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hos_jax import distributions, fit, models
-from hos_jax.uses import dimension
+from hos_jax.linops import Diagonal
+from hos_jax.uncertainty import bound
+from hos_jax.uses import dimension, unusual
+
+
+def test_points_of_numpy_are_taken_in_jaxs_own_type():
+    """They are of 64 bits, of which JAX would warn; a warning is an error here."""
+    key, point, levels = jax.random.key(0), np.ones(2), np.array([0.5, 1.0])
+
+    def derivatives_fn(noisy, sigma):
+        return -noisy, Diagonal(-0.5 * jnp.ones(2))
+
+    for found in (
+        dimension.local_dimension(key, point, derivatives_fn, 0.5),
+        dimension.confirmed_and_stated(jax.random.clone(key), point, derivatives_fn, 0.5),
+        dimension.noise_level(point, derivatives_fn, levels),
+        unusual.features(jax.random.clone(key), point, derivatives_fn, levels),
+        unusual.unusual_map(jax.random.clone(key), point, derivatives_fn, levels),
+        bound.encode(jax.random.clone(key), point, derivatives_fn, 0.5),
+    ):
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found))
 
 
 def test_a_learned_head_counts_the_dimensions_of_a_plane():
