@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import itertools
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,12 @@ def write_atomically(path: Path, content: str | bytes | Iterable[str]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def try_to_write(folder: Path) -> None:
+    """Raise OSError where a file of 100 kB cannot be written in a folder; none is left there."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(100_000))
 
 
 def check_run_path(folder: Path) -> None:

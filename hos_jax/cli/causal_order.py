@@ -6,14 +6,13 @@ import csv
 import io
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from hos_jax.errors import UserError, reason
-from hos_jax.files import expanded, write_atomically
+from hos_jax.files import expanded, try_to_write, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +131,11 @@ def _check_output(output: Path, table: Path) -> None:
         raise UserError(f"--output={output} must be another file that ends in .csv")
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}")
-    if not os.access(output.parent, os.W_OK):
-        raise UserError(f"--output={output}: nothing can be written in {output.parent}")
+    try:
+        try_to_write(output.parent)
+    except OSError as error:
+        where = f"nothing can be written in {output.parent}"
+        raise UserError(f"--output={output}: {where} ({reason(error)})") from error
     if output.exists() and not output.read_bytes().startswith(b",".join(_FIRST)):
         raise UserError(f"--output={output} is another file, no earlier evidence: choose a name")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from hos_jax.evaluation.report import (
     measured,
     write_report,
 )
-from hos_jax.files import expanded, write_atomically
+from hos_jax.files import expanded, try_to_write, write_atomically
 from hos_jax.noise import stream_key
 from hos_jax.training.logs import RunLog, read_history, shows_progress
 from hos_jax.training.problem import Problem
@@ -152,8 +151,7 @@ def _check_room(folder: Path, remedy: str) -> None:
     """Make the folder, and raise UserError where no file can be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(100_000))
+        try_to_write(folder)
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror or error}), where numbers and figures "
