@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import drawn
 
 from hos_jax import config as run_config
 from hos_jax import models, pointwise
@@ -167,8 +168,8 @@ def test_a_fixed_score_stands_beside_a_learned_hessian():
     model = fixed_model(lambda noisy, sigma: -noisy / (1.0 + sigma**2), noise_conditional=True)
     noisy = jax.random.normal(jax.random.key(0), (3, 5, 6, 2))
     sigma = jnp.array([0.1, 0.5, 2.0])
-    params = model.init(jax.random.key(1), noisy, sigma)
-    outputs = model.apply(params, noisy, sigma)
+    params = drawn(model, noisy, sigma)
+    outputs = jax.jit(model.apply)(params, noisy, sigma)
     wanted = (-noisy / (1.0 + sigma[:, None, None, None] ** 2)).reshape(3, -1)
     np.testing.assert_allclose(outputs.score1, wanted, rtol=1e-6)
     assert outputs.covariance.shape == (3, 60, 60)
@@ -184,8 +185,8 @@ def test_the_covariance_is_preconditioned_as_in_a_score_model():
         model = fixed_model(
             lambda noisy, sigma: -noisy, data_std=0.5, precondition_covariance=precondition
         )
-        params = model.init(jax.random.key(0), noisy, sigma)
-        variances.append(model.apply(params, noisy, sigma).covariance.diagonal())
+        outputs = jax.jit(model.apply)(drawn(model, noisy, sigma), noisy, sigma)
+        variances.append(outputs.covariance.diagonal())
     ratio = np.broadcast_to(np.array([[0.5], [0.25 / 25.25]]), (2, 16))
     np.testing.assert_allclose(variances[1] / variances[0], ratio, rtol=1e-5)
 
@@ -193,15 +194,15 @@ def test_the_covariance_is_preconditioned_as_in_a_score_model():
 def test_a_local_network_takes_any_size_and_looks_no_further_than_it_must():
     network = UNet(out_channels=3, features=8, multipliers=(1, 2), local=True)
     image = jax.random.normal(jax.random.key(0), (1, 96, 80, 2))
-    params = network.init(jax.random.key(1), image)
-    whole = network.apply(params, image)
-    odd = network.apply(params, image[:, :37, :29])
-    assert odd.shape == (1, 37, 29, 3)
-    part = network.apply(params, image[:, 16:, 8:])
+    params = drawn(network, image, std=0.1)
+    apply = jax.jit(network.apply)
+    whole = apply(params, image)
+    assert apply(params, image[:, :37, :29]).shape == (1, 37, 29, 3)
+    part = apply(params, image[:, 16:, 8:])
     # Five blocks, three of them at half resolution, and what is between them.
     np.testing.assert_allclose(part[:, 24:-24, 24:-24], whole[:, 40:-24, 32:-24], atol=2e-6)
     far = image.at[0, 0, 0].add(100.0)
-    moved = np.abs(network.apply(params, far) - whole).max(axis=(0, 3))
+    moved = np.abs(apply(params, far) - whole).max(axis=(0, 3))
     assert moved[:4, :4].max() > 1e-3 and moved[28:].max() == moved[:, 28:].max() == 0.0
 
 

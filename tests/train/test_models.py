@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_parameters import drawn
 
 from hos_jax import losses
 from hos_jax.data import to_float
@@ -27,18 +28,9 @@ small_mlp = functools.partial(MLP, features=8, depth=1)
 small_refinenet = functools.partial(RefineNet, features=4)
 
 
-def parameters(model, *arguments, scale=0.05):
-    """Of NumPy's draws: XLA takes longer to compile those of every layer than the network."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype),
-        jax.eval_shape(model.init, jax.random.key(1), *arguments),
-    )
-
-
 def run(model, count=2, shape=SHAPE, sigma=SIGMA):
     images = jax.random.normal(jax.random.key(0), (count, *shape))
-    params = parameters(model, images, sigma)
+    params = drawn(model, images, sigma)
     return images, params, jax.jit(model.apply)(params, images, sigma)
 
 
@@ -194,7 +186,7 @@ def test_in_a_cascade_s2_sees_s1_and_does_not_bend_it(noise_conditional):
     options = {"networks": "cascade", "noise_conditional": noise_conditional, "third_order": True}
     model = ScoreModel(network, SecondOrderHead("diagonal"), **options)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    params = parameters(model, images, 0.5, scale=0.3)
+    params = drawn(model, images, 0.5, std=0.3)
 
     def higher(params, images):
         outputs = model.apply(params, images, 0.5)
@@ -267,7 +259,7 @@ def test_zero_network_is_the_best_linear_denoiser():
 def test_vectors_and_per_example_noise_levels():
     model = ScoreModel(small_mlp, SecondOrderHead("dense"))
     vectors = jax.random.normal(jax.random.key(3), (2, 4))
-    params = model.init(jax.random.key(4), vectors, 0.1)
+    params = drawn(model, vectors, 0.1, std=0.3)
     sigmas = jnp.asarray([0.1, 2.0])
     together = model.apply(params, vectors, sigmas)
     for index in range(2):
@@ -281,7 +273,7 @@ def test_vectors_and_per_example_noise_levels():
 def test_unet_computes_in_bfloat16_and_rematerializes_to_the_same_values():
     images = jax.random.normal(jax.random.key(5), (2, 8, 8, 1))
     plain = small_unet(2)
-    params = parameters(plain, images, scale=0.2)
+    params = drawn(plain, images, std=0.2)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     out = jax.jit(plain.apply)(params, images)
     again = jax.jit(small_unet(2, remat=True).apply)(params, images)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from drawn_parameters import drawn
 
 from hos_jax import pointwise
 from hos_jax.config import validate
@@ -38,10 +39,9 @@ RANGE = {
 def test_the_network_sees_the_noise_level_of_each_image(small_config):
     model = make_model(small_config(**RANGE).model)
     noisy = jnp.tile(jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), (3, 1, 1, 1))
-    params = jax.jit(model.init)(jax.random.key(1), noisy, 0.5)
+    # The condition starts at zero: every parameter is another, as after training.
+    params = drawn(model, noisy, 0.5, mean=0.1, std=0.1)
     apply = jax.jit(model.apply)
-    # The condition starts at zero: move every parameter, as training does.
-    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     sigma = jnp.array([0.1, 0.1, 2.0])
     images = noisy / jnp.sqrt(sigma**2 + 0.25)[:, None, None, None] ** -1
     trunk = apply(params, images, sigma).raw_second_order
@@ -95,7 +95,7 @@ def test_noise_levels_of_a_batch_cover_the_range_evenly(small_config):
 
 def test_training_and_annealed_samples(small_config, tmp_path):
     config = small_config(
-        **RANGE,
+        **{**RANGE, "model__multipliers": (1,)},
         sampling__levels=4,
         sampling__steps_per_level=2,
         sampling__krylov_vectors=4,
@@ -218,8 +218,7 @@ CLASSES = {**RANGE, "model__multipliers": (1,), "model__classes": 10}
 def test_the_network_is_told_the_class(small_config):
     model = make_model(small_config(**CLASSES).model)
     noisy = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
-    params = jax.jit(model.init)(jax.random.key(1), noisy, 0.5)
-    params = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    params = drawn(model, noisy, 0.5, mean=0.1, std=0.1)
     apply = jax.jit(model.apply)
     told, unknown = (apply(params, noisy, 0.5, jnp.array(labels)) for labels in ([3] * 3, [10] * 3))
     assert np.abs(told.score1 - unknown.score1).max() > 1e-3
@@ -350,7 +349,7 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
     )
     model, std = make_model(config.model), config.model.data_std
     noisy, sigma = jnp.zeros((3, 8, 8, 1)), jnp.array([0.05, 0.5, 5.0])
-    params = jax.jit(model.init)(jax.random.key(1), noisy, sigma)
+    params = drawn(model, noisy, sigma)
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: 0.0 * leaf if "end_conv" in str(path) else leaf, params
     )
