@@ -101,7 +101,7 @@ def rows(data: Any) -> Sampler:
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     if not isinstance(given, jax.core.Tracer):
         known = np.asarray(given)
-        if not np.isfinite(known.astype(float)).all():
+        if not np.isfinite(known).all():
             raise ValueError("data has values that are not finite: leave their rows out")
         with np.errstate(over="ignore"):
             in_range = np.isfinite(known.astype(data.dtype)).all()

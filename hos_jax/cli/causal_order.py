@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 FEW_ROWS = 100
 # How the evidence begins.
-_FIRST = b"step", b"leaf"
+_FIRST = b"step,leaf,"
 USAGE = """\
 causal_order TABLE: an order of the columns of a .csv or .npy file, causes first, and for each step
 how much the second derivative of every column varies, which chose the leaf. It is right for
@@ -136,8 +136,11 @@ def _check_output(output: Path, table: Path) -> None:
     except OSError as error:
         where = f"nothing can be written in {output.parent}"
         raise UserError(f"--output={output}: {where} ({reason(error)})") from error
-    if output.exists() and not output.read_bytes().startswith(b",".join(_FIRST)):
-        raise UserError(f"--output={output} is another file, no earlier evidence: choose a name")
+    if output.exists():
+        with output.open("rb") as file:
+            if file.read(len(_FIRST)) != _FIRST:
+                what = "another file, no earlier evidence: choose another name"
+                raise UserError(f"--output={output} is {what}")
 
 
 def run(values: flags.FlagValues, rest: list[str]) -> None:

@@ -125,9 +125,8 @@ def examine(
         columns = white.reshape(window.size, samples)
         drawn = posterior.mean + _colored(posterior, columns, weights).T
         rows = (posterior.mean, posterior.standard_deviation(), *interval(posterior))
-        return tuple(row.reshape(window.shape) for row in rows), drawn.reshape(
-            samples, *window.shape
-        )
+        drawn = drawn.reshape(samples, *window.shape)
+        return tuple(row.reshape(window.shape) for row in rows), drawn
 
     maps = [np.empty(noisy.shape, np.float32) for _ in range(4)]
     draws = np.empty((samples, *noisy.shape), np.float32)
