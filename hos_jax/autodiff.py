@@ -27,6 +27,7 @@ from hos_jax.types import (
     as_positive,
     check_counts,
     check_floating_vectors,
+    check_structured,
     checked_score_fn,
 )
 
@@ -183,6 +184,7 @@ def refine_eigenpairs(
     check_floating_vectors(noisy=noisy)
     sigma = as_positive(sigma)
     dim = noisy.shape[0]
+    check_structured(posterior_covariance, "posterior_covariance")
     if posterior_covariance.shape != (dim, dim) or count * steps > dim:
         raise ValueError(
             f"expected a covariance ({dim}, {dim}) and count * steps <= {dim}, got "

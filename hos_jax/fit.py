@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Required, TypedDict, Unpack
 
 import jax
@@ -50,6 +50,7 @@ from hos_jax.types import (
     check_floating,
     check_function,
     check_positive,
+    check_structured,
     check_unmasked,
     checked_score_fn,
 )
@@ -308,6 +309,10 @@ def fit_hessian(
 
 def _with_layers_of(params: Any, trained: Any) -> Any:
     """`params` with the layers of another network, found by their names below the network's."""
+    if not isinstance(trained, Mapping):
+        kind = type(trained).__name__
+        raise TypeError(f"start_from are parameters, as fit_score returns them, got a {kind}")
+    trained = trained if "params" in trained else {"params": trained}
     known = {path[2:]: leaf for path, leaf in traverse_util.flatten_dict(trained).items()}
     found, common = traverse_util.flatten_dict(params), 0
     for path, leaf in found.items():
@@ -337,9 +342,10 @@ def held_out_losses(
 ) -> Array:
     r"""How good an s2 is without knowing the truth: `losses.d2sm_residual` at fresh points, (N,).
 
-    For the covariance C(y) = E[r r^T | y] of the residuals of s1 the mean is that of half of
-    nF(I + sigma^2 s2 - C), up to a constant that is the same for every s2. With one key the points
-    are the same for all, so that the difference of two has a small standard error.
+    For the covariance C(y) = E[r r^T | y] of the residuals of s1 the mean is that of
+    nF(I + sigma^2 s2 - C), half of it for either point of the pair y+ and y-, up to a constant that
+    is the same for every s2. With one key the points are the same for all, so that the difference
+    of two has a small standard error.
 
     Args:
       score_fn, hessian_fn: s1 and s2 at one point, whoever they come from.
@@ -355,7 +361,9 @@ def held_out_losses(
         clean = _draw(clean_key, sample, 1, dim)[0]
         noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
         plus, minus = perturb(clean, noise, sigma)
-        scaled = [hessian_fn(point).scale(sigma**2) for point in (plus, minus, clean)]
+        hessians = [hessian_fn(point) for point in (plus, minus, clean)]
+        check_structured(hessians[0], "s2")
+        scaled = [hessian.scale(sigma**2) for hessian in hessians]
         residuals = (
             losses.residual(score_fn(point), drawn, sigma)
             for point, drawn in ((plus, noise), (minus, -noise))
@@ -406,14 +414,22 @@ def train_second_order(
         return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn), params
 
     if jacobian_weight != "auto":
+        if isinstance(jacobian_weight, str):
+            raise ValueError(
+                f'expected jacobian_weight "auto" or a number, got {jacobian_weight!r}'
+            )
         learned, params = learn(jacobian_weight)
         known = [a for a in jax.tree.leaves(params) if not isinstance(a, jax.core.Tracer)]
         if not all(np.isfinite(np.asarray(array)).all() for array in known):
             raise NonFiniteError("the fit of s2 diverged: take a smaller learning_rate")
         return learned
 
+    draw = sample if held_out is None else held_out
+    if "dim" in settings:  # else the fit says so
+        _check_draws(jax.random.clone(held_out_key), draw, 1, settings["dim"])
+
     def judge(hessian_fn: HessianFn) -> float:
-        at, draw = jax.random.clone(held_out_key), held_out or sample
+        at = jax.random.clone(held_out_key)
         values = held_out_losses(at, score_fn, hessian_fn, draw, sigma, dim=settings["dim"])
         found = float(jnp.mean(values))
         return found if math.isfinite(found) else math.inf

@@ -17,7 +17,14 @@ import numpy as np
 
 from hos_jax.adapters.black_box import BlackBox
 from hos_jax.adapters.processes import Process, variance_exploding
-from hos_jax.types import Array, at_least_float32, check_floating, check_positive, nan_unless
+from hos_jax.types import (
+    Array,
+    at_least_float32,
+    check_floating,
+    check_function,
+    check_positive,
+    nan_unless,
+)
 
 Prediction = Literal["noise", "residual", "clean", "velocity", "score"]
 Level = Literal["argument", "channel", "none"]
@@ -124,7 +131,14 @@ class AdaptedScore:
             given = jnp.concatenate([given, jnp.full_like(one, time)], axis=axis)
         if self.batched:
             given, levels = given[None], tuple(value[None] for value in levels)
-        predicted = jnp.asarray(self.network(given, *levels))
+        try:
+            predicted = self.network(given, *levels)
+        except jax.errors.TracerArrayConversionError as error:
+            raise TypeError("the network is of NumPy: wrap it, adapters.from_numpy") from error
+        if not hasattr(predicted, "shape"):
+            kind = type(predicted).__name__
+            raise TypeError(f"the network gives a {kind}: take the array of it that is predicted")
+        predicted = jnp.asarray(predicted)
         predicted = predicted[0] if self.batched and predicted.ndim else predicted
         if predicted.shape != wanted:
             raise ValueError(f"the network predicts {predicted.shape} of an input of {wanted}")
@@ -195,7 +209,9 @@ def score_fn(
             raise ValueError(f"unknown {name} {word!r}; choose one of {', '.join(known)}")
     if level == "channel" and layout == "flat":
         raise ValueError("a level as a channel needs the layout HWC or CHW")
+    check_function(network, "network is a function of one image", "give its call")
     check_positive(std=std)
+    shape = None if shape is None else tuple(shape)
     process = variance_exploding() if process is None else process
     if not isinstance(process, Process):
         raise ValueError(f"expected a process, such as adapters.edm(), got {process!r}")

@@ -97,8 +97,9 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     their errors, (N,), units of sigma: (bins, levels), for `recalibrated_interval`. See Vovk,
     Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
     """
-    check_vectors(variance=variance.shape, error=error.shape)
+    check_vectors(variance=np.shape(variance), error=np.shape(error))
     check_unmasked(variance=variance, error=error)
+    variance, error = np.asarray(variance), np.asarray(error)
     if not len(error):
         raise ValueError("there are no values")
     if not (np.isfinite(error) & np.isfinite(variance) & (variance > 0)).all():
@@ -114,9 +115,8 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 def check_multipliers(multipliers: Array | np.ndarray) -> None:
     """Raise ValueError for another shape than that of `interval_multipliers`."""
-    shape = len(VARIANCE_EDGES) - 1, len(LEVELS)
-    if multipliers.shape != shape:
-        found = tuple(multipliers.shape)
+    shape, found = (len(VARIANCE_EDGES) - 1, len(LEVELS)), np.shape(multipliers)
+    if found != shape:
         raise ValueError(f"expected multipliers (bins, levels), {shape}, got {found}")
 
 

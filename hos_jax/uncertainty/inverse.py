@@ -59,7 +59,7 @@ class Observation:
 
     Attributes:
       values: b, (M,), units of A x.
-      noise_std: t, positive scalar, units of A x.
+      noise_std: t, positive, units of A x: a scalar, or one of each value, (M,).
       forward: x -> A x + c, (D,) -> (M,), a function that JAX can transpose.
     """
 
@@ -104,7 +104,10 @@ class Observation:
                 f"{len(wrong)} of {len(known)} values are not finite, the first at "
                 f"{wrong[0]}; leave them out of the values and of what forward gives"
             )
-        std = 1.0 if _is_traced(self.noise_std) else np.asarray(self.noise_std)
+        if np.shape(self.noise_std) not in ((), predicted.shape):
+            got = np.shape(self.noise_std)
+            raise ValueError(f"expected one noise_std, or one of each value, (M,), got {got}")
+        std = 1.0 if _is_traced(self.noise_std) else np.asarray(self.noise_std, float)
         if not np.all((std > 0) & np.isfinite(std)):
             raise ValueError(f"noise_std has to be positive and finite, got {self.noise_std}")
         self._check_affine(like, predicted)
@@ -253,7 +256,8 @@ def conditional_sample(
     draw_key, noise_key = jax.random.split(key)
     draw = posterior.sample(draw_key, 1)[0]
     values = jnp.asarray(observation.values, draw.dtype)
-    noise = observation.noise_std * jax.random.normal(noise_key, values.shape, values.dtype)
+    std = jnp.asarray(observation.noise_std, values.dtype)
+    noise = std * jax.random.normal(noise_key, values.shape, values.dtype)
     shaken = dataclasses.replace(observation, values=values - noise)
     found = condition(dataclasses.replace(posterior, mean=draw), shaken, **solver)
     return (found.mean, found.converged) if return_converged else found.mean

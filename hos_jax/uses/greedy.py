@@ -28,6 +28,7 @@ Candidates = Array | RowsFn | None
 _AT_ONCE = 64
 _PRODUCT = "product is the function v -> K v"
 _REMEDY = "give its matvec, or jnp.asarray(K).dot"
+_ROWS = "rows are a function of places"
 
 
 class Choice(NamedTuple):
@@ -55,9 +56,24 @@ def _check_product(product: Product, dim: int, dtype: Any) -> None:
         raise ValueError(f"{_PRODUCT}, ({dim},) -> ({dim},), and it gave {shape}")
 
 
+def _check_rows(rows_fn: RowsFn, dim: int | None = None) -> jax.ShapeDtypeStruct:
+    """One row as `rows_fn` gives it, (1, D); raises for what is no function of JAX's arrays, or
+    gives another shape."""
+    check_function(rows_fn, _ROWS, "lambda places: jnp.asarray(A)[places]")
+    try:
+        row = jax.eval_shape(rows_fn, jax.ShapeDtypeStruct((1,), jnp.int32))
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(f"{_ROWS}, and this one is of NumPy: take jnp.asarray(A)") from error
+    if row.ndim != 2 or len(row) != 1 or dim not in (None, row.shape[1]):
+        raise ValueError(f"{_ROWS}, (1,) -> (1, {dim or 'D'}), and it gave {row.shape}")
+    return row
+
+
 def _checked(candidates: Candidates, dim: int) -> tuple[Candidates, int]:
     """The candidates as JAX takes them, and how many there are; raises for those of another
     shape."""
+    if callable(candidates):
+        _check_rows(candidates, dim)
     if candidates is None or callable(candidates):
         return candidates, dim
     candidates = jnp.asarray(candidates)
@@ -173,7 +189,7 @@ def choose(
         form, norm, free, columns = carry
 
         def current(vector: Array) -> Array:
-            return product(vector) - columns @ (columns.T @ vector)
+            return (product(vector) - columns @ (columns.T @ vector)).astype(dtype)
 
         gains = jnp.where(free, norm / (variance + form), -jnp.inf)
         place = jnp.argmax(gains).astype(jnp.int32)
@@ -221,11 +237,16 @@ def choose_groups(
     groups = jnp.asarray(groups)
     if groups.ndim != 2:
         raise ValueError(f"expected groups of shape (groups, r), got {groups.shape}")
+    if not jnp.issubdtype(groups.dtype, jnp.integer):
+        raise ValueError(f"expected groups of integers, got {groups.dtype}")
     free, left = _left(len(groups), allowed)
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the groups left, got {count}")
-    example = jax.eval_shape(rows_fn, groups[0])
-    _check_product(product, example.shape[1], example.dtype)
+    row = _check_rows(rows_fn)
+    dim = row.shape[1]
+    _check_product(product, dim, row.dtype)
+    if not isinstance(groups, jax.core.Tracer) and np.any(np.asarray(groups) >= dim):
+        raise ValueError(f"expected groups of places below {dim}")
     taken: list[Array] = []
     removed: list[Array] = []
 

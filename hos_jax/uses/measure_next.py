@@ -40,7 +40,7 @@ import numpy as np
 
 from hos_jax.errors import NonFiniteError
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, PRNGKey, check_positive, check_unmasked
+from hos_jax.types import Array, PRNGKey, check_counts, check_positive, check_unmasked
 from hos_jax.uncertainty import inverse
 from hos_jax.uncertainty.posterior import Posterior
 from hos_jax.uses.greedy import Choice as Choice
@@ -81,15 +81,19 @@ class Seen:
     rows_fn: RowsFn | None = dataclasses.field(default=None, metadata={"static": True})
 
     def trim(self, step: int) -> Seen:
-        """With room for a multiple of `step` only, the least that holds all. Not to be traced."""
+        """With room for a multiple of `step` only, the least that holds all. Not to be traced;
+        ValueError for a step below 1."""
+        check_counts(step=step)
         room = max(-(-int(np.sum(np.asarray(self.valid))) // step), 1) * step
         places, values, valid = self.places[:room], self.values[:room], self.valid[:room]
         return dataclasses.replace(self, places=places, values=values, valid=valid)
 
     @classmethod
     def none(cls, room: int, noise_std: Array | float, rows_fn: RowsFn | None = None) -> Seen:
-        """Nothing measured yet, with room for so many values. ValueError unless t > 0."""
+        """Nothing measured yet, with room for so many values. ValueError unless t > 0, and for a
+        negative room."""
         check_positive(noise_std=noise_std)
+        check_counts(0, room=room)
         places = jnp.zeros(room, jnp.int32)
         return cls(places, jnp.zeros(room), jnp.zeros(room, bool), noise_std, rows_fn)
 

@@ -300,6 +300,13 @@ def test_mistakes_are_named():
             make_betas(steps=0)
     with pytest.raises(ValueError, match="floating-point numbers, got predicted of int"):
         adapters.score_fn(lambda x, t: jnp.round(x).astype(int), "noise")(POINT, 0.5)
+    for gives, kind in (({"sample": POINT}, "dict"), ((POINT, POINT), "tuple"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"the network gives a {kind}: take the array"):
+            adapters.score_fn(lambda x, t, gives=gives: gives, "noise")(POINT, 0.5)
+    with pytest.raises(TypeError, match=r"of NumPy: wrap it, adapters\.from_numpy"):
+        jax.jit(adapters.score_fn(lambda x, t: np.asarray(x), "noise"))(POINT, 0.5)
+    with pytest.raises(TypeError, match="network is a function of one image, got a NoneType"):
+        adapters.score_fn(None, "noise")
     with pytest.raises(TypeError, match=r"function is f\(images\), got a ndarray"):
         adapters.from_numpy(np.ones(3))
     for wrong in (

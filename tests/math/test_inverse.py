@@ -171,6 +171,13 @@ def test_what_is_not_finite_is_refused_and_where_it_is_traced_the_result_is_nan(
             wrong = inverse.Observation(observation.values, noise_std, forward)
             with pytest.raises(ValueError, match="noise_std has to be positive"):
                 call(wrong, posterior)
+        wrong = inverse.Observation(observation.values, NOISE_STD * jnp.ones(2), forward)
+        with pytest.raises(
+            ValueError, match=r"one noise_std, or one of each value, \(M,\), got \(2,"
+        ):
+            call(wrong, posterior)
+        each = inverse.Observation(observation.values, [NOISE_STD] * 3, forward)
+        np.testing.assert_allclose(call(each, posterior), call(observation, posterior), rtol=1e-9)
         if name != "sample":
             moved = uncertainty.Posterior(jnp.full(DIM, jnp.nan), posterior.covariance)
             assert np.all(np.isnan(call(observation, moved))), name

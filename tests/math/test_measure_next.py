@@ -1,6 +1,7 @@
 """What to measure next, against dense linear algebra and the closed form on a Gaussian."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -329,6 +330,26 @@ def test_bad_input_is_refused():
     assert measure_next.choose(jnp.asarray(belief).dot, DIM, NOISE_STD, 1).places[0] == 0
     with pytest.raises(ValueError, match="it gave "):
         measure_next.variance_removed(lambda v: v[:2], DIM, NOISE_STD)
+    of_numpy = lambda places: belief[places]  # noqa: E731
+    with pytest.raises(TypeError, match=r"this one is of NumPy: take jnp\.asarray\(A\)"):
+        measure_next.choose(product, DIM, NOISE_STD, 1, candidates=of_numpy)
+    with pytest.raises(ValueError, match=r"rows are a function of places, .* it gave \(1, 2\)"):
+        measure_next.choose(product, DIM, NOISE_STD, 1, candidates=lambda p: jnp.ones((len(p), 2)))
+    choose_groups = functools.partial(
+        measure_next.choose_groups, product, noise_std=NOISE_STD, count=1
+    )
+    with pytest.raises(TypeError, match="of NumPy"):
+        choose_groups(groups=[[0, 1]], rows_fn=of_numpy)
+    with pytest.raises(TypeError, match="rows are a function of places, got a NoneType"):
+        choose_groups(groups=[[0, 1]], rows_fn=None)
+    with pytest.raises(ValueError, match="groups of integers, got float"):
+        choose_groups(groups=[[0.0, 1.0]], rows_fn=rows_fn)
+    with pytest.raises(ValueError, match="groups of places below 12"):
+        choose_groups(groups=[[0, DIM], [1, 2]], rows_fn=rows_fn)
+    with pytest.raises(ValueError, match="step >= 1"):
+        measure_next.Seen.none(2, 0.1).trim(0)
+    with pytest.raises(ValueError, match="room >= 0"):
+        measure_next.Seen.none(-1, 0.1)
     with pytest.raises(ValueError, match="room for 1 values"):
         seen_of([1, 2], [0.0, 0.0], 1)
 

@@ -405,6 +405,15 @@ def test_students_tails_draw_their_law_and_keep_the_covariance(structure):
     assert np.all(narrow.upper < wide.upper)
 
 
+@pytest.mark.parametrize("beyond", [1e-6, 1e-8, 1e-12])
+def test_intervals_are_central_at_every_level_in_float32(beyond):
+    found = Posterior(jnp.zeros(1, jnp.float32), Diagonal(jnp.ones(1, jnp.float32)))
+    lower, upper = found.marginal_interval(1.0 - beyond)
+    assert lower.dtype == upper.dtype == jnp.float32
+    np.testing.assert_array_equal(lower, -upper)
+    np.testing.assert_allclose(upper, scipy.stats.norm.isf(beyond / 2), rtol=1e-5)
+
+
 @pytest.mark.parametrize("dim", [1, 100])
 def test_students_intervals_hold_their_level_where_a_column_is_of_one_value(dim):
     place, count = dim // 2, 20_000

@@ -82,8 +82,8 @@ def test_an_s2_is_learned_from_the_derivative_of_a_score_alone(law):
     assert relative_error(lambda y: hessian_fn(y).to_dense(), hessian, law) < 0.02
 
 
-def test_held_out_losses_are_half_the_squared_errors_up_to_a_constant(law):
-    """Of an exact s1, where C is I + sigma^2 s2: what is added to s2 costs half of its square."""
+def test_held_out_losses_are_the_squared_errors_up_to_a_constant(law):
+    """Of an exact s1, where C is I + sigma^2 s2: what is added to s2 costs its square."""
     smooth = law.smooth(SIGMA)
     wrong = jnp.asarray([[0.4, -0.2, 0.0], [-0.2, 0.0, 0.1], [0.0, 0.1, -0.3]])
 
@@ -97,10 +97,12 @@ def test_held_out_losses_are_half_the_squared_errors_up_to_a_constant(law):
     off = judge(lambda y: Dense(smooth.hessian(y).to_dense() + wrong))
     difference = off - right
     error = difference.std() / np.sqrt(len(difference))
-    # Both points of the pair count.
+    # Half of it for each point of the pair.
     expected = float(jnp.sum(jnp.square(SIGMA**2 * wrong)))
     assert abs(difference.mean() - expected) < 4 * error < 0.5 * expected
     assert right.std() < 10 * difference.std()
+    with pytest.raises(TypeError, match=r"s2 is an array .*linops\.Dense"):
+        judge(lambda y: smooth.hessian(y).to_dense())
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -398,6 +400,22 @@ def test_a_network_of_s2_begins_with_the_layers_of_that_of_s1(law):
     np.testing.assert_array_equal(first[:3], known["hidden0"]["kernel"])
     assert first.shape[0] == 6 and np.abs(first[3:]).max() < 1e-20
     chex.assert_trees_all_close(begun["hidden1"], known["hidden1"], rtol=0, atol=1e-20)
+    again = fit_hessian(start_from=score_params["params"], **still)["params"]["score2"]
+    chex.assert_trees_all_equal(again, begun)
+    with pytest.raises(TypeError, match=r"start_from are parameters, .* got a function"):
+        fit_hessian(start_from=lambda noisy: noisy, **still)
+
     chex.assert_trees_all_close(begun["out"], alone["out"], rtol=0, atol=1e-20)
     with pytest.raises(ValueError, match="no layer in common"):
         fit_hessian(start_from={"params": {"score1": {"other": {"bias": jnp.ones(3)}}}}, **still)
+
+
+def test_what_chooses_the_jacobian_is_checked_before_anything_is_fitted(law):
+    model = HessianModel(NETWORK, SecondOrderHead("dense"))
+    learn = functools.partial(
+        fit.train_second_order, jax.random.key(0), law.score, model, law.sample, SIGMA, dim=3
+    )
+    with pytest.raises(TypeError, match=r"fit\.rows\(data\)"):
+        learn(steps=10**9, jacobian_weight="auto", held_out=np.zeros((5, 3)))
+    with pytest.raises(ValueError, match='expected jacobian_weight "auto" or a number'):
+        learn(steps=1, jacobian_weight="Auto")
