@@ -51,7 +51,11 @@ class BlackBox:
             image = np.array(image)
             images = image.reshape(-1, *image.shape[image.ndim - rank :])
             times = (np.array(one).reshape(-1) for one in time)
-            predicted = np.asarray(self.function(images, *times))
+            answer = self.function(images, *times)
+            if answer is None or isinstance(answer, (str, tuple, dict)):
+                kind = type(answer).__name__
+                raise ValueError(f"the function gives a {kind}, not an array of images")
+            predicted = np.asarray(answer)
             if predicted.shape != images.shape:
                 raise ValueError(f"the function gives {predicted.shape} of images {images.shape}")
             if not np.issubdtype(predicted.dtype, np.floating):

@@ -102,6 +102,9 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
             what = f"line {number} has {len(row)} values for {len(names)} columns"
             raise UserError(f"{path}: {what}")
         for name, value in zip(names, row, strict=True):
+            if not value.strip():
+                what = f"line {number}, column {name!r} is empty: leave such lines out"
+                raise UserError(f"{path}: {what}")
             if not _is_number(value):
                 raise UserError(f"{path}: line {number}, column {name!r}: {value!r} is no number")
         if not np.isfinite(values := np.array(row, dtype=float)).all():
@@ -115,13 +118,24 @@ def _is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text  # Python's own grouping of digits
 
 
 def _quoted(name: str) -> str:
     """A name as it stands in a list with blanks."""
     parted = '"' in name or any(map(str.isspace, name))
     return json.dumps(name, ensure_ascii=False) if parted else name
+
+
+def _name_odd_columns(path: Path, names: list[str], table: np.ndarray) -> None:
+    """Warnings for columns that number the rows, or take two values."""
+    for name, column in zip(names, table.T, strict=True):
+        if len(column) > 2 and np.all(np.diff(column) == 1):
+            logger.warning(
+                "%s: column %r numbers the rows: leave it out if it measures nothing", path, name
+            )
+        elif len(column) > 2 and len(np.unique(column)) == 2:
+            logger.warning("%s: column %r has two values, the method is for many", path, name)
 
 
 def _check_output(output: Path, table: Path) -> None:
@@ -166,6 +180,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         causal.standardized(table, names)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    _name_odd_columns(path, names, table)
     if len(table) < FEW_ROWS:
         logger.warning(
             "an order of %d rows may be one of chance: what is known of the method was measured "

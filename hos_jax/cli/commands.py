@@ -39,7 +39,10 @@ def _define_import(values: flags.FlagValues, argv: list[str]) -> None:
         "ni", False, "A run of the same name is moved aside unasked.", flag_values=values
     )
     flags.DEFINE_integer(
-        "checked_images", 16, "Held-out images to denoise as a check, or 0.", flag_values=values
+        "checked_images",
+        16,
+        "Held-out images to denoise as a check of a published checkpoint, or 0.",
+        flag_values=values,
     )
     config_flags.DEFINE_config_dict(
         "config",

@@ -8,8 +8,8 @@ from absl import flags
 
 from hos_jax.cli.run_folder import run_folder
 from hos_jax.cli.second_order import sigma_levels
-from hos_jax.errors import UserError
-from hos_jax.files import expanded
+from hos_jax.errors import UserError, reason
+from hos_jax.files import expanded, try_to_write
 
 USAGE = """\
 denoise PICTURE --doc NAME: the denoised picture, a map of deviations, intervals, draws of the clean
@@ -63,13 +63,19 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     output = expanded(values.output or f"{path.stem}_denoised")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: choose another --output")
-    if output.is_dir() and any(output.iterdir()) and not (output / picture.PAGE).is_file():
-        raise UserError(f"{output} holds other files: choose another --output")
     other = picture.made_of(output)
+    known = other is not None or (output / picture.PAGE).is_file()
+    if output.is_dir() and any(output.iterdir()) and not known:
+        raise UserError(f"{output} holds other files: choose another --output")
     if other not in (None, path.absolute()):
         raise UserError(f"{output} holds what was made of {other}: choose another --output")
     if path.resolve().parent == output.resolve():
         raise UserError(f"{output} holds the picture itself: choose another --output")
+    place = next(one for one in (output, *output.absolute().parents) if one.is_dir())
+    try:
+        try_to_write(place)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({reason(error)}): choose another") from error
     loaded = load_run(workdir, images=False)
     root = loaded.problem.config.data.root
     if root is not None and expanded(root).absolute() in (output.absolute() / "x").parents:
@@ -91,6 +97,10 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         multipliers=picture.multipliers_of(workdir, loaded, sigma),
         tile=values.tile,
     )
-    picture.write(found, output)
+    try:
+        picture.write(found, output)
+    except OSError as error:
+        what = f"{output} is not whole ({reason(error)})"
+        raise UserError(f"{what}: mend that and try again") from error
     print(found.summary())
     print(f"pictures and the page {picture.PAGE}: {output}")

@@ -118,6 +118,12 @@ def _find(name: str) -> Any:
 
 
 def _import(name: str) -> Any:
+    # A script may go to a folder of its own, which is not where runs are.
+    with contextlib.chdir(Path.cwd()):
+        return _module(name)
+
+
+def _module(name: str) -> Any:
     if not name.endswith(".py"):
         with _first_on_the_path(Path.cwd()):
             return importlib.import_module(name)

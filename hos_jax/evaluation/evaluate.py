@@ -20,6 +20,7 @@ from hos_jax.evaluation.generate import Samples, course_curves, draw_samples
 from hos_jax.evaluation.held_out import Examples
 from hos_jax.evaluation.likelihood import likelihood_scores
 from hos_jax.evaluation.report import (
+    CAPTIONS,
     DIRECTIONS,
     METRICS_FILE,
     REPORT_FILE,
@@ -110,6 +111,8 @@ def evaluate_run(
     if Path(image_folder).parts[:1] in {("checkpoints",), (METRICS_FILE,), (REPORT_FILE,)}:
         raise UserError(f"--image_folder={image_folder!r} is the run's own: choose another name")
     run = load_run_as(config, workdir)
+    if Path(image_folder) != Path("figures"):
+        _check_own(workdir / image_folder)
     _check_room(workdir, "test a copy of the run")
     _check_room(workdir / image_folder, "choose another --image_folder")
     result = held_out.held_out_metrics(run.problem, run.params)
@@ -145,6 +148,13 @@ def evaluate_run(
         figures.save(figure, drawn[-1])
     write_report(run.problem, examples, result, drawn, workdir / REPORT_FILE)
     return result
+
+
+def _check_own(folder: Path) -> None:
+    """Raise UserError where figures might be written over another's files."""
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if inside - CAPTIONS.keys() and inside & CAPTIONS.keys():
+        raise UserError(f"{folder} holds other files: choose another --image_folder")
 
 
 def _check_room(folder: Path, remedy: str) -> None:

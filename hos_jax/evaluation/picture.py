@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import zipfile
@@ -17,6 +18,7 @@ from hos_jax import data, pointwise
 from hos_jax.data.pictures import read_picture
 from hos_jax.errors import UserError
 from hos_jax.evaluation import figures, report, tiles
+from hos_jax.files import write_atomically
 from hos_jax.noise import is_within, stream_key
 from hos_jax.training.runs import LoadedRun
 from hos_jax.types import check_counts
@@ -278,8 +280,17 @@ def _figures(found: DenoisedPicture) -> dict[str, Any]:
 
 
 def write(found: DenoisedPicture, folder: Path) -> None:
-    """Write the pictures, the numbers as `values.npz`, and the page that shows all."""
+    """Write the numbers as `values.npz`, the pictures, and the page that shows all.
+
+    In this order, and an older page goes: what is not whole has no page, and `made_of` knows it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
+    numbers = {name: getattr(found, name) for name in names.split()}
+    content = io.BytesIO()
+    np.savez(content, **numbers, path=np.array(str(found.path)))
+    write_atomically(folder / VALUES, content.getvalue())
+    (folder / PAGE).unlink(missing_ok=True)
     for name, values in (
         ("noisy.png", found.noisy),
         ("denoised.png", found.mean),
@@ -294,11 +305,8 @@ def write(found: DenoisedPicture, folder: Path) -> None:
         else:
             figures.save(figure, folder / name)
     low, high = found.value_range
-    names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
-    numbers = {name: getattr(found, name) for name in names.split()}
-    np.savez(folder / VALUES, **numbers, path=np.array(str(found.path)))
     files = [folder / name for name in CAPTIONS if (folder / name).exists()]
-    content: dict[str, Any] = {
+    page: dict[str, Any] = {
         "heading": "This picture",
         "title": found.path.name,
         "summary": f"Denoised at sigma {found.sigma / (high - low):.4g}, black 0 and white 1.",
@@ -306,4 +314,4 @@ def write(found: DenoisedPicture, folder: Path) -> None:
         "figures": [report.embedded(file, CAPTIONS[file.name]) for file in files],
         "images": [],
     }
-    report.write_page(content, folder / PAGE)
+    report.write_page(page, folder / PAGE)

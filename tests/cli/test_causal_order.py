@@ -76,7 +76,8 @@ def test_numbers_of_columns_are_names(tmp_path, caplog):
         (b"a;b\n1,5;2,5\n", r"parted by semicolons.*decimal=','"),
         (b'"load; kg"\nhigh\n', "line 2, column 'load; kg': 'high' is no number"),
         (b"a\tb\n1\t2\n", r"parted by tabs.*sep='\\t'"),
-        (b"a,b\n1,\n", "line 2, column 'b': '' is no number"),
+        (b"a,b\n1,\n", "line 2, column 'b' is empty: leave such lines out"),
+        (b"a,b\n1,1_000\n", "line 2, column 'b': '1_000' is no number"),
         (b",a,b\n0,1,2\n1,2,3\n", "column 1 has no name: leave it out if it numbers the rows"),
         (b"x,y,x\n1,2,3\n3,4,5\n", "several columns are called 'x'"),
         (b"\xff\xfe\x00", "is no text in UTF-8: save it as CSV in UTF-8, or an array as .npy"),
@@ -129,6 +130,11 @@ def test_the_table_is_not_written_over_by_another_name_of_it(run, tmp_path):
 def test_the_output_may_be_in_the_home_of_the_user(run, environment, tmp_path, monkeypatch):
     monkeypatch.setitem(environment, "HOME", str(tmp_path))
     np.savetxt(tmp_path / "table.csv", np.random.default_rng(0).normal(size=(9, 2)), delimiter=",")
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text("id,a,flag\n" + "".join(f"{i + 1},{i**2},{i % 2}\n" for i in range(9)))
+    done = run("numbers.csv", "--steps=1")
+    assert "column 'id' numbers the rows: leave it out if it measures nothing" in done.stderr
+    assert "column 'flag' has two values" in done.stderr and "column 'a'" not in done.stderr
     for _ in range(2):  # the evidence of an earlier order makes room
         done = run("table.csv", "--steps=1", "--output=~/evidence.csv")
         assert done.returncode == 0, done.stderr

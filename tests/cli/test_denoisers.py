@@ -198,6 +198,16 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
         done = run(place, environment, *flags)
         assert done.returncode == 2 and said in done.stderr
     assert (place / "mixed" / "error.png").read_text() == "mine"
+    # What a full disk or a kill left half-written makes room, and what was written is whole.
+    flags = ("denoise", "one.png", "--doc", "a", "--samples=1", "--directions=1", "--output", "cut")
+    assert run(place, environment, *flags).returncode == 0
+    (place / "cut" / "page.html").unlink()
+    (place / "cut" / "samples.png").unlink()
+    assert run(place, environment, *flags).returncode == 0
+    assert (place / "cut" / "samples.png").exists() and (place / "cut" / "page.html").exists()
+    flags = ("denoise", "one.png", "--doc", "a", "--output", "/proc/made")
+    done = run(place, environment, *flags)
+    assert done.returncode == 2 and "/proc/made cannot be written" in done.stderr
     # Another picture of the same name.
     flags = "--doc", "a", "--samples=1", "--directions=1", "--output", "made"
     for picture, said in (("two", 0), ("two", 0), ("mixed/picture", 2)):

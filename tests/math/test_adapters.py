@@ -389,6 +389,8 @@ def test_what_a_black_box_does_wrong_is_said():
         (lambda images: images[:, :1], r"gives \(1, 1, 2, 1\) of images \(1, 2, 2, 1\)"),
         (lambda images: images.astype(int), "gives int64, not floating-point numbers"),
         (raises, "the licence server is down"),
+        (lambda images: None, "the function gives a NoneType, not an array of images"),
+        (lambda images: (images, 1), "the function gives a tuple, not an array of images"),
     ):
         network = adapters.from_numpy(function)
         with pytest.raises(jax.errors.JaxRuntimeError, match=said):

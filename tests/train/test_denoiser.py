@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,13 @@ def test_each_denoiser_has_the_modules_beside_it(tmp_path):
     noisy = jnp.ones((1, 1, 1))
     found = [float((noisy + score_fn(noisy, 1.0)).squeeze()) for score_fn in score_fns]
     assert found == [0.25, 0.75, 0.25]
+
+
+def test_a_module_that_goes_elsewhere_takes_nobody_with_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("import os\nos.chdir('/')\ndef half(x): return 0.5 * x\n")
+    load_denoiser("mine.py:half", (0.0, 1.0))
+    assert Path.cwd() == tmp_path
 
 
 def test_files_are_named_from_the_root(tmp_path, monkeypatch):

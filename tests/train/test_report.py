@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from hos_jax.errors import UserError
 from hos_jax.evaluation import figures, report
 from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.evaluation.held_out import held_out_examples
@@ -190,6 +191,16 @@ def test_settings_of_the_process_do_not_reach_the_figures(tmp_path):
     assert again[1] == plain[1]
     for first, second in zip(plain[0], again[0], strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_figures_are_not_written_among_the_files_of_others(run_folder):
+    mine = run_folder / "mine"
+    mine.mkdir()
+    for name in ("denoising.png", "notes.txt"):
+        (mine / name).write_text("mine")
+    with pytest.raises(UserError, match="mine holds other files: choose another --image_folder"):
+        evaluate_run(load_run(run_folder).problem.config, run_folder, "mine")
+    assert (mine / "denoising.png").read_text() == "mine"
 
 
 def test_the_numbers_are_kept_where_a_figure_fails(run_folder, monkeypatch):
