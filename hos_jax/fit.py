@@ -88,7 +88,7 @@ def rows(data: Any) -> Sampler:
         data = data if isinstance(data, jax.Array) else np.asarray(data)
         if not jnp.issubdtype(data.dtype, jnp.number):
             data = data.astype(float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"data has what is no number: {reason(error)}") from error
     if data.ndim != 2 or not data.size:
         raise ValueError(f"expected data of shape (N, D) with N > 0, got {tuple(data.shape)}")

@@ -93,8 +93,8 @@ def check_structured(hessian: Any, name: str) -> None:
 def derivatives_at(derivatives_fn: Callable, noisy: Array, *more: Any) -> tuple[Array, Any]:
     """s1 and s2 of one point, (D,), as `derivatives_fn(noisy, *more)` gives them, s2 perhaps None.
 
-    TypeError for a function that gives something else than two, or s2 as a plain array; ValueError
-    for sizes that are not those of the point, which would be broadcast.
+    TypeError for a function that gives something else than two; ValueError for sizes that are not
+    those of the point, which would be broadcast. What s2 is is for those to check that use it.
     """
     found = derivatives_fn(noisy, *more)
     if not isinstance(found, (tuple, list)) or len(found) != 2:
@@ -102,8 +102,7 @@ def derivatives_at(derivatives_fn: Callable, noisy: Array, *more: Any) -> tuple[
         raise TypeError(f"derivatives_fn has to give (s1, s2), or (s1, None); it gave {kind}")
     score, hessian = found
     shapes = {"noisy": noisy, "s1": score}
-    if hessian is not None:
-        check_structured(hessian, "s2")
+    if hasattr(hessian, "shape"):
         shapes["s2_rows"] = hessian.shape[:-1]
     check_vectors(**shapes)
     return score, hessian

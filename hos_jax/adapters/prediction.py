@@ -135,7 +135,7 @@ class AdaptedScore:
             predicted = self.network(given, *levels)
         except jax.errors.TracerArrayConversionError as error:
             raise TypeError("the network is of NumPy: wrap it, adapters.from_numpy") from error
-        if not hasattr(predicted, "shape"):
+        if predicted is None or isinstance(predicted, (dict, tuple)):
             kind = type(predicted).__name__
             raise TypeError(f"the network gives a {kind}: take the array of it that is predicted")
         predicted = jnp.asarray(predicted)

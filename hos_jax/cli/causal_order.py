@@ -145,16 +145,20 @@ def _check_output(output: Path, table: Path) -> None:
         raise UserError(f"--output={output} must be another file that ends in .csv")
     if not output.parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.parent}")
+    if output.exists() and not output.is_file():
+        raise UserError(f"--output={output} is no file: choose another name")
+    begins = _FIRST
     try:
         try_to_write(output.parent)
+        if output.exists():
+            with output.open("rb") as file:
+                begins = file.read(len(_FIRST)) or _FIRST
     except OSError as error:
         where = f"nothing can be written in {output.parent}"
         raise UserError(f"--output={output}: {where} ({reason(error)})") from error
-    if output.exists():
-        with output.open("rb") as file:
-            if file.read(len(_FIRST)) != _FIRST:
-                what = "another file, no earlier evidence: choose another name"
-                raise UserError(f"--output={output} is {what}")
+    if begins != _FIRST:
+        what = "another file, no earlier evidence: choose another name"
+        raise UserError(f"--output={output} is {what}")
 
 
 def run(values: flags.FlagValues, rest: list[str]) -> None:

@@ -104,7 +104,8 @@ def _find(name: str) -> Any:
     if not colon or not module_name or not attribute:
         raise UserError(f"model.denoiser={name!r} must be FILE.py:NAME or MODULE:NAME")
     try:
-        module = _import(module_name)
+        with _same_folder():
+            module = _import(module_name)
     except UserError:
         raise
     # The user's own code, whatever it raises.
@@ -118,12 +119,6 @@ def _find(name: str) -> Any:
 
 
 def _import(name: str) -> Any:
-    # A script may go to a folder of its own, which is not where runs are.
-    with contextlib.chdir(Path.cwd()):
-        return _module(name)
-
-
-def _module(name: str) -> Any:
     if not name.endswith(".py"):
         with _first_on_the_path(Path.cwd()):
             return importlib.import_module(name)
@@ -138,6 +133,21 @@ def _module(name: str) -> Any:
     with _own_modules(path.absolute().parent):
         spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _same_folder() -> Iterator[None]:
+    """Come back from where a script goes, a folder of its own say, which is not where runs are."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it is gone, so that nothing is looked for in it
+        yield
+        return
+    try:
+        yield
+    finally:
+        if os.path.realpath(os.curdir) != os.path.realpath(here):
+            os.chdir(here)
 
 
 @contextlib.contextmanager

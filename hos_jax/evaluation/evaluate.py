@@ -111,7 +111,7 @@ def evaluate_run(
     if Path(image_folder).parts[:1] in {("checkpoints",), (METRICS_FILE,), (REPORT_FILE,)}:
         raise UserError(f"--image_folder={image_folder!r} is the run's own: choose another name")
     run = load_run_as(config, workdir)
-    if Path(image_folder) != Path("figures"):
+    if Path(image_folder) not in (Path("figures"), Path(".")):
         _check_own(workdir / image_folder)
     _check_room(workdir, "test a copy of the run")
     _check_room(workdir / image_folder, "choose another --image_folder")
@@ -152,7 +152,8 @@ def evaluate_run(
 
 def _check_own(folder: Path) -> None:
     """Raise UserError where figures might be written over another's files."""
-    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    paths = folder.iterdir() if folder.is_dir() else ()
+    inside = {path.name for path in paths if not path.name.startswith(".")}
     if inside - CAPTIONS.keys() and inside & CAPTIONS.keys():
         raise UserError(f"{folder} holds other files: choose another --image_folder")
 

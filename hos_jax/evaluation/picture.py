@@ -282,15 +282,16 @@ def _figures(found: DenoisedPicture) -> dict[str, Any]:
 def write(found: DenoisedPicture, folder: Path) -> None:
     """Write the numbers as `values.npz`, the pictures, and the page that shows all.
 
-    In this order, and an older page goes: what is not whole has no page, and `made_of` knows it.
+    An older page goes first, so that what is not whole has none, and `made_of` knows it all the
+    same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
     numbers = {name: getattr(found, name) for name in names.split()}
     content = io.BytesIO()
     np.savez(content, **numbers, path=np.array(str(found.path)))
-    write_atomically(folder / VALUES, content.getvalue())
     (folder / PAGE).unlink(missing_ok=True)
+    write_atomically(folder / VALUES, content.getvalue())
     for name, values in (
         ("noisy.png", found.noisy),
         ("denoised.png", found.mean),

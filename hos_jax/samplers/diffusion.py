@@ -93,8 +93,8 @@ def guided(derivatives_fn: DerivativesFn, weight: float, unknown: Any) -> Deriva
     """
 
     def overstated(y: Array, sigma: Array, condition: Any) -> tuple[Array, SymmetricMatrix | None]:
-        known, hessian = derivatives_at(derivatives_fn, y, sigma, condition)
-        plain, _ = derivatives_at(derivatives_fn, y, sigma, unknown)
+        known, hessian = derivatives_fn(y, sigma, condition)
+        plain, _ = derivatives_fn(y, sigma, unknown)
         return plain + jnp.asarray(weight, plain.dtype) * (known - plain), hessian
 
     return overstated
@@ -300,6 +300,7 @@ def second_order(*, gradient: bool = False, krylov_vectors: int = KRYLOV_VECTORS
             score, hessian = derivatives_at(derivatives_fn, point, level)
             if hessian is None:
                 raise ValueError("a second-order step needs s2, and derivatives_fn gives none")
+            check_structured(hessian, "s2")
             return hessian.trace(), (score, hessian)
 
         bend = jnp.zeros_like(y)

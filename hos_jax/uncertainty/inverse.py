@@ -104,7 +104,7 @@ class Observation:
                 f"{len(wrong)} of {len(known)} values are not finite, the first at "
                 f"{wrong[0]}; leave them out of the values and of what forward gives"
             )
-        if np.shape(self.noise_std) not in ((), predicted.shape):
+        if np.shape(self.noise_std) not in ((), (1,), predicted.shape):
             got = np.shape(self.noise_std)
             raise ValueError(f"expected one noise_std, or one of each value, (M,), got {got}")
         std = 1.0 if _is_traced(self.noise_std) else np.asarray(self.noise_std, float)
@@ -314,7 +314,8 @@ def descend(
         index, sigma, following = level
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         clean, more = draw(draw_key, noisy, sigma)
-        check_vectors(noisy=noisy, clean=clean)
+        if jnp.shape(clean) != noisy.shape:  # it would be broadcast
+            raise ValueError(f"draw_fn gives {jnp.shape(clean)} of a noisy point {noisy.shape}")
         return bridge(noise_key, clean, noisy, sigma, following), more
 
     # With a level 0 at the end, of which the draw is the last x itself, one loop traces `draw_fn`

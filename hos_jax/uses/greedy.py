@@ -49,31 +49,33 @@ def _check_product(product: Product, dim: int, dtype: Any) -> None:
     """TypeError for what is no function of JAX's arrays; ValueError unless it gives (dim,)."""
     check_function(product, _PRODUCT, _REMEDY)
     try:
-        shape = jax.eval_shape(product, jax.ShapeDtypeStruct((dim,), dtype)).shape
+        found = jax.eval_shape(product, jax.ShapeDtypeStruct((dim,), dtype))
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(f"{_PRODUCT}, and this one is of NumPy: {_REMEDY}") from error
+    shape = getattr(found, "shape", type(found).__name__)
     if shape != (dim,):
         raise ValueError(f"{_PRODUCT}, ({dim},) -> ({dim},), and it gave {shape}")
 
 
-def _check_rows(rows_fn: RowsFn, dim: int | None = None) -> jax.ShapeDtypeStruct:
-    """One row as `rows_fn` gives it, (1, D); raises for what is no function of JAX's arrays, or
-    gives another shape."""
+def _check_rows(rows_fn: RowsFn, count: int, dim: int | None = None) -> jax.ShapeDtypeStruct:
+    """What `rows_fn` gives for so many places, (count, D); raises for what is no function of JAX's
+    arrays, or gives another shape."""
     check_function(rows_fn, _ROWS, "lambda places: jnp.asarray(A)[places]")
     try:
-        row = jax.eval_shape(rows_fn, jax.ShapeDtypeStruct((1,), jnp.int32))
+        rows = jax.eval_shape(rows_fn, jax.ShapeDtypeStruct((count,), jnp.int32))
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(f"{_ROWS}, and this one is of NumPy: take jnp.asarray(A)") from error
-    if row.ndim != 2 or len(row) != 1 or dim not in (None, row.shape[1]):
-        raise ValueError(f"{_ROWS}, (1,) -> (1, {dim or 'D'}), and it gave {row.shape}")
-    return row
+    shape: Any = getattr(rows, "shape", ())
+    if len(shape) != 2 or shape[0] != count or dim not in (None, shape[1]):
+        raise ValueError(f"{_ROWS}, ({count},) -> ({count}, {dim or 'D'}), and it gave {shape}")
+    return rows
 
 
 def _checked(candidates: Candidates, dim: int) -> tuple[Candidates, int]:
     """The candidates as JAX takes them, and how many there are; raises for those of another
     shape."""
     if callable(candidates):
-        _check_rows(candidates, dim)
+        _check_rows(candidates, 1, dim)
     if candidates is None or callable(candidates):
         return candidates, dim
     candidates = jnp.asarray(candidates)
@@ -242,11 +244,8 @@ def choose_groups(
     free, left = _left(len(groups), allowed)
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the groups left, got {count}")
-    row = _check_rows(rows_fn)
-    dim = row.shape[1]
-    _check_product(product, dim, row.dtype)
-    if not isinstance(groups, jax.core.Tracer) and np.any(np.asarray(groups) >= dim):
-        raise ValueError(f"expected groups of places below {dim}")
+    rows = _check_rows(rows_fn, groups.shape[1])
+    _check_product(product, rows.shape[1], rows.dtype)
     taken: list[Array] = []
     removed: list[Array] = []
 

@@ -46,7 +46,8 @@ def _as_a_process(arguments, folder, environment, streams):
 def quickly(arguments, folder, environment, stdin=None):
     """`python main.py ...` in `folder`, without the time that its imports take.
 
-    For an environment that is the tests' own in what JAX reads when it is imported.
+    For an environment that is the tests' own in what Python and JAX read when they start. At exit
+    nothing is done but what `multiprocessing` does.
     """
     with tempfile.TemporaryDirectory() as place:
         streams = [os.path.join(place, name) for name in ("in", "out", "err")]

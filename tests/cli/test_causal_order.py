@@ -102,6 +102,7 @@ def test_what_is_no_table_is_named(tmp_path, text, message):
         (("table.csv", "--output=nowhere/e.csv"), "there is no folder nowhere"),
         (("table.csv", "--output=table.csv"), "must be another file that ends in .csv"),
         (("table.csv", "--output=constant.csv"), "is another file, no earlier evidence"),
+        (("table.csv", "--output=folder.csv"), "folder.csv is no file"),
         (("table.csv", "--output=/proc/e.csv"), "nothing can be written in /proc"),
         (("constant.csv",), "constant.csv: column 'b' has one value alone"),
         (("copy.csv",), "copy.csv: columns 'a' and 'c' are one, or nearly so"),
@@ -111,6 +112,7 @@ def test_a_mistake_is_one_line(run, tmp_path, arguments, message):
     (tmp_path / "table.csv").write_text("1,2\n3,4\n")
     (tmp_path / "constant.csv").write_text("a,b\n1,2\n3,2\n4,2\n")
     (tmp_path / "copy.csv").write_text("a,b,c\n1,2,3\n3,5,7\n4,4,9\n")
+    (tmp_path / "folder.csv").mkdir()
     done = run(*arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -135,7 +137,8 @@ def test_the_output_may_be_in_the_home_of_the_user(run, environment, tmp_path, m
     done = run("numbers.csv", "--steps=1")
     assert "column 'id' numbers the rows: leave it out if it measures nothing" in done.stderr
     assert "column 'flag' has two values" in done.stderr and "column 'a'" not in done.stderr
-    for _ in range(2):  # the evidence of an earlier order makes room
+    (tmp_path / "evidence.csv").touch()
+    for _ in range(2):  # an empty file, and the evidence of an earlier order make room
         done = run("table.csv", "--steps=1", "--output=~/evidence.csv")
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "evidence.csv").read_text().startswith("step,leaf,")

@@ -152,7 +152,8 @@ def test_laws_of_batches(structure, shape):
             expected = np.asarray(law(dense, vectors[index], columns[index]))
             got = found[name][index]
             if name == "eigenpairs":
-                got, expected = np.abs(got), np.abs(expected)
+                # Of eigenvectors, below the first row, the sign is free.
+                got, expected = (np.vstack([a[:1], np.abs(a[1:])]) for a in (got, expected))
             np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9, err_msg=name)
 
 

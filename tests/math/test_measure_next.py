@@ -330,6 +330,8 @@ def test_bad_input_is_refused():
     assert measure_next.choose(jnp.asarray(belief).dot, DIM, NOISE_STD, 1).places[0] == 0
     with pytest.raises(ValueError, match="it gave "):
         measure_next.variance_removed(lambda v: v[:2], DIM, NOISE_STD)
+    with pytest.raises(ValueError, match="it gave tuple"):
+        measure_next.variance_removed(lambda v: (v, 1), DIM, NOISE_STD)
     of_numpy = lambda places: belief[places]  # noqa: E731
     with pytest.raises(TypeError, match=r"this one is of NumPy: take jnp\.asarray\(A\)"):
         measure_next.choose(product, DIM, NOISE_STD, 1, candidates=of_numpy)
@@ -344,8 +346,11 @@ def test_bad_input_is_refused():
         choose_groups(groups=[[0, 1]], rows_fn=None)
     with pytest.raises(ValueError, match="groups of integers, got float"):
         choose_groups(groups=[[0.0, 1.0]], rows_fn=rows_fn)
-    with pytest.raises(ValueError, match="groups of places below 12"):
-        choose_groups(groups=[[0, DIM], [1, 2]], rows_fn=rows_fn)
+    # There may be more rows than values, and a function may know how many are asked for.
+    more = jnp.concatenate([jnp.zeros((DIM, DIM)), jnp.eye(DIM)])
+    fixed = lambda places: more[places] * jnp.ones((2, 1))  # noqa: E731
+    found = choose_groups(groups=[[0, 1], [DIM, DIM + 1]], rows_fn=fixed)
+    assert found.tolist() == [1]
     with pytest.raises(ValueError, match="step >= 1"):
         measure_next.Seen.none(2, 0.1).trim(0)
     with pytest.raises(ValueError, match="room >= 0"):

@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused():
     for function in (unusual.features, unusual.unusual_map):
         with pytest.raises(ValueError, match=r"levels that rise, got \[1\.  0\.5\]"):
             function(key, clean, derivatives_fn, jnp.array([1.0, 0.5]))
-        with pytest.raises(TypeError, match="s2 is an array"):
+        with pytest.raises(TypeError, match="score2 is an array"):
             function(jax.random.key(2), clean, lambda y, s: (-y, -jnp.eye(4)), SIGMAS)
         with pytest.raises(TypeError, match="score2 is None: this needs a model of the second"):
             function(jax.random.key(3), clean, lambda y, s: (-y, None), SIGMAS)
