@@ -146,7 +146,7 @@ def _same_folder() -> Iterator[None]:
     try:
         yield
     finally:
-        if os.path.realpath(os.curdir) != os.path.realpath(here):
+        with contextlib.suppress(OSError):
             os.chdir(here)
 
 
