@@ -102,12 +102,12 @@ def rows(data: Any) -> Sampler:
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     if not isinstance(given, jax.core.Tracer):
         known = np.asarray(given)
-        if not np.isfinite(known).all():
-            raise ValueError("data has values that are not finite: leave their rows out")
         with np.errstate(over="ignore"):
-            in_range = np.isfinite(known.astype(data.dtype)).all()
-        if not in_range:
+            finite = np.isfinite(known.astype(data.dtype, copy=False)).all()
+        if not finite and np.isfinite(known).all():
             raise ValueError(f"data has values beyond {data.dtype}: choose another unit")
+        if not finite:
+            raise ValueError("data has values that are not finite: leave their rows out")
         _name_what_is_far_from_zero(known)
     return lambda key, count: data[jax.random.randint(key, (count,), 0, len(data))]
 

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from hos_jax import config as run_config
-from hos_jax.errors import UserError
+from hos_jax.errors import UserError, reason
 from hos_jax.evaluation import figures, held_out
 from hos_jax.evaluation.generate import Samples, course_curves, draw_samples
 from hos_jax.evaluation.held_out import Examples
@@ -164,10 +164,8 @@ def _check_room(folder: Path, remedy: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try_to_write(folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror or error}), where numbers and figures "
-            f"belong: {remedy}"
-        ) from error
+        what = f"cannot write to {folder} ({reason(error)}), where numbers and figures belong"
+        raise UserError(f"{what}: {remedy}") from error
 
 
 def _figures(

@@ -30,6 +30,7 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     ScoreFn,
+    check_floating,
     check_floating_vectors,
     check_structured,
     derivatives_at,
@@ -84,7 +85,7 @@ def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
     check_floating_vectors(position=position)
     score, hessian = derivatives_at(derivatives_fn, position)
     check_structured(hessian, "s2")
-    check_floating_vectors(position=position, score=score, hessian_rows=hessian.shape[:-1])
+    check_floating(score=score)
     return OzakiState(position, score, hessian)
 
 

@@ -74,9 +74,10 @@ def _check_rows(rows_fn: RowsFn, count: int, dim: int | None = None) -> jax.Shap
 def _checked(candidates: Candidates, dim: int) -> tuple[Candidates, int]:
     """The candidates as JAX takes them, and how many there are; raises for those of another
     shape."""
+    if candidates is None:
+        return None, dim
     if callable(candidates):
         _check_rows(candidates, 1, dim)
-    if candidates is None or callable(candidates):
         return candidates, dim
     candidates = jnp.asarray(candidates)
     if candidates.ndim != 2 or candidates.shape[1] != dim:

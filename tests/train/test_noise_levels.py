@@ -95,7 +95,7 @@ def test_noise_levels_of_a_batch_cover_the_range_evenly(small_config):
 
 def test_training_and_annealed_samples(small_config, tmp_path):
     config = small_config(
-        **{**RANGE, "model__multipliers": (1,)},
+        **RANGE,
         sampling__levels=4,
         sampling__steps_per_level=2,
         sampling__krylov_vectors=4,
