@@ -1,12 +1,20 @@
-"""XLA flags with which tests compile quickly, as what they compile runs for a few steps only."""
+"""What makes tests compile quickly, as what they compile runs for a few steps only.
 
+On import, how seldom Python looks for garbage in this process; for others, flags of XLA and JAX.
+"""
+
+import gc
 from importlib.metadata import version
 
-# LLVM's optimizations take longer than they gain. So does building small loops by MLIR, a third of
-# the time of the tests; newer compilers do not know that flag and would end the process.
-FLAGS = "--xla_backend_optimization_level=0"
+# LLVM's optimizations take longer than they gain, and programs this small longer in parts than in
+# one piece. So does building small loops by MLIR, a third of the time of the tests; newer compilers
+# do not know that flag and would end the process.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if tuple(int(part) for part in version("jaxlib").split(".")[:2]) <= (0, 10):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
+
+# Tracing makes many objects, hardly any of them garbage that only the collector finds.
+gc.set_threshold(100_000, 50, 100)
 
 
 def added_to(environment) -> str:

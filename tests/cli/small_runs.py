@@ -24,6 +24,7 @@ IMPORTED = (
     "jax.experimental.multihost_utils",
     "matplotlib.backends.backend_agg",
     "tensorboardX",
+    "quick_compilation",
 )
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(list(IMPORTED))
