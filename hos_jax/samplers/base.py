@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -135,36 +136,49 @@ def run_chains(
     if steps % thinning:
         raise ValueError(f"thinning must divide the number of steps, got {steps} and {thinning}")
     functions, structure = jax.tree.flatten((as_partial(step), as_partial(collect)))
-    run_chunk, carry = _chunk(structure), start_carry(over_devices(states, devices))
+    carry = start_carry(over_devices(states, devices))
+    run_chunk = functools.partial(_chunk(structure, min(chunk, steps // thinning)), functions, key)
     parts = []
     with tqdm(total=burn_in + steps, desc=progress, disable=progress is None, unit="step") as bar:
         for start in range(0, burn_in, chunk * thinning):
-            inner = min(chunk * thinning, burn_in - start)
-            carry, _ = run_chunk(functions, key, carry, jnp.arange(start, start + 1), inner)
-            bar.update(inner)
+            stop = min(start + chunk * thinning, burn_in)
+            carry, _ = run_chunk(carry, start, 1, stop - start)
+            bar.update(stop - start)
         for start in range(burn_in, burn_in + steps, chunk * thinning):
             stop = min(start + chunk * thinning, burn_in + steps)
-            starts = jnp.arange(start, stop, thinning)
-            carry, kept = run_chunk(functions, key, carry, starts, thinning)
-            parts.append(jax.device_get(kept))
+            places = (stop - start) // thinning
+            carry, kept = run_chunk(carry, start, places, thinning)
+            first = operator.itemgetter(slice(places))
+            parts.append(jax.tree.map(first, jax.device_get(kept)))
             bar.update(stop - start)
     return Chains.of(carry, parts, np.concatenate)
 
 
 # Few, as each holds what its functions close over.
 @functools.lru_cache(maxsize=8)
-def _chunk(structure: Any) -> Callable:
-    """The compiled loop of `run_chains`; `structure` and `functions` give (step, collect)."""
+def _chunk(structure: Any, most: int) -> Callable:
+    """The compiled loop of `run_chains`; `structure` and `functions` give (step, collect).
+
+    It goes on for `count` steps `places` times, keeping what is collected after each: `most` places
+    are allocated, and the others zero. So burn-in and a last, shorter chunk are the same program.
+    """
 
     @jax.jit
-    def run_chunk(functions, key, carry, starts, thinning):
+    def run_chunk(functions, key, carry, start, places, count):
         step, collect = jax.tree.unflatten(structure, functions)
 
-        def keep(carry, start):
-            carry = advance(step, key, carry, start, thinning)
-            return carry, None if collect is None else jax.vmap(collect)(carry[0])
+        def collected(states):
+            return None if collect is None else jax.vmap(collect)(states)
 
-        return jax.lax.scan(keep, carry, starts)
+        def keep(place, so_far):
+            carry, kept = so_far
+            carry = advance(step, key, carry, start + place * count, count)
+            now = collected(carry[0])
+            return carry, jax.tree.map(lambda all, one: all.at[place].set(one), kept, now)
+
+        shapes = jax.eval_shape(collected, carry[0])
+        kept = jax.tree.map(lambda one: jnp.zeros((most, *one.shape), one.dtype), shapes)
+        return jax.lax.fori_loop(0, places, keep, (carry, kept))
 
     return run_chunk
 

@@ -461,6 +461,22 @@ def test_chains_compile_once_for_the_same_functions_and_shapes(counted):
     assert not np.allclose(others[1], first)
 
 
+def test_burn_in_and_a_shorter_last_chunk_are_the_same_program(counted):
+    sampler = langevin.as_top_level_api(counted(lambda x: -x), 0.1)
+    states = jax.vmap(sampler.init)(jnp.ones((3, 2)))
+
+    def run(steps, **settings):
+        return run_chains(
+            jax.random.key(0), sampler.step, states, steps, collect=position_of, **settings
+        )
+
+    whole = run(20, chunk=4).trajectory
+    once = counted.traces
+    late = run(15, burn_in=5, chunk=4).trajectory
+    assert counted.traces == once
+    np.testing.assert_array_equal(late, whole[5:])
+
+
 def test_a_closure_made_anew_is_compiled_anew():
     def end(mean):
         sampler = langevin.as_top_level_api(lambda x: mean - x, 0.1)
