@@ -1,9 +1,11 @@
 r"""Fit scores in one compiled loop: for vectors, for small problems, for a score of your own.
 
 `fit_score` learns s1 from samples, `fit_hessian` s2 for any given s1, of a network trained
-elsewhere, a law, a simulator. Both return parameters and are functions of arrays, so that seeds and
-noise levels run under `vmap`; `pointwise` makes functions of parameters. `train_second_order` does
-both for s2. Image runs with checkpoints are `hos_jax.training`.
+elsewhere, a law, a simulator, and `fit_scores` both together, as diffusion, likelihoods and inverse
+problems want them of a whole range of noise levels. They return parameters and are functions of
+arrays, so that seeds and single noise levels run under `vmap`; `pointwise` makes functions of
+parameters. `train_second_order` does both for s2. Image runs with checkpoints are
+`hos_jax.training`.
 
 Example, on a score that was not trained here::
 
@@ -15,7 +17,8 @@ Example, on a score that was not trained here::
     )
     hessian_fn(noisy)  # a DiagonalPlusLowRank: s2 at one point
 
-With data in an array, `sample = fit.rows(np.load("measurements.npy"))` draws from its rows.
+With data in an array, `sample = fit.rows(np.load("measurements.npy"))` draws from its rows. Keep
+some rows back: what is fitted to few of them is judged too well by the same.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from hos_jax.linops import HessianFn
 from hos_jax.losses.objective import Objective
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
-from hos_jax.noise import perturb
+from hos_jax.noise import log_uniform_sigmas, perturb
 from hos_jax.types import (
     Array,
     PRNGKey,
@@ -58,6 +61,8 @@ from hos_jax.types import (
 logger = logging.getLogger(__name__)
 
 Sampler = Callable[[PRNGKey, int], Array]
+# One noise level, or the smallest and the largest of a range.
+Level = Array | float | tuple[float, float]
 _REMEDY = "take fit.rows(data), or jnp.asarray(data) before indexing; draw with the given key"
 # Shares of the Jacobian in the target among which "auto" chooses: none, half, nothing else.
 JACOBIAN_WEIGHTS = (0.0, 0.5, 1.0)
@@ -86,6 +91,8 @@ def rows(data: Any) -> Sampler:
     check_unmasked(data=data)
     try:
         data = data if isinstance(data, jax.Array) else np.asarray(data)
+        if data.dtype.kind in "mM":
+            raise TypeError(f"{data.dtype} are dates or times")
         if not jnp.issubdtype(data.dtype, jnp.number):
             data = data.astype(float)
     except (TypeError, ValueError, OverflowError) as error:
@@ -193,20 +200,23 @@ def minimize(
 def _fit(
     key: PRNGKey,
     objective: Objective,
-    evaluate: Callable[[Any, Array, Array | float], ModelOutputs],
+    evaluate: Callable[..., ModelOutputs],
     init: Callable[[PRNGKey, Array], Any],
     sample: Sampler,
-    sigma: Array | float,
+    sigma: Level,
     *,
     dim: int | None = None,
     batch_size: int = 128,
+    apart: bool = False,
     **settings: Any,
 ) -> Any:
-    """Minimize an objective over fresh samples; `evaluate(params, points, sigma)` is the model."""
+    """Minimize an objective over fresh samples; `evaluate(params, points, sigma)` is the model.
+    `apart` is of `Objective.per_example`; NonFiniteError where the fit, not traced, diverged."""
     if dim is None:
         raise TypeError("dim= is missing: how many values a point has")
     check_counts(dim=dim, batch_size=batch_size)
-    check_positive(sigma=sigma)
+    if not isinstance(sigma, tuple):
+        check_positive(sigma=sigma)
     _check_draws(key, sample, batch_size, dim)
 
     def loss_fn(key, params):
@@ -218,11 +228,50 @@ def _fit(
             probe_key = jax.random.fold_in(jax.random.clone(key), 2)
             probes = jax.random.rademacher(probe_key, clean.shape, clean.dtype)
         model = functools.partial(evaluate, params)
-        values = objective.per_example(model, clean, noise, sigma, probes=probes)
+        level: Any = sigma
+        if isinstance(sigma, tuple):
+            level_key = jax.random.fold_in(jax.random.clone(key), 3)
+            level = _levels(level_key, *sigma, batch_size).astype(clean.dtype)
+        values = objective.per_example(model, clean, noise, level, probes=probes, apart=apart)
         return jnp.mean(values["loss"])
 
     init_key, loop_key = jax.random.split(key)
-    return minimize(loop_key, loss_fn, init(init_key, jnp.zeros((1, dim))), **settings)
+    params = minimize(loop_key, loss_fn, init(init_key, jnp.zeros((1, dim))), **settings)
+    known = [a for a in jax.tree.leaves(params) if not isinstance(a, jax.core.Tracer)]
+    if not all(np.isfinite(np.asarray(array)).all() for array in known):
+        raise NonFiniteError("the fit diverged: take a smaller learning_rate")
+    return params
+
+
+def _levels(key: PRNGKey, smallest: float, largest: float, count: int) -> Array:
+    """Noise levels of a batch, (count,), of the law whose logarithm is uniform, spread evenly."""
+    quantiles = (jnp.arange(count) + jax.random.uniform(key)) / count
+    return log_uniform_sigmas(quantiles, largest, smallest)
+
+
+def _level_of(model: Any, sigma: Level) -> Level:
+    """One noise level as it is, or the two numbers of a range; ValueError for what is neither, and
+    for a range of a model that cannot tell the levels apart; TypeError for no `ScoreModel`."""
+    if not isinstance(model, ScoreModel):
+        kind = type(model).__name__
+        raise TypeError(f"expected a ScoreModel with the network in it, got a {kind}")
+    if isinstance(sigma, jax.core.Tracer) or np.ndim(sigma) == 0:
+        return sigma
+    if np.shape(sigma) != (2,):
+        either = "a positive and finite scalar sigma, or (smallest, largest)"
+        raise ValueError(f"expected {either}, got {sigma}")
+    smallest, largest = map(float, np.asarray(sigma))
+    check_positive(smallest=smallest, largest=largest)
+    if not smallest < largest:
+        raise ValueError(f"expected smallest < largest, got {smallest} and {largest}")
+    if not model.noise_conditional or model.data_std is None:
+        raise ValueError("a range of noise levels needs a model with noise_conditional, data_std")
+    return smallest, largest
+
+
+def _objective_of(model: ScoreModel, level: Level, **choices: Any) -> Objective:
+    balance = model.data_std if isinstance(level, tuple) else None
+    return Objective(**choices, balance_std=balance)
 
 
 @key_first
@@ -230,7 +279,7 @@ def fit_score(
     key: PRNGKey,
     model: ScoreModel,
     sample: Sampler,
-    sigma: Array | float,
+    sigma: Level,
     *,
     loss: str = "dsm_vr",
     **settings: Unpack[Settings],
@@ -241,22 +290,87 @@ def fit_score(
       key: decides the initialization and every draw.
       model: a `ScoreModel` without a head.
       sample: `sample(key, count)` draws clean points, (count, D).
-      sigma: scalar, data units.
+      sigma: scalar, data units; or (smallest, largest) of a model with `noise_conditional`, for a
+        range of levels whose logarithms are drawn evenly.
       loss: "dsm" or "dsm_vr".
       **settings: see `Settings`.
 
     Raises:
       ValueError: for an unknown loss, steps < 1, a sigma that is not positive and finite, samples
-        of another shape or of integers, or a model of higher orders, which would stay as they were
-        initialized.
+        of another shape or of integers, a range of levels of a model that is not told them, or a
+        model of higher orders, which would stay as they were initialized.
       TypeError: for samples that do not depend on the key, as those drawn by NumPy, which would be
-        the same at every step; for data in place of a function; without `dim`.
+        the same at every step; for data in place of a function; without `dim`; for a network that
+        is in no `ScoreModel`.
+      NonFiniteError: where the fit diverged, unless it is traced.
     """
+    level = _level_of(model, sigma)
+    objective = _objective_of(model, level, first_order=loss)
     if model.head is not None or model.third_order:
-        raise ValueError("fit_score trains s1 alone: take a model without a head, and fit_hessian")
-    evaluate = functools.partial(outputs_of, model)
-    init = functools.partial(model.init, sigma=sigma)
-    return _fit(key, Objective(loss), evaluate, init, sample, sigma, **settings)
+        raise ValueError("fit_score trains s1 alone: take a model without a head, or fit_scores")
+    return _fit_model(key, objective, model, sample, level, settings)
+
+
+@key_first
+def fit_scores(
+    key: PRNGKey,
+    model: ScoreModel,
+    sample: Sampler,
+    sigma: Level,
+    *,
+    loss: str = "dsm_vr",
+    second_order: str = "d2sm_residual",
+    jacobian_weight: float = 0.0,
+    **settings: Unpack[Settings],
+) -> Any:
+    """Parameters of a model of s1 and s2, and of s3 if it has it, fitted together.
+
+    Of a range of noise levels `pointwise` makes of them what samplers of reverse diffusion,
+    likelihoods and inverse problems take::
+
+        head = SecondOrderHead("dense")
+        model = ScoreModel(MLP, head, data_std=rows.std(), noise_conditional=True)
+        params = fit_scores(key, model, fit.rows(rows), (0.05, 10.0), dim=3, steps=20_000)
+        derivatives_fn = pointwise.derivatives_fn(model, params)  # (noisy, sigma) -> s1, s2
+
+    The largest level is to be large against the deviations of the data, the smallest against none
+    that matters.
+
+    Args:
+      model: a `ScoreModel` with a head.
+      second_order, jacobian_weight: see `Objective`.
+      key, sample, sigma, loss, settings: see `fit_score`.
+
+    Raises:
+      ValueError, TypeError, NonFiniteError: as `fit_score`; ValueError for a model without a head.
+    """
+    level = _level_of(model, sigma)
+    objective = _objective_of(
+        model,
+        level,
+        first_order=loss,
+        second_order=second_order,
+        third_order="d3sm_diagonal" if model.third_order else "none",
+        jacobian_weight=jacobian_weight,
+    )
+    if model.head is None or second_order == "none":
+        raise ValueError("fit_scores trains s2 too: take a model with a head, or fit_score")
+    return _fit_model(key, objective, model, sample, level, settings)
+
+
+def _fit_model(
+    key: PRNGKey,
+    objective: Objective,
+    model: ScoreModel,
+    sample: Sampler,
+    level: Level,
+    settings: Settings,
+) -> Any:
+    """All that a `ScoreModel` gives, fitted at one level or a range."""
+    one = level[0] if isinstance(level, tuple) else level
+    evaluate, init = functools.partial(outputs_of, model), functools.partial(model.init, sigma=one)
+    apart = model.has_score1_apart and objective.second_order != "none"
+    return _fit(key, objective, evaluate, init, sample, level, apart=apart, **settings)
 
 
 def fit_hessian(
@@ -397,8 +511,13 @@ def train_second_order(
     Args:
       jacobian_weight: "auto" fits one s2 for each of `JACOBIAN_WEIGHTS` and keeps the best by
         `held_out_losses`: so many times the work.
-      held_out: draws the data of that comparison; `sample` unless given.
+      held_out: draws the data of that comparison; `sample` unless given, which is right for a law
+        or a simulator: of a table give rows that are not in `sample`, or the fit that follows its
+        rows too closely is not told from the best.
       key, score_fn, model, sample, sigma, loss, start_from, settings: see `fit_hessian`.
+
+    What is returned has the attributes `params`, of `model`, and `jacobian_weight`, which was
+    chosen: with `pointwise.hessian_fn(model, params, sigma, score_fn=score_fn)` it is made again.
 
     NonFiniteError where the fit, or every one of them, diverged.
     """
@@ -422,7 +541,7 @@ def train_second_order(
         known = [a for a in jax.tree.leaves(params) if not isinstance(a, jax.core.Tracer)]
         if not all(np.isfinite(np.asarray(array)).all() for array in known):
             raise NonFiniteError("the fit of s2 diverged: take a smaller learning_rate")
-        return learned
+        return _to_be_kept(learned, params, jacobian_weight)
 
     draw = sample if held_out is None else held_out
     if "dim" in settings:  # else the fit says so
@@ -434,8 +553,15 @@ def train_second_order(
         found = float(jnp.mean(values))
         return found if math.isfinite(found) else math.inf
 
-    fits = [learn(weight)[0] for weight in JACOBIAN_WEIGHTS]
-    judged = [judge(hessian_fn) for hessian_fn in fits]
+    fits = [learn(weight) for weight in JACOBIAN_WEIGHTS]
+    judged = [judge(hessian_fn) for hessian_fn, _ in fits]
     if min(judged) == math.inf:
         raise NonFiniteError("every fit of s2 diverged: take a smaller learning_rate")
-    return fits[judged.index(min(judged))]
+    best = judged.index(min(judged))
+    return _to_be_kept(*fits[best], JACOBIAN_WEIGHTS[best])
+
+
+def _to_be_kept(hessian_fn: Any, params: Any, jacobian_weight: float) -> HessianFn:
+    """The function with what it is made of, which can be saved."""
+    hessian_fn.params, hessian_fn.jacobian_weight = params, jacobian_weight
+    return hessian_fn

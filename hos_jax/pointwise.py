@@ -24,16 +24,18 @@ label)``. `noisy` is one image or one vector, floating-point numbers in data uni
 the D values flattened, in (H, W, C) order. The function is compiled when it is first called, so
 make it once; batch it with `jax.vmap`. Points of 16 bits are taken as float32, or their rounding
 would be that of the covariance too. A call raises ValueError for a point of another shape, for a
-class that the model does not take, for a level that a run was not trained at (within a trace, where
-it is not known, all results are NaN then), and where an order is asked for that the model has not.
+class that the model does not take, for a level that a run was not trained at, or another than
+`sigma` of a model without `noise_conditional` (within a trace, where it is not known, all results
+are NaN then), and where an order is asked for that the model has not.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +141,12 @@ def _at_a_point(
     if params is not None and not hasattr(params, "keys"):
         raise TypeError(f"params are a {type(params).__name__}: a noise level is given as sigma=")
 
+    levels = f"the run was trained at {_shown(known)}" if known else ""
+    if known is None and _is_number(sigma) and not getattr(model, "noise_conditional", True):
+        # A network that is not told the level knows none but the one that it was fitted at.
+        known = float(sigma), float(sigma)
+        levels = f"the model is told no noise level, and is here of {_shown(known)}"
+
     if isinstance(model, HessianModel) and score_fn is None:
         raise TypeError("a HessianModel needs the score that it was trained beside: score_fn=")
     if isinstance(model, ScoreModel) and score_fn is not None:
@@ -161,12 +169,12 @@ def _at_a_point(
     def at_a_point(noisy: Array, sigma: Level = None, label: Array | int | None = None) -> Any:
         sigma = default if sigma is None else sigma
         if sigma is None and known is not None:
-            raise ValueError(f"the run was trained at {_shown(known)}: say which sigma it is")
+            raise ValueError(f"{levels}: say which sigma it is")
         if params is None or sigma is None:
             raise ValueError("a model needs its params, and sigma here or at every call")
         sigma = as_positive(sigma)
         if known is not None:
-            sigma = _checked_level(sigma, known)
+            sigma = _checked_level(sigma, known, levels)
         noisy = jnp.asarray(noisy)
         _check_point(noisy, image_shape)
         return evaluate(params, at_least_float32(noisy), sigma, *_checked_label(label, model))
@@ -174,15 +182,21 @@ def _at_a_point(
     return at_a_point
 
 
-def _checked_level(sigma: Sigma, levels: tuple[float, float]) -> Sigma:
-    """The level; ValueError for one at which the run was not trained, NaN if it is traced."""
+def _is_number(sigma: Any) -> TypeGuard[float]:
+    """Whether this is one number, which others can be held against."""
     if isinstance(sigma, jax.core.Tracer):
-        return nan_unless(is_within(sigma, levels), sigma)
+        return False
+    return isinstance(sigma, numbers.Real) or (hasattr(sigma, "dtype") and np.ndim(sigma) == 0)
+
+
+def _checked_level(sigma: Sigma, known: tuple[float, float], levels: str) -> Sigma:
+    """The level; ValueError for one that is not known, NaN if it is traced."""
+    if isinstance(sigma, jax.core.Tracer):
+        return nan_unless(is_within(sigma, known), sigma)
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     level = float(np.asarray(sigma))
-    if not is_within(level, levels):
-        trained = _shown(levels)
-        raise ValueError(f"the run was trained at {trained}, in data units, not {level:.4g}")
+    if not is_within(level, known):
+        raise ValueError(f"{levels}, in data units, not {level:.4g}")
     return sigma
 
 
@@ -219,5 +233,5 @@ def _check_point(noisy: Array, image_shape: Shape) -> None:
     if not jnp.issubdtype(noisy.dtype, jnp.floating):
         raise ValueError(
             f"expected floating-point numbers in data units, got {noisy.dtype}; `data.to_float` "
-            "converts images"
+            "converts images, and .astype(float) what is in data units already"
         )

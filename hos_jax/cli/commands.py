@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
@@ -95,7 +96,8 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
                 f"warning: s1 removes no noise of sigma {sigma} from {imported.config.data.name}: "
                 "check --noise, --config.data.name and whether the network was trained"
             )
-    print(f"{workdir}: test it with hos-jax --run {values.run} --doc {values.doc} --test")
+    run, doc = shlex.quote(values.run), shlex.quote(values.doc)
+    print(f"{workdir}: test it with hos-jax --run {run} --doc {doc} --test")
 
 
 def _export(values: flags.FlagValues, rest: list[str]) -> None:

@@ -317,7 +317,10 @@ def _validate_noise_range(config: ml_collections.ConfigDict) -> None:
         f"model.smallest_noise and model.largest_noise are both {largest}: for one noise level "
         "leave both out and set noise",
     )
-    _require(model.name == "unet", f"model.name={model.name} takes no noise level; choose unet")
+    _require(
+        model.name in ("unet", "mlp"),
+        f"model.name={model.name} takes no noise level; choose unet or mlp",
+    )
     _require(bool(model.data_std), "a range of noise levels needs model.data_std > 0")
     training = config.training
     mean, std = training.level_mean, training.level_std
@@ -338,6 +341,7 @@ def _validate_classes(config: ml_collections.ConfigDict) -> None:
             _require(value == unset, f"sampling.{key}={value} needs model.classes")
         return
     _require(classes >= 1, f"model.classes must be at least 1, got {classes}")
+    _require(model.name == "unet", f"model.name={model.name} takes no class; choose unet")
     _require(
         model.smallest_noise is not None,
         f"model.classes={classes} needs a model of many noise levels: set model.smallest_noise and "

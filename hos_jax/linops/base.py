@@ -206,7 +206,7 @@ class SymmetricMatrix(abc.ABC):
     @abc.abstractmethod
     def scale(self, factor: Array | float) -> SymmetricMatrix:
         """c A for a scalar c, or one for each matrix, (...); ValueError for c < 0 where that has no
-        such form."""
+        such form. Of factors, which take sqrt(c), the derivative at c = 0 is taken to be 0."""
 
     @abc.abstractmethod
     def add_diagonal(self, diag: Array) -> SymmetricMatrix:

@@ -276,20 +276,24 @@ class Local(Solvable):
         variance of each value given the earlier ones. A negative l counts as -l^2.
 
         A diagonal b goes into l: each row of L is scaled to the variance A_ii. That is exact where
-        b is zero up to rounding, as that of a C = I + sigma^2 s2 is, and else keeps the variances.
+        b is zero up to rounding, as that of a C = I + sigma^2 s2 is, and else keeps the variances
+        alone: such rows, with |b| above sqrt(eps) max(1, A_ii), count as violations of size |b|.
         """
         return self._raised(self._per_matrix(smallest, 1))
 
     def _raised(self, smallest: float | Array) -> tuple[Local, Violations]:
         """The same with a floor that is a scalar or (..., 1)."""
-        scales, own = self.scales, jnp.ones_like(self.scales)
+        scales, values = self.scales, self.scales * jnp.abs(self.scales)
         if self.shift is not None:
             variances = dataclasses.replace(self, shift=None).diagonal()
             own = 1.0 + self.shift / variances
-            scales = scales * safe_sqrt(jnp.maximum(own, 0.0))
+            scales, values = scales * safe_sqrt(jnp.maximum(own, 0.0)), values * own
+            size, rounding = jnp.abs(self.shift), float(jnp.finfo(self.dtype).eps) ** 0.5
+            changed = size > rounding * jnp.maximum(1.0, own * variances)
+            values = jnp.where(changed, jnp.minimum(values, smallest - size), values)
         repaired = jnp.maximum(scales, jnp.sqrt(jnp.asarray(smallest, self.dtype)))
         matrix = dataclasses.replace(self, scales=repaired, shift=None)
-        return matrix, Violations.of(self.scales * jnp.abs(self.scales) * own, smallest)
+        return matrix, Violations.of(values, smallest)
 
     def _plus(self, other: SymmetricMatrix) -> SymmetricMatrix:
         if isinstance(other, Local):

@@ -57,6 +57,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
         path.parent.mkdir(parents=True, exist_ok=True)
         # `save_file` makes files that nobody else may read.
         write_atomically(path, save(contiguous, dict(metadata)))
+    except FileExistsError as error:
+        raise UserError(f"{path} cannot be written: {path.parent} is no folder") from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written: {reason(error)}") from error
 

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from hos_jax.models.unet import NoiseEmbedding
 from hos_jax.types import Array
 
 
@@ -20,11 +21,18 @@ class MLP(nn.Module):
     depth: int = 3
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, sigma: Array | None = None) -> Array:
+        """The outputs; of a network that is told its noise levels, (B,), every layer sees them."""
         batch, height, width, _ = images.shape
         h = images.reshape(batch, -1)
+        level = None
+        if sigma is not None:
+            level = NoiseEmbedding(self.features, name="noise_embedding")(sigma)
         for index in range(self.depth):
-            h = nn.swish(nn.Dense(self.features, name=f"hidden{index}")(h))
+            h = nn.Dense(self.features, name=f"hidden{index}")(h)
+            if level is not None:
+                h += nn.Dense(self.features, use_bias=False, name=f"level{index}")(level)
+            h = nn.swish(h)
         small = nn.initializers.variance_scaling(0.1, "fan_in", "normal")
         h = nn.Dense(height * width * self.out_channels, kernel_init=small, name="out")(h)
         return jnp.reshape(h, (batch, height, width, self.out_channels))

@@ -48,10 +48,13 @@ def split_r_hat(draws: Array) -> Array:
     Infinite where some chain never moves. At least 4 draws; an odd last one is left out.
     """
     _check_draws(draws, 4)
-    half = draws.shape[1] // 2
+    # A ratio of 0 to 0 is not taken first: where JAX looks for NaN it would be an error.
+    stuck, count = _is_stuck(draws), draws.shape[1]
+    draws = jnp.where(stuck, jnp.arange(count, dtype=draws.dtype)[:, None], draws)
+    half = count // 2
     halves = jnp.concatenate([draws[:, :half], draws[:, half : 2 * half]])
     ratio = blackjax.diagnostics.potential_scale_reduction(halves)
-    return jnp.where(_is_stuck(draws), jnp.inf, jnp.reshape(ratio, draws.shape[-1:]))
+    return jnp.where(stuck, jnp.inf, jnp.reshape(ratio, draws.shape[-1:]))
 
 
 def autocorrelation(draws: Array, max_lag: int) -> Array:

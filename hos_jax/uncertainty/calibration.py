@@ -87,11 +87,13 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     """How many deviations wide an interval really has to be, by predicted variance and level.
 
     The errors of denoising are not Gaussian: many are nearly 0, some are large. In each bin of
-    predicted variance the multiplier is the quantile of |e| / sd at each of `LEVELS` (split
-    conformal prediction within bins), so that new values from the same data are covered at the
-    level, whatever their law and even where the variance is off. A bin with fewer than
-    `LEAST_COUNT` values gets the quantile of all values. ValueError if there are no values,
-    or ones that are masked, not finite, or of no variance.
+    predicted variance the multiplier is, of the n values of |e| / sd in rising order, the one with
+    number ceil((n + 1) level), for each of `LEVELS` (split conformal prediction within bins), so
+    that new values from the same data are covered at the level or a little more, whatever their law
+    and even where the variance is off. A bin with fewer than `LEAST_COUNT` values gets the
+    multiplier of all values. Where there are too few of them for a level, below 19 for 0.95, it is
+    the largest value, which covers n / (n + 1). ValueError if there are no values, or ones that are
+    masked, not finite, or of no variance.
 
     From the predicted variances of values that training did not see, (N,), units of sigma^2, and
     their errors, (N,), units of sigma: (bins, levels), for `recalibrated_interval`. See Vovk,
@@ -106,11 +108,18 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
         raise ValueError("expected finite errors and positive, finite variances: leave others out")
     ratio = np.abs(error) / np.sqrt(variance)
     places = np.asarray(bin_of(variance))
-    table = np.tile(np.quantile(ratio, LEVELS), (len(VARIANCE_EDGES) - 1, 1))
+    table = np.tile(_conformal(ratio), (len(VARIANCE_EDGES) - 1, 1))
     for index, count in enumerate(np.bincount(places, minlength=len(table))):
         if count >= LEAST_COUNT:
-            table[index] = np.quantile(ratio[places == index], LEVELS)
+            table[index] = _conformal(ratio[places == index])
     return table
+
+
+def _conformal(ratio: np.ndarray) -> np.ndarray:
+    """What a new value stays below with the probability of each of `LEVELS`, (levels,)."""
+    # Less a rounding: (n + 1) level may be a whole number.
+    numbers = np.ceil((len(ratio) + 1) * np.array(LEVELS) - 1e-9).astype(int)
+    return np.sort(ratio)[np.minimum(numbers, len(ratio)) - 1]
 
 
 def check_multipliers(multipliers: Array | np.ndarray) -> None:

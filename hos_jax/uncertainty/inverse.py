@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
+from jax.typing import DTypeLike
 
 from hos_jax.errors import reason
 from hos_jax.linops import Diagonal
@@ -273,6 +274,17 @@ def bridge(
     return clean + kept * (noisy - clean) + following * jnp.sqrt(1.0 - kept) * noise
 
 
+def falling_levels(sigmas: Array, dtype: DTypeLike) -> Array:
+    """The levels of `descend`, (levels,), of this type; ValueError as it says."""
+    sigmas = jnp.asarray(sigmas)
+    if sigmas.ndim != 1 or not len(sigmas):
+        raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
+    known = np.ones(1) if _is_traced(sigmas) else np.asarray(sigmas)
+    if not (np.all((known > 0) & (known < np.inf)) and np.all(np.diff(known) < 0)):
+        raise ValueError("expected positive noise levels in falling order; sort them")
+    return sigmas.astype(dtype)
+
+
 def descend(
     key: PRNGKey,
     draw_fn: Callable[[PRNGKey, Array, Array], Any],
@@ -301,13 +313,7 @@ def descend(
         data's standard deviation.
       has_aux: `draw_fn` gives (x, more), and the result is x with `more` of every level.
     """
-    sigmas = jnp.asarray(sigmas)
-    if sigmas.ndim != 1 or not len(sigmas):
-        raise ValueError(f"expected noise levels of shape (levels,), got {tuple(sigmas.shape)}")
-    known = np.ones(1) if _is_traced(sigmas) else np.asarray(sigmas)
-    if not (np.all((known > 0) & (known < np.inf)) and np.all(np.diff(known) < 0)):
-        raise ValueError("expected positive noise levels in falling order; sort them")
-    sigmas = sigmas.astype(jnp.asarray(start).dtype)
+    sigmas = falling_levels(sigmas, jnp.asarray(start).dtype)
     draw = draw_fn if has_aux else lambda *arguments: (draw_fn(*arguments), None)
 
     def step(noisy: Array, level: tuple[Array, Array, Array]) -> tuple[Array, Any]:

@@ -56,8 +56,9 @@ class Posterior:
       violations: what was repaired to make K positive definite, in units of sigma^2, or None.
       third_cumulant: the third central moment of each value, (D,), data units^3, or None.
       tails: "gaussian", or "student" for the law of `hos_jax.losses.residual_student_nll`: draws
-        and intervals are its own, all else is of the mean and the covariance alone. ValueError for
-        others.
+        and intervals are its own, all else is of the mean and the covariance alone. Intervals of
+        B + U U^T with D > 256 are as if each column of U were spread over many values: see
+        `root_third_powers` of the structures. ValueError for others.
     """
 
     mean: Array
@@ -177,9 +178,10 @@ def posterior_from_covariance(
     """The posterior from C in units of sigma^2, as second-order models give it.
 
     C is repaired where it is not positive definite: eigenvalues of `Dense`, variances of `Diagonal`
-    are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`. What has 16 bits is taken
-    as float32. TypeError for a plain array in place of a structured C; ValueError if the shapes
-    differ, for a sigma or a floor that is not positive, or for skewness beside Student's tails.
+    are raised to the floor; of low rank see `DiagonalPlusLowRank.floor`, of local factors with a
+    diagonal that is more than rounding `Local.floor`. What has 16 bits is taken as float32.
+    TypeError for a plain array in place of a structured C; ValueError if the shapes differ, for a
+    sigma or a floor that is not positive, or for skewness beside Student's tails.
 
     Args:
       mean: E[x | y], (D,), data units.

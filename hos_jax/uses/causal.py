@@ -41,7 +41,14 @@ from hos_jax.fit import minimize
 from hos_jax.linops import Diagonal
 from hos_jax.models.heads import SecondOrderHead
 from hos_jax.models.mlp import MLP
-from hos_jax.types import Array, PRNGKey, check_counts, check_positive, check_unmasked
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    check_counts,
+    check_floating,
+    check_positive,
+    check_unmasked,
+)
 
 # Shares of the known variables that are noisy in an example, drawn at random.
 _NOISY_SHARES = (0.05, 0.2, 0.5)
@@ -333,7 +340,8 @@ def order_by(
 ) -> CausalOrder:
     """The order by trained networks, from precisions at standardized points, (N, D).
 
-    ValueError, of `peel`, where the networks give what is not finite.
+    ValueError, of `peel`, where the networks give what is not finite; for fewer than two points,
+    integers, sigma <= 0, or variances that are not D positive numbers.
 
     Args:
       members: parameters of networks trained with different keys, the first axis of each leaf being
@@ -342,7 +350,13 @@ def order_by(
       variances: of the columns in units in which all noises are about equally large, up to one
         factor for all, (D,), if there are such units: see `same_noise` of `causal_order`.
     """
+    check_positive(sigma=sigma)
+    check_floating(points=points)
+    if points.ndim != 2 or len(points) < 2:
+        raise ValueError(f"expected two points or more, (N, D), got {tuple(points.shape)}")
     units = None if variances is None else jnp.asarray(variances, points.dtype)
+    if units is not None and (units.shape != points.shape[1:] or not np.all(np.asarray(units) > 0)):
+        raise ValueError(f"expected {points.shape[1]} positive variances, got {variances}")
 
     def ask(known: np.ndarray) -> Array:
         # The same noise in every step: what changes is what is known.

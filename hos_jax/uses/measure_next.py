@@ -238,7 +238,7 @@ def chain(
 
     Arguments and errors as of `inverse.descend`; one evaluation of `posterior_fn` for each level.
     """
-    sigmas = jnp.asarray(sigmas, jnp.asarray(start).dtype)
+    sigmas = inverse.falling_levels(sigmas, jnp.asarray(start).dtype)
     if len(sigmas) == 1:
         return posterior_fn(start, sigmas[0])
     descend_key, bridge_key = jax.random.split(key)
@@ -313,9 +313,9 @@ def reveal(
         one beyond D, or one that is measured already.
       room: what was seen has room for a multiple of so many values, as another shape is another
         compilation.
-      rows_fn: see `Seen`; of at most D places.
+      rows_fn: see `Seen`; `greedy` chooses among all D places.
 
-    Raises NonFiniteError where a belief is not finite.
+    Raises NonFiniteError where a belief's mean or expected variance is not finite.
     """
     rounds = list(map(operator.index, rounds))
     if not rounds or min(rounds) < 1:
@@ -332,7 +332,7 @@ def reveal(
             )
         means.append(belief.mean)
         expected.append(jnp.mean(belief.diagonal()))
-        if not np.isfinite(np.asarray(belief.mean)).all():
+        if not all(np.isfinite(np.asarray(found[-1])).all() for found in (means, expected)):
             raise NonFiniteError("the belief is not finite: look at the chains behind it")
         if number < len(rounds):
             chosen = np.asarray(choose_fn(choose_key, belief, known, rounds[number]))

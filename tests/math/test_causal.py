@@ -228,6 +228,24 @@ def test_settings_must_be_positive(options):
         causal.causal_order(jax.random.key(0), draw(10), **options)
 
 
+@pytest.mark.parametrize(
+    ("points", "sigma", "variances", "message"),
+    [
+        (np.zeros((1, 2)), 1.0, None, "two points or more"),
+        (np.zeros((3, 2), int), 1.0, None, "points"),
+        (np.zeros((3, 2)), -1.0, None, "sigma"),
+        (np.zeros((3, 2)), 1.0, np.ones(3), "2 positive variances"),
+        (np.zeros((3, 2)), 1.0, np.array(2.0), "2 positive variances"),
+        (np.zeros((3, 2)), 1.0, np.array([-1.0, 1.0]), "2 positive variances"),
+    ],
+)
+def test_what_gives_no_order_is_refused(points, sigma, variances, message):
+    with pytest.raises(ValueError, match=message):
+        causal.order_by(
+            jax.random.key(0), Varying(), jnp.zeros(1), points, sigma, variances=variances
+        )
+
+
 def test_a_statistic_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="expected 2 finite statistics"):
         causal.peel(lambda known: np.array([1.0, np.nan]), 2)

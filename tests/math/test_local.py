@@ -280,6 +280,11 @@ def test_floor_raises_scales_and_tells():
     lowered = matrix.add_diagonal(jnp.zeros(12).at[5].set(-50.0))
     shifted, found = jax.jit(lambda a: a.floor(0.01))(lowered)
     assert found.count == 1 and found.largest > 1
+    # One that adds to it keeps the variances, and changes the covariances: it is told.
+    shifted, found = matrix.add_diagonal(jnp.zeros(12).at[:4].set(0.5)).floor(1e-4)
+    np.testing.assert_allclose(shifted.diagonal()[:4], matrix.diagonal()[:4] + 0.5, rtol=1e-12)
+    assert found.count == 4 and found.largest == 0.5
+    shifted, found = jax.jit(lambda a: a.floor(0.01))(lowered)
     assert np.all(np.linalg.eigvalsh(jax.jit(Local.to_dense)(shifted)) > 0)
 
 

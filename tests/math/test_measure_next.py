@@ -272,8 +272,21 @@ def test_a_belief_that_is_not_finite_ends_the_search():
         belief = exact_belief(key, seen)
         return dataclasses.replace(belief, mean=belief.mean.at[0].set(jnp.nan))
 
-    with pytest.raises(errors.NonFiniteError, match="belief is not finite"):
-        measure_next.reveal(jax.random.key(7), broken, lambda places: places, NOISE_STD, [1])
+    def wide(key, seen):
+        return measure_next.Belief(jnp.zeros(DIM), jnp.full((DIM, 2), jnp.inf))
+
+    for belief_fn in (broken, wide):
+        with pytest.raises(errors.NonFiniteError, match="belief is not finite"):
+            measure_next.reveal(jax.random.key(7), belief_fn, lambda places: places, NOISE_STD, [1])
+
+
+@pytest.mark.parametrize("sigmas", [[2.0, 1.0, 3.0], [2.0, 2.0], [2.0, -1.0], [0.0], [np.nan], 2.0])
+def test_levels_of_a_chain_fall_and_are_positive(sigmas):
+    seen = measure_next.Seen.none(2, NOISE_STD)
+    with pytest.raises(ValueError, match="noise levels"):
+        measure_next.chain(
+            jax.random.key(0), posterior_fn, seen, jnp.zeros(DIM), jnp.asarray(sigmas)
+        )
 
 
 def test_bad_input_is_refused():

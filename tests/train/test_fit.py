@@ -1,12 +1,14 @@
 """Scores fitted in one compiled loop, against the exact ones of laws that are known."""
 
 import functools
+import types
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization
 
 from hos_jax import autodiff, distributions, fit, pointwise
 from hos_jax.errors import NonFiniteError
@@ -270,14 +272,16 @@ def test_a_diverged_fit_is_said(law, monkeypatch):
 
 @pytest.mark.parametrize(("losses", "taken"), [([np.nan, 2.0, 1.0], 2), ([3.0, np.inf, np.nan], 0)])
 def test_auto_leaves_diverged_fits_out(law, monkeypatch, losses, taken):
-    fits, judged = iter(range(3)), iter(losses)
+    made = [types.SimpleNamespace() for _ in range(3)]
+    fits, judged = iter(made), iter(losses)
     monkeypatch.setattr(fit, "fit_hessian", lambda *_, **__: jnp.zeros(()))
     monkeypatch.setattr(fit.pointwise, "hessian_fn", lambda *_, **__: next(fits))
     monkeypatch.setattr(fit, "held_out_losses", lambda *_, **__: jnp.asarray(next(judged)))
     arguments = jax.random.key(1), law.score, None, law.sample, SIGMA
     learn = functools.partial(fit.train_second_order, jacobian_weight="auto", dim=3, steps=1)
-    assert learn(*arguments) == taken
-    fits, judged = iter(range(3)), iter([np.nan] * 3)
+    assert learn(*arguments) is made[taken]
+    assert made[taken].jacobian_weight == fit.JACOBIAN_WEIGHTS[taken]
+    fits, judged = iter(made), iter([np.nan] * 3)
     with pytest.raises(NonFiniteError, match="every fit of s2 diverged"):
         learn(*map(jax.random.clone, arguments[:1]), *arguments[1:])
 
@@ -419,3 +423,119 @@ def test_what_chooses_the_jacobian_is_checked_before_anything_is_fitted(law):
         learn(steps=10**9, jacobian_weight="auto", held_out=np.zeros((5, 3)))
     with pytest.raises(ValueError, match='expected jacobian_weight "auto" or a number'):
         learn(steps=1, jacobian_weight="Auto")
+
+
+CONDITIONAL = ScoreModel(
+    NETWORK,
+    SecondOrderHead("dense"),
+    data_std=1.0,
+    noise_conditional=True,
+    precondition_covariance=True,
+)
+RANGE = 0.1, 10.0
+
+
+def test_scores_of_a_range_of_levels_are_those_of_a_correlated_gaussian():
+    covariance = jnp.asarray([[1.0, 0.8], [0.8, 1.0]])
+    law = distributions.Gaussian(jnp.zeros(2), covariance)
+    train = jax.jit(
+        lambda key: fit.fit_scores(key, CONDITIONAL, law.sample, RANGE, dim=2, steps=800)
+    )
+    derivatives_fn = pointwise.derivatives_fn(CONDITIONAL, train(jax.random.key(0)))
+    for sigma in (0.3, 1.0, 10.0):
+        smooth = law.smooth(sigma)
+        points = smooth.sample(jax.random.key(1), 200)
+        score1, score2 = jax.vmap(lambda y, s=sigma: derivatives_fn(y, s))(points)
+        exact = jax.vmap(smooth.score)(points)
+        # What a network with output 0 says: the data without the correlation.
+        start = -points / (1.0 + sigma**2)
+        error = jnp.linalg.norm(score1 - exact)
+        if sigma < 5:
+            assert error < 0.4 * jnp.linalg.norm(start - exact)
+        assert error < 0.3 * jnp.linalg.norm(exact)
+        found = np.eye(2) + sigma**2 * np.asarray(score2.to_dense())
+        wanted = np.eye(2) + sigma**2 * np.asarray(smooth.hessian(points[0]).to_dense())
+        independent = np.eye(2) / (1.0 + sigma**2)
+        errors = np.linalg.norm(found - wanted, axis=(1, 2)).mean()
+        assert errors < 0.5 * np.linalg.norm(independent - wanted)
+
+
+@pytest.mark.parametrize("networks", ["per_order", "shared"])
+def test_all_orders_of_a_model_are_fitted_together(law, networks):
+    model = CONDITIONAL.clone(networks=networks, third_order=True)
+    settings = {"dim": 3, "steps": 2, "jacobian_weight": 0.5}
+    params = fit.fit_scores(jax.random.key(0), model, law.sample, RANGE, **settings)
+    start = model.init(jax.random.key(2), jnp.zeros((1, 3)), 1.0)
+    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(params), strict=True):
+        # Those before a swish of 0 need not move; biases begin at 0.
+        assert before.shape == after.shape and np.any(np.asarray(after) != 0)
+
+
+def test_a_model_of_a_range_is_told_its_level(law):
+    score_model = ScoreModel(NETWORK, noise_conditional=True)
+    settings = {"dim": 3, "steps": 2}
+    params = fit.fit_score(jax.random.key(0), score_model, law.sample, RANGE, **settings)
+    score_fn = pointwise.score_fn(score_model, params)
+    assert np.any(0.3 * score_fn(jnp.ones(3), 0.3) != 0.4 * score_fn(jnp.ones(3), 0.4))
+    one_level = ScoreModel(NETWORK, noise_conditional=True)
+    fit.fit_score(jax.random.key(0), one_level, law.sample, 0.5, **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "sigma", "error", "message"),
+    [
+        (CONDITIONAL.clone(noise_conditional=False), RANGE, ValueError, "noise_conditional"),
+        (CONDITIONAL, (1.0, 0.1), ValueError, "smallest < largest"),
+        (CONDITIONAL, (0.0, 0.1), ValueError, "positive and finite"),
+        (CONDITIONAL, (0.1, 1.0, 2.0), ValueError, r"\(smallest, largest\)"),
+        (ScoreModel(NETWORK), 0.5, ValueError, "with a head"),
+        (NETWORK, 0.5, TypeError, "expected a ScoreModel with the network in it"),
+    ],
+)
+def test_what_cannot_be_fitted_together_is_refused(law, model, sigma, error, message):
+    with pytest.raises(error, match=message):
+        fit.fit_scores(jax.random.key(0), model, law.sample, sigma, dim=3, steps=1)
+
+
+def test_a_diverged_fit_of_a_score_is_said(law):
+    with pytest.raises(NonFiniteError, match="the fit diverged"):
+        fit.fit_score(
+            jax.random.key(0),
+            ScoreModel(NETWORK),
+            law.sample,
+            SIGMA,
+            dim=3,
+            steps=3,
+            learning_rate=1e30,
+            clip=1e30,
+        )
+
+
+def test_a_fit_at_one_level_is_of_no_other(law):
+    model = ScoreModel(NETWORK)
+    params = fit.fit_score(jax.random.key(0), model, law.sample, SIGMA, dim=3, steps=1)
+    score_fn = pointwise.score_fn(model, params, SIGMA)
+    np.testing.assert_array_equal(score_fn(jnp.ones(3), SIGMA), score_fn(jnp.ones(3)))
+    with pytest.raises(ValueError, match=r"told no noise level, and is here of sigma 0\.5.*not 1"):
+        score_fn(jnp.ones(3), 1.0)
+    assert np.isnan(jax.jit(score_fn)(jnp.ones(3), 1.0)).all()
+
+
+def test_what_was_learned_of_s2_can_be_kept(law, tmp_path):
+    model = HessianModel(NETWORK, SecondOrderHead("dense"))
+    learned = fit.train_second_order(
+        jax.random.key(0), law.score, model, law.sample, SIGMA, dim=3, steps=1, jacobian_weight=0.5
+    )
+    assert learned.jacobian_weight == 0.5
+    file = tmp_path / "fit.msgpack"
+    file.write_bytes(serialization.msgpack_serialize(jax.device_get(learned.params)))
+    params = serialization.msgpack_restore(file.read_bytes())
+    again = pointwise.hessian_fn(model, params, SIGMA, score_fn=law.score)
+    point = jnp.ones(3)
+    np.testing.assert_array_equal(again(point).to_dense(), learned(point).to_dense())
+
+
+@pytest.mark.parametrize("kind", ["M8[D]", "m8[s]"])
+def test_rows_of_dates_are_refused(kind):
+    with pytest.raises(ValueError, match="what is no number"):
+        fit.rows(np.ones((4, 1), int).astype(kind))
