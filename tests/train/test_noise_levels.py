@@ -36,8 +36,10 @@ RANGE = {
 }
 
 
-def test_the_network_sees_the_noise_level_of_each_image(small_config):
-    model = make_model(small_config(**RANGE).model)
+@pytest.mark.parametrize("name", ["unet", "mlp"])
+def test_the_network_sees_the_noise_level_of_each_image(small_config, name):
+    settings = {**RANGE, "model__name": name}
+    model = make_model(small_config(**settings).model)
     noisy = jnp.tile(jax.random.normal(jax.random.key(0), (1, 8, 8, 1)), (3, 1, 1, 1))
     # The condition starts at zero: every parameter is another, as after training.
     params = drawn(model, noisy, 0.5, mean=0.1, std=0.1)
@@ -50,7 +52,8 @@ def test_the_network_sees_the_noise_level_of_each_image(small_config):
     np.testing.assert_allclose(
         apply(params, images, sigma).score1, jnp.stack(single), rtol=1e-3, atol=1e-4
     )
-    fixed = make_model(small_config(**{**RANGE, "model__smallest_noise": None}).model)
+    assert not np.allclose(trunk[0], trunk[2], rtol=1e-2)
+    fixed = make_model(small_config(**{**settings, "model__smallest_noise": None}).model)
     without = jax.eval_shape(fixed.init, jax.random.key(1), noisy, 0.5)
     assert len(jax.tree.leaves(params)) > len(jax.tree.leaves(without))
 
@@ -368,6 +371,8 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
     ("changes", "message"),
     [
         ({"model__largest_noise": None}, "go together"),
+        ({"model__name": "refinenet"}, "refinenet takes no noise level; choose unet or mlp"),
+        ({"model__name": "mlp", "model__classes": 10}, "mlp takes no class; choose unet"),
         ({"training__level_law": "uniform"}, "choose one of log_uniform, log_normal"),
         ({"training__level_std": 0.0}, "training.level_std must be positive"),
         ({"training__level_mean": float("nan")}, "training.level_mean must be finite"),
@@ -409,7 +414,6 @@ def test_a_preconditioned_covariance_is_that_of_gaussian_data(small_config):
         ),
         ({"model__smallest_noise": 0.7}, "smallest_noise <= noise"),
         ({"model__smallest_noise": 0.0}, "0 < model.smallest_noise"),
-        ({"model__name": "mlp"}, "choose unet"),
         ({"model__data_std": 0.0}, "data_std > 0"),
         (
             {
