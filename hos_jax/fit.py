@@ -244,9 +244,12 @@ def _fit(
 
 
 def _levels(key: PRNGKey, smallest: float, largest: float, count: int) -> Array:
-    """Noise levels of a batch, (count,), of the law whose logarithm is uniform, spread evenly."""
-    quantiles = (jnp.arange(count) + jax.random.uniform(key)) / count
-    return log_uniform_sigmas(quantiles, largest, smallest)
+    """Noise levels of a batch, (count,), of the law whose logarithm is uniform, spread evenly over
+    it in random order: rows of a batch need not be of one law."""
+    offset_key, order_key = jax.random.split(key)
+    offset = jax.random.uniform(offset_key)
+    quantiles = (jnp.arange(count, dtype=offset.dtype) + offset) / count
+    return log_uniform_sigmas(jax.random.permutation(order_key, quantiles), largest, smallest)
 
 
 def _level_of(model: Any, sigma: Level) -> Level:
@@ -255,11 +258,15 @@ def _level_of(model: Any, sigma: Level) -> Level:
     if not isinstance(model, ScoreModel):
         kind = type(model).__name__
         raise TypeError(f"expected a ScoreModel with the network in it, got a {kind}")
+    if model.classes:
+        raise ValueError(f"fits draw no labels: take classes=0 in place of {model.classes}")
     if isinstance(sigma, jax.core.Tracer) or np.ndim(sigma) == 0:
         return sigma
     if np.shape(sigma) != (2,):
         either = "a positive and finite scalar sigma, or (smallest, largest)"
         raise ValueError(f"expected {either}, got {sigma}")
+    if any(isinstance(end, jax.core.Tracer) for end in (sigma if isinstance(sigma, tuple) else ())):
+        raise ValueError("a range of noise levels is two known numbers, none of them traced")
     smallest, largest = map(float, np.asarray(sigma))
     check_positive(smallest=smallest, largest=largest)
     if not smallest < largest:
@@ -329,7 +336,7 @@ def fit_scores(
     likelihoods and inverse problems take::
 
         head = SecondOrderHead("dense")
-        model = ScoreModel(MLP, head, data_std=rows.std(), noise_conditional=True)
+        model = ScoreModel(MLP, head, data_std=float(rows.std()), noise_conditional=True)
         params = fit_scores(key, model, fit.rows(rows), (0.05, 10.0), dim=3, steps=20_000)
         derivatives_fn = pointwise.derivatives_fn(model, params)  # (noisy, sigma) -> s1, s2
 
@@ -404,6 +411,7 @@ def fit_hessian(
         raise ValueError("s2 for a score that stays as it is: take a HessianModel, no ScoreModel")
     if loss == "none":
         raise ValueError("a second-order loss is needed, got 'none'")
+    check_positive(sigma=sigma)
     scores = jax.vmap(checked_score_fn(score_fn))
 
     def init(key: PRNGKey, zero: Array) -> Any:

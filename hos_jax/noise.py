@@ -145,7 +145,7 @@ def _check_range(largest: float, smallest: float, count: int = 1) -> None:
         raise ValueError(f"need finite largest >= smallest > 0 and count >= 1, {got}")
 
 
-def is_within(sigma: Any, levels: tuple[float, float]) -> Any:
-    """Whether a noise level is between the smallest and the largest of two, up to a thousandth."""
+def is_within(sigma: Any, levels: tuple[float, float], tolerance: float = 1e-3) -> Any:
+    """Whether a noise level is between the smallest and the largest of two, up to that part."""
     low, high = levels
-    return (low * 0.999 <= sigma) & (sigma <= high * 1.001)
+    return (low * (1.0 - tolerance) <= sigma) & (sigma <= high * (1.0 + tolerance))

@@ -144,8 +144,9 @@ def _at_a_point(
     levels = f"the run was trained at {_shown(known)}" if known else ""
     if known is None and _is_number(sigma) and not getattr(model, "noise_conditional", True):
         # A network that is not told the level knows none but the one that it was fitted at.
-        known = float(sigma), float(sigma)
-        levels = f"the model is told no noise level, and is here of {_shown(known)}"
+        level, rounding = float(sigma), _rounding_of(as_positive(sigma))
+        known = level * (1.0 - rounding), level * (1.0 + rounding)
+        levels = f"the model is told no noise level, and is here of sigma {level:.4g}"
 
     if isinstance(model, HessianModel) and score_fn is None:
         raise TypeError("a HessianModel needs the score that it was trained beside: score_fn=")
@@ -189,13 +190,19 @@ def _is_number(sigma: Any) -> TypeGuard[float]:
     return isinstance(sigma, numbers.Real) or (hasattr(sigma, "dtype") and np.ndim(sigma) == 0)
 
 
+def _rounding_of(sigma: Sigma) -> float:
+    return float(jnp.finfo(jnp.result_type(sigma)).eps)
+
+
 def _checked_level(sigma: Sigma, known: tuple[float, float], levels: str) -> Sigma:
     """The level; ValueError for one that is not known, NaN if it is traced."""
+    # In fewer bits the level itself is rounded by more than a thousandth.
+    tolerance = max(1e-3, _rounding_of(sigma))
     if isinstance(sigma, jax.core.Tracer):
-        return nan_unless(is_within(sigma, known), sigma)
+        return nan_unless(is_within(sigma, known, tolerance), sigma)
     # Of NumPy: within a trace all that JAX computes is traced, of constants too.
     level = float(np.asarray(sigma))
-    if not is_within(level, known):
+    if not is_within(level, known, tolerance):
         raise ValueError(f"{levels}, in data units, not {level:.4g}")
     return sigma
 

@@ -277,7 +277,7 @@ class Local(Solvable):
 
         A diagonal b goes into l: each row of L is scaled to the variance A_ii. That is exact where
         b is zero up to rounding, as that of a C = I + sigma^2 s2 is, and else keeps the variances
-        alone: such rows, with |b| above sqrt(eps) max(1, A_ii), count as violations of size |b|.
+        alone: such rows, with |b| above 64 eps + sqrt(eps) A_ii, count as violations of size |b|.
         """
         return self._raised(self._per_matrix(smallest, 1))
 
@@ -288,8 +288,8 @@ class Local(Solvable):
             variances = dataclasses.replace(self, shift=None).diagonal()
             own = 1.0 + self.shift / variances
             scales, values = scales * safe_sqrt(jnp.maximum(own, 0.0)), values * own
-            size, rounding = jnp.abs(self.shift), float(jnp.finfo(self.dtype).eps) ** 0.5
-            changed = size > rounding * jnp.maximum(1.0, own * variances)
+            size, rounding = jnp.abs(self.shift), float(jnp.finfo(self.dtype).eps)
+            changed = size > 64.0 * rounding + rounding**0.5 * jnp.maximum(own * variances, 0.0)
             values = jnp.where(changed, jnp.minimum(values, smallest - size), values)
         repaired = jnp.maximum(scales, jnp.sqrt(jnp.asarray(smallest, self.dtype)))
         matrix = dataclasses.replace(self, scales=repaired, shift=None)

@@ -354,9 +354,12 @@ def order_by(
     check_floating(points=points)
     if points.ndim != 2 or len(points) < 2:
         raise ValueError(f"expected two points or more, (N, D), got {tuple(points.shape)}")
-    units = None if variances is None else jnp.asarray(variances, points.dtype)
-    if units is not None and (units.shape != points.shape[1:] or not np.all(np.asarray(units) > 0)):
-        raise ValueError(f"expected {points.shape[1]} positive variances, got {variances}")
+    units = None
+    if variances is not None:
+        known = np.asarray(variances, float)
+        if known.shape != points.shape[1:] or not np.all((known > 0) & (known < np.inf)):
+            raise ValueError(f"expected {points.shape[1]} positive variances, got {variances}")
+        units = jnp.asarray(known, points.dtype)
 
     def ask(known: np.ndarray) -> Array:
         # The same noise in every step: what changes is what is known.

@@ -237,6 +237,7 @@ def test_settings_must_be_positive(options):
         (np.zeros((3, 2)), 1.0, np.ones(3), "2 positive variances"),
         (np.zeros((3, 2)), 1.0, np.array(2.0), "2 positive variances"),
         (np.zeros((3, 2)), 1.0, np.array([-1.0, 1.0]), "2 positive variances"),
+        (np.zeros((3, 2)), 1.0, np.array([np.inf, 1.0]), "2 positive variances"),
     ],
 )
 def test_what_gives_no_order_is_refused(points, sigma, variances, message):

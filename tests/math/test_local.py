@@ -284,6 +284,9 @@ def test_floor_raises_scales_and_tells():
     shifted, found = matrix.add_diagonal(jnp.zeros(12).at[:4].set(0.5)).floor(1e-4)
     np.testing.assert_allclose(shifted.diagonal()[:4], matrix.diagonal()[:4] + 0.5, rtol=1e-12)
     assert found.count == 4 and found.largest == 0.5
+    # Where C is small, little changes much.
+    small = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), matrix.scale(1e-4))
+    assert small.add_identity(3e-5).floor(1e-6)[1].count == 12
     shifted, found = jax.jit(lambda a: a.floor(0.01))(lowered)
     assert np.all(np.linalg.eigvalsh(jax.jit(Local.to_dense)(shifted)) > 0)
 

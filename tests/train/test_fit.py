@@ -472,13 +472,38 @@ def test_all_orders_of_a_model_are_fitted_together(law, networks):
 
 
 def test_a_model_of_a_range_is_told_its_level(law):
-    score_model = ScoreModel(NETWORK, noise_conditional=True)
-    settings = {"dim": 3, "steps": 2}
-    params = fit.fit_score(jax.random.key(0), score_model, law.sample, RANGE, **settings)
-    score_fn = pointwise.score_fn(score_model, params)
-    assert np.any(0.3 * score_fn(jnp.ones(3), 0.3) != 0.4 * score_fn(jnp.ones(3), 0.4))
-    one_level = ScoreModel(NETWORK, noise_conditional=True)
-    fit.fit_score(jax.random.key(0), one_level, law.sample, 0.5, **settings)
+    # Without a skip connection only what the network is told tells the levels apart.
+    model = ScoreModel(NETWORK, data_std=None, noise_conditional=True)
+    params = fit.fit_score(jax.random.key(0), model, law.sample, SIGMA, dim=3, steps=2)
+    score_fn = pointwise.score_fn(model, params)
+    told = [sigma * score_fn(jnp.ones(3), sigma) for sigma in (0.1, 1.0)]
+    assert not np.allclose(*told, rtol=1e-2)
+
+
+def test_every_row_of_a_batch_meets_every_level():
+    """Of a sampler whose first rows are of one law and the last of another both are learned."""
+
+    def sample(key, count):
+        return 0.25 * jax.random.normal(key, (count, 1)) + jnp.where(jnp.arange(count) % 2, 2, -2)[
+            :, None
+        ].astype(jnp.float32).sort(axis=0)
+
+    model = ScoreModel(NETWORK, noise_conditional=True)
+    train = jax.jit(lambda key: fit.fit_score(key, model, sample, RANGE, dim=1, steps=800))
+    score_fn = pointwise.score_fn(model, train(jax.random.key(0)))
+    at_means = jnp.asarray([score_fn(jnp.full(1, mean), 0.2)[0] for mean in (-2.0, 2.0)])
+    assert np.all(np.abs(at_means) < 0.5)
+
+
+def test_levels_of_16_bits_are_those_that_they_stand_for(law):
+    model = ScoreModel(NETWORK)
+    params = fit.fit_score(jax.random.key(0), model, law.sample, 0.3, dim=3, steps=1)
+    short, point = jnp.bfloat16(0.3), jnp.ones(3)
+    assert abs(float(short) / 0.3 - 1) > 1e-3
+    for default, level in ((0.3, short), (short, 0.3), (short, short)):
+        score_fn = pointwise.score_fn(model, params, default)
+        assert np.isfinite(score_fn(point, level)).all()
+        assert np.isfinite(jax.jit(score_fn)(point, level)).all()
 
 
 @pytest.mark.parametrize(
@@ -490,11 +515,25 @@ def test_a_model_of_a_range_is_told_its_level(law):
         (CONDITIONAL, (0.1, 1.0, 2.0), ValueError, r"\(smallest, largest\)"),
         (ScoreModel(NETWORK), 0.5, ValueError, "with a head"),
         (NETWORK, 0.5, TypeError, "expected a ScoreModel with the network in it"),
+        (CONDITIONAL.clone(classes=3), RANGE, ValueError, "take classes=0 in place of 3"),
     ],
 )
 def test_what_cannot_be_fitted_together_is_refused(law, model, sigma, error, message):
     with pytest.raises(error, match=message):
         fit.fit_scores(jax.random.key(0), model, law.sample, sigma, dim=3, steps=1)
+
+
+@pytest.mark.parametrize("sigma", [RANGE, (0.1,), [0.1, 10.0]])
+def test_s2_of_a_given_score_is_of_one_level(law, sigma):
+    model = HessianModel(NETWORK, SecondOrderHead("dense"), noise_conditional=True)
+    with pytest.raises(ValueError, match="positive and finite scalar sigma"):
+        fit.fit_hessian(jax.random.key(0), law.score, model, law.sample, sigma, dim=3, steps=1)
+
+
+def test_a_range_is_fitted_with_strict_types(law):
+    model = ScoreModel(NETWORK, noise_conditional=True)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        fit.fit_score(jax.random.key(0), model, fit.rows(np.ones((5, 3))), RANGE, dim=3, steps=1)
 
 
 def test_a_diverged_fit_of_a_score_is_said(law):
