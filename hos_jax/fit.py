@@ -340,8 +340,8 @@ def fit_scores(
         params = fit_scores(key, model, fit.rows(rows), (0.05, 10.0), dim=3, steps=20_000)
         derivatives_fn = pointwise.derivatives_fn(model, params)  # (noisy, sigma) -> s1, s2
 
-    The largest level is to be large against the deviations of the data, the smallest against none
-    that matters.
+    The largest level is to be large against the deviations of the data, and the smallest small
+    against what matters in them.
 
     Args:
       model: a `ScoreModel` with a head.

@@ -146,7 +146,7 @@ def _at_a_point(
         # A network that is not told the level knows none but the one that it was fitted at.
         level, rounding = float(sigma), _rounding_of(as_positive(sigma))
         known = level * (1.0 - rounding), level * (1.0 + rounding)
-        levels = f"the model is told no noise level, and is here of sigma {level:.4g}"
+        levels = f"the model is told no noise level, and its sigma here is {level:.4g}"
 
     if isinstance(model, HessianModel) and score_fn is None:
         raise TypeError("a HessianModel needs the score that it was trained beside: score_fn=")

@@ -137,7 +137,8 @@ def run_chains(
         raise ValueError(f"thinning must divide the number of steps, got {steps} and {thinning}")
     functions, structure = jax.tree.flatten((as_partial(step), as_partial(collect)))
     carry = start_carry(over_devices(states, devices))
-    run_chunk = functools.partial(_chunk(structure, min(chunk, steps // thinning)), functions, key)
+    most = min(chunk, steps // thinning)
+    run_chunk = functools.partial(_chunk(structure), most, functions, key)
     parts = []
     with tqdm(total=burn_in + steps, desc=progress, disable=progress is None, unit="step") as bar:
         for start in range(0, burn_in, chunk * thinning):
@@ -156,15 +157,15 @@ def run_chains(
 
 # Few, as each holds what its functions close over.
 @functools.lru_cache(maxsize=8)
-def _chunk(structure: Any, most: int) -> Callable:
+def _chunk(structure: Any) -> Callable:
     """The compiled loop of `run_chains`; `structure` and `functions` give (step, collect).
 
     It goes on for `count` steps `places` times, keeping what is collected after each: `most` places
     are allocated, and the others zero. So burn-in and a last, shorter chunk are the same program.
     """
 
-    @jax.jit
-    def run_chunk(functions, key, carry, start, places, count):
+    @functools.partial(jax.jit, static_argnums=0)
+    def run_chunk(most, functions, key, carry, start, places, count):
         step, collect = jax.tree.unflatten(structure, functions)
 
         def collected(states):

@@ -265,7 +265,10 @@ def log_likelihood(
         stop,
         (stop - start) / 50,
         (noisy, jnp.zeros(trace.shape, dtype)),
-        stepsize_controller=diffrax.PIDController(rtol, atol, norm=norm),
+        # From what is not finite no step is short enough, and each is a try.
+        stepsize_controller=diffrax.PIDController(
+            rtol, atol, dtmin=1e-6 * (stop - start), force_dtmin=False, norm=norm
+        ),
         max_steps=max_steps,
         throw=False,
     )

@@ -555,7 +555,7 @@ def test_a_fit_at_one_level_is_of_no_other(law):
     params = fit.fit_score(jax.random.key(0), model, law.sample, SIGMA, dim=3, steps=1)
     score_fn = pointwise.score_fn(model, params, SIGMA)
     np.testing.assert_array_equal(score_fn(jnp.ones(3), SIGMA), score_fn(jnp.ones(3)))
-    with pytest.raises(ValueError, match=r"told no noise level, and is here of sigma 0\.5.*not 1"):
+    with pytest.raises(ValueError, match=r"told no noise level, and its sigma here is 0\.5.*not 1"):
         score_fn(jnp.ones(3), 1.0)
     assert np.isnan(jax.jit(score_fn)(jnp.ones(3), 1.0)).all()
 
