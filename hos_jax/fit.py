@@ -237,10 +237,14 @@ def _fit(
 
     init_key, loop_key = jax.random.split(key)
     params = minimize(loop_key, loss_fn, init(init_key, jnp.zeros((1, dim))), **settings)
+    _check_finite(params, "the fit")
+    return params
+
+
+def _check_finite(params: Any, what: str) -> None:
     known = [a for a in jax.tree.leaves(params) if not isinstance(a, jax.core.Tracer)]
     if not all(np.isfinite(np.asarray(array)).all() for array in known):
-        raise NonFiniteError("the fit diverged: take a smaller learning_rate")
-    return params
+        raise NonFiniteError(f"{what} diverged: take a smaller learning_rate")
 
 
 def _levels(key: PRNGKey, smallest: float, largest: float, count: int) -> Array:
@@ -260,13 +264,14 @@ def _level_of(model: Any, sigma: Level) -> Level:
         raise TypeError(f"expected a ScoreModel with the network in it, got a {kind}")
     if model.classes:
         raise ValueError(f"fits draw no labels: take classes=0 in place of {model.classes}")
-    if isinstance(sigma, jax.core.Tracer) or np.ndim(sigma) == 0:
+    traced = any(isinstance(end, jax.core.Tracer) for end in jax.tree.leaves(sigma))
+    if traced and jax.tree.map(jnp.shape, sigma) != ():
+        raise ValueError("a range of noise levels is two known numbers, none of them traced")
+    if traced or np.ndim(sigma) == 0:
         return sigma
     if np.shape(sigma) != (2,):
         either = "a positive and finite scalar sigma, or (smallest, largest)"
         raise ValueError(f"expected {either}, got {sigma}")
-    if any(isinstance(end, jax.core.Tracer) for end in (sigma if isinstance(sigma, tuple) else ())):
-        raise ValueError("a range of noise levels is two known numbers, none of them traced")
     smallest, largest = map(float, np.asarray(sigma))
     check_positive(smallest=smallest, largest=largest)
     if not smallest < largest:
@@ -546,9 +551,7 @@ def train_second_order(
                 f'expected jacobian_weight "auto" or a number, got {jacobian_weight!r}'
             )
         learned, params = learn(jacobian_weight)
-        known = [a for a in jax.tree.leaves(params) if not isinstance(a, jax.core.Tracer)]
-        if not all(np.isfinite(np.asarray(array)).all() for array in known):
-            raise NonFiniteError("the fit of s2 diverged: take a smaller learning_rate")
+        _check_finite(params, "the fit of s2")
         return _to_be_kept(learned, params, jacobian_weight)
 
     draw = sample if held_out is None else held_out

@@ -1,6 +1,6 @@
 """What makes tests compile quickly, as what they compile runs for a few steps only.
 
-On import, how seldom Python looks for garbage in this process; for others, flags of XLA and JAX.
+On import, how seldom Python looks for garbage in this process; flags of XLA for others.
 """
 
 import gc

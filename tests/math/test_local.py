@@ -280,6 +280,7 @@ def test_floor_raises_scales_and_tells():
     lowered = matrix.add_diagonal(jnp.zeros(12).at[5].set(-50.0))
     shifted, found = jax.jit(lambda a: a.floor(0.01))(lowered)
     assert found.count == 1 and found.largest > 1
+    assert np.all(np.linalg.eigvalsh(jax.jit(Local.to_dense)(shifted)) > 0)
     # One that adds to it keeps the variances, and changes the covariances: it is told.
     shifted, found = matrix.add_diagonal(jnp.zeros(12).at[:4].set(0.5)).floor(1e-4)
     np.testing.assert_allclose(shifted.diagonal()[:4], matrix.diagonal()[:4] + 0.5, rtol=1e-12)
@@ -287,8 +288,6 @@ def test_floor_raises_scales_and_tells():
     # Where C is small, little changes much.
     small = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), matrix.scale(1e-4))
     assert small.add_identity(3e-5).floor(1e-6)[1].count == 12
-    shifted, found = jax.jit(lambda a: a.floor(0.01))(lowered)
-    assert np.all(np.linalg.eigvalsh(jax.jit(Local.to_dense)(shifted)) > 0)
 
 
 def test_draws_have_the_covariance():

@@ -484,9 +484,8 @@ def test_every_row_of_a_batch_meets_every_level():
     """Of a sampler whose first rows are of one law and the last of another both are learned."""
 
     def sample(key, count):
-        return 0.25 * jax.random.normal(key, (count, 1)) + jnp.where(jnp.arange(count) % 2, 2, -2)[
-            :, None
-        ].astype(jnp.float32).sort(axis=0)
+        means = jnp.where(jnp.arange(count) < count // 2, -2.0, 2.0)
+        return means[:, None] + 0.25 * jax.random.normal(key, (count, 1))
 
     model = ScoreModel(NETWORK, noise_conditional=True)
     train = jax.jit(lambda key: fit.fit_score(key, model, sample, RANGE, dim=1, steps=800))
@@ -534,6 +533,16 @@ def test_a_range_is_fitted_with_strict_types(law):
     model = ScoreModel(NETWORK, noise_conditional=True)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         fit.fit_score(jax.random.key(0), model, fit.rows(np.ones((5, 3))), RANGE, dim=3, steps=1)
+
+
+@pytest.mark.parametrize("ends", [tuple, list, jnp.stack])
+def test_a_range_that_is_traced_is_named(law, ends):
+    def train(largest):
+        sigma = ends([jnp.float32(0.1), largest])
+        return fit.fit_scores(jax.random.key(0), CONDITIONAL, law.sample, sigma, dim=3, steps=1)
+
+    with pytest.raises(ValueError, match="two known numbers, none of them traced"):
+        jax.jit(train)(1.0)
 
 
 def test_a_diverged_fit_of_a_score_is_said(law):
