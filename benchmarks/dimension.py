@@ -29,7 +29,7 @@ import numpy as np
 from measure import Rows
 from sklearn.neighbors import NearestNeighbors
 
-from hos_jax import autodiff, fit, models, pointwise
+from hos_jax import autodiff, fit, models, pointwise, tweedie
 from hos_jax.evaluation import likelihood as of_run
 from hos_jax.training.runs import load_run
 from hos_jax.uses import dimension
@@ -57,7 +57,7 @@ def totals(
 
     def flipd(x: jax.Array) -> jax.Array:
         score1, score2 = derivatives_fn(x, sigma)
-        covariance = dimension.covariance_of(score2, sigma)
+        covariance = tweedie.scaled_covariance(score2, sigma)
         return jnp.sum(dimension.flipd_map(score1, covariance, sigma))
 
     def noisy(key: jax.Array, x: jax.Array) -> jax.Array:
@@ -140,7 +140,7 @@ def errors_fn(problem: Any, params: Any, key: jax.Array, clean: jax.Array, sigma
     return {
         "error": jnp.sum(jnp.square(residual)),
         "seen": jnp.sum(jnp.square(sigma * score1)) - len(clean),
-        "trace": dimension.covariance_of(score2, sigma).trace(),
+        "trace": tweedie.scaled_covariance(score2, sigma).trace(),
         "confirmed": jnp.sum(noise * residual),
         "noise": jnp.sum(jnp.square(noise)) - len(clean),
     }

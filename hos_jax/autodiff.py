@@ -151,12 +151,12 @@ def refine_eigenpairs(
 
     .. math:: K v = \sigma^2 (v + \sigma^2 J v), \qquad J = \nabla s_1(y),
 
-    and changes the model's covariance C as little as the products W = K Q so far allow, with Q
+    and changes the model's covariance M as little as the products W = K Q so far allow, with Q
     orthonormal:
 
-    .. math:: A = C + R Q^T + Q R^T - Q \, \mathrm{sym}(Q^T R) \, Q^T, \qquad R = W - C Q
+    .. math:: A = M + R Q^T + Q R^T - Q \, \mathrm{sym}(Q^T R) \, Q^T, \qquad R = W - M Q
 
-    the symmetric matrix nearest to C in Frobenius norm with A Q = W, if Q^T W is symmetric; J need
+    the symmetric matrix nearest to M in Frobenius norm with A Q = W, if Q^T W is symmetric; J need
     not be. So what the products do not see the model still says, and one step holds more of the
     error than dozens of products from a random start::
 
@@ -164,10 +164,10 @@ def refine_eigenpairs(
         pairs = autodiff.refine_eigenpairs(score_fn, noisy, sigma, posterior.covariance)
 
     Args:
-      posterior_covariance: C, structured (D, D), data units^2.
+      posterior_covariance: M, structured (D, D), data units^2.
       count: k.
       steps: at least 1.
-      directions: what the first step multiplies, orthonormal, (D, k): C's leading eigenvectors,
+      directions: what the first step multiplies, orthonormal, (D, k): M's leading eigenvectors,
         which are computed unless they are given.
 
     Returns:
@@ -210,7 +210,7 @@ def refine_eigenpairs(
         products = jnp.concatenate([products, multiply(fresh)], axis=1)
         changes = products - jax.vmap(known, 1, 1)(seen)
         overlap = seen.T @ changes
-        # A = C + H Q^T + Q H^T, so that nothing is computed again in each product.
+        # A = M + H Q^T + Q H^T, so that nothing is computed again in each product.
         halves = changes - 0.25 * seen @ (overlap + overlap.T)
         matvec = functools.partial(_changed_product, known, seen, halves)
         pairs = lanczos.top_eigenpairs(jax.random.key(0), matvec, dim, count, dtype=noisy.dtype)
@@ -223,7 +223,7 @@ def refine_eigenpairs(
 
 
 def _changed_product(known: Callable, seen: Array, halves: Array, vector: Array) -> Array:
-    """(C + H Q^T + Q H^T) v."""
+    """(M + H Q^T + Q H^T) v."""
     return known(vector) + halves @ (seen.T @ vector) + seen @ (halves.T @ vector)
 
 

@@ -10,9 +10,9 @@ and the raw moments M_n = E[x (x) ... (x) x | y] are sums over set partitions of
 cumulants. The maps scores <-> cumulants <-> moments are exact and finite at every order, and each
 is the inverse of the other.
 
-`posterior_covariance` keeps the structure of its argument and suits images. The maps of any order
-are dense: a tensor of order n is a symmetric array (D,) * n, and a family of them is a sequence
-whose element n - 1 has order n.
+`posterior_covariance` and `scaled_covariance` keep the structure of their argument and suit images.
+The maps of any order are dense: a tensor of order n is a symmetric array (D,) * n, and a family of
+them is a sequence whose element n - 1 has order n.
 
 Everywhere `noisy` is one point y, (D,), in data units (batch with `vmap`), and `sigma` a positive
 scalar in data units. `score1`, `score2` and `scores` are s_n at y in 1 / data units^n; cumulants
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, ScoreFn, as_positive, check_vectors
+from hos_jax.types import Array, ScoreFn, as_positive, check_structured, check_vectors
 
 
 def posterior_mean(noisy: Array, score1: Array, sigma: Array | float) -> Array:
@@ -41,9 +41,15 @@ def posterior_mean(noisy: Array, score1: Array, sigma: Array | float) -> Array:
 def posterior_covariance(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
     """Cov[x | y] = sigma^4 s2(y) + sigma^2 I, in data units^2, of the structure of `score2` (Meng
     et al. 2021, theorem 1)."""
-    square = as_positive(sigma) ** 2
     # The fourth power leaves float32 where sigma is 1e-10 or 1e10.
-    return score2.scale(square).add_identity(1.0).scale(square)
+    return scaled_covariance(score2, sigma).scale(as_positive(sigma) ** 2)
+
+
+def scaled_covariance(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
+    """C = I + sigma^2 s2(y) = Cov[x | y] / sigma^2, dimensionless, of the structure of `score2`:
+    what models predict. TypeError for a plain array as `score2`."""
+    check_structured(score2, "score2")
+    return score2.scale(as_positive(sigma) ** 2).add_identity(1.0)
 
 
 def posterior_third_cumulant(score3: Array, sigma: Array | float) -> Array:

@@ -12,7 +12,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Dimension, errors without the truth, and the strength of the noise
 #
 # This notebook reads three numbers off a second-order model, for a picture and for its parts: how
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hos_jax import load_run, pointwise
+from hos_jax import load_run, pointwise, tweedie
 from hos_jax.migrate import import_checkpoint
 from hos_jax.uses import dimension
 
@@ -155,7 +154,7 @@ def errors(key, image, sigma):
     """The true squared error, and both estimates, per pixel."""
     noisy = image + sigma * jax.random.normal(key, image.shape)
     score1, score2 = derivatives_fn(noisy, sigma)
-    covariance = dimension.covariance_of(score2, sigma)
+    covariance = tweedie.scaled_covariance(score2, sigma)
     return {
         "true": jnp.mean(jnp.square(noisy + sigma**2 * score1 - image)),
         "own estimate": sigma**2 * jnp.mean(covariance.diagonal()),

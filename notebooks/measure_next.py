@@ -12,7 +12,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Which pixel to look at next
 #
 # This notebook looks at a digit pixel by pixel, and chooses each time the pixels that say most

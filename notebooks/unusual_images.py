@@ -12,7 +12,6 @@
 # ---
 
 # %% [markdown]
-# %% [markdown]
 # # Which images are unlike the training data, and where
 #
 # This notebook gives each image a number that says how unlike the training images it is, and a map

@@ -236,7 +236,10 @@ def parse(
         raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
     except (Exception, SystemExit) as error:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
-        raise UserError(f"the config cannot be used: {type(error).__name__}: {error}") from error
+        file = next(each for each in arguments if _has_config([each])).partition("=")[2]
+        what = f"the config {file} cannot be used: {type(error).__name__}: {error}"
+        hint = "its get_config() must return a ConfigDict, as hos_jax.config.default_config does"
+        raise UserError(f"{what} ({hint})") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r} ({hint_of(rest[1])})")
     for name in ("runner", "config"):
@@ -260,12 +263,15 @@ def make_config(values: flags.FlagValues):
 
     config = values.config
     check_keys_and_types(config, default_config())
+    overrides = config_flags.get_override_values(values["config"])
+    if "model.head" in overrides:
+        # The file's does not count then, and nobody need hear that the runner has another.
+        config.model.head = default_config().model.head
     if values.runner is not None:
         apply_runner(config, values.runner)
     for key in ("noise", "seed", "rank", "comment"):
         if values[key].present:
             (config.model if key == "rank" else config)[key] = values[key].value
-    overrides = config_flags.get_override_values(values["config"])
     config.update_from_flattened_dict(overrides)
     if config.loss.second_order not in RESIDUAL and "loss.jacobian_weight" not in overrides:
         config.loss.jacobian_weight = 0.0

@@ -64,10 +64,9 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: choose another --output")
     other = picture.made_of(output)
-    known = other is not None or (output / picture.PAGE).is_file()
-    if output.is_dir() and any(output.iterdir()) and not known:
+    if output.is_dir() and any(output.iterdir()) and other is None:
         raise UserError(f"{output} holds other files: choose another --output")
-    if other not in (None, path.absolute()):
+    if other is not None and other.resolve() != path.resolve():
         raise UserError(f"{output} holds what was made of {other}: choose another --output")
     if path.resolve().parent == output.resolve():
         raise UserError(f"{output} holds the picture itself: choose another --output")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from hos_jax.errors import UserError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 
 class Runner(NamedTuple):
@@ -25,14 +28,24 @@ RUNNERS = {
 def apply_runner(config, name: str) -> None:
     """Set what a runner decides: the head and its losses; UserError for a name that is none.
 
-    A config may have a local factor in place of the runner's diagonal, as local_low_rank.
+    A config may have a local factor in place of the runner's diagonal, as local_low_rank. Any other
+    head is replaced, with a warning where it was not the default one: set it afterwards.
     """
     if name not in RUNNERS:
         hint = did_you_mean(name, RUNNERS, cutoff=0.3)
         raise UserError(f"unknown runner {name!r}: {hint}choose one of {', '.join(RUNNERS)}")
+    from hos_jax.config.defaults import default_config
+
     runner = RUNNERS[name]
     config.runner = name
-    if config.model.head != f"local_{runner.head}":
+    if config.model.head not in (runner.head, f"local_{runner.head}"):
+        if runner.head != "none" and config.model.head != default_config().model.head:
+            logger.warning(
+                "%s sets model.head to %s in place of %s: set it afterwards to keep yours",
+                name,
+                runner.head,
+                config.model.head,
+            )
         config.model.head = runner.head
     if config.loss.first_order_weight is None:
         config.loss.first_order_weight = runner.first_order_weight

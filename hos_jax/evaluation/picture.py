@@ -245,7 +245,8 @@ def made_of(folder: Path) -> Path | None:
     try:
         with np.load(folder / VALUES) as values:
             return Path(str(values["path"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    # A single array has no names.
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         return None
 
 

@@ -26,8 +26,9 @@ def load_pretrained(name: str) -> LoadedRun:
     """A trained run that comes with the package, used as `load_run` gives it, by one of `NAMES`.
 
     Of its images a few held-out ones come with it, in `problem.data.held_out`; those that it was
-    trained on do not: `hos_jax.migrate.import_checkpoint(name, folder)` makes a run with all of
-    them. Parameters were kept in float16.
+    trained on do not, and one black image stands for them in `problem.data.train`:
+    `hos_jax.migrate.import_checkpoint(name, folder)` makes a run with all of them. Parameters were
+    kept in float16.
 
     Raises:
       UserError: for an unknown name.

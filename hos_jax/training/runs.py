@@ -42,7 +42,8 @@ class LoadedRun:
 
     @property
     def sigma(self) -> float:
-        """The noise level of the run, data units."""
+        """The noise level of a run of one, data units. A run of a range has `sigma_range`, and this
+        is a level that no loss of it used."""
         return self.problem.config.noise
 
     @property

@@ -232,11 +232,10 @@ def posterior(
     model; scores of order n are in 1 / data units^n. In C = I + sigma^2 s2 rounding hides variances
     below 1e-6 sigma^2 in float32, 0.008 in float16; they are raised to that, and counted.
     """
-    check_structured(score2, "score2")
-    sigma = as_positive(sigma)
+    covariance, sigma = tweedie.scaled_covariance(score2, sigma), as_positive(sigma)
     return posterior_from_covariance(
         tweedie.posterior_mean(noisy, score1, sigma),
-        score2.scale(sigma**2).add_identity(1.0),
+        covariance,
         sigma,
         scaled_third_diagonal=None if score3_diagonal is None else sigma**3 * score3_diagonal,
         floor=_resolved(score2.dtype) if floor is None else floor,

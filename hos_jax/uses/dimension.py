@@ -24,25 +24,18 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
+from hos_jax.tweedie import scaled_covariance
 from hos_jax.types import (
     Array,
     PRNGKey,
-    as_positive,
     check_counts,
     check_floating_vectors,
     check_positive,
     check_rising_levels,
-    check_structured,
     check_vectors,
     derivatives_at,
 )
 from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
-
-
-def covariance_of(score2: SymmetricMatrix, sigma: Array | float) -> SymmetricMatrix:
-    """C = I + sigma^2 s2, dimensionless, structured (D, D); TypeError for a plain array as s2."""
-    check_structured(score2, "score2")
-    return score2.scale(as_positive(sigma) ** 2).add_identity(1.0)
 
 
 def dimension_map(covariance: SymmetricMatrix) -> Array:
@@ -149,7 +142,7 @@ def local_dimension(
 
     def one(z: Array) -> Array:
         _, score2 = derivatives_at(derivatives_fn, clean + sigma * z, sigma)
-        return dimension_map(covariance_of(score2, sigma))
+        return dimension_map(scaled_covariance(score2, sigma))
 
     maps = jax.lax.map(one, noise)
     totals = jnp.sum(maps, axis=1)
@@ -187,7 +180,7 @@ def confirmed_and_stated(
     sigma = jnp.asarray(sigma, clean.dtype)
     noise = jax.random.normal(key, clean.shape, clean.dtype)
     score1, score2 = derivatives_at(derivatives_fn, clean + sigma * noise, sigma)
-    stated = covariance_of(score2, sigma).trace()
+    stated = scaled_covariance(score2, sigma).trace()
     return ConfirmedAndStated(jnp.sum(noise * (noise + sigma * score1)), stated)
 
 
@@ -262,7 +255,7 @@ def noise_level(
     def sizes(sigma: Array) -> tuple[Array, Array]:
         """n2(zhat) and tr C at one level."""
         score1, score2 = derivatives_at(derivatives_fn, noisy, sigma)
-        return jnp.sum(jnp.square(sigma * score1)), covariance_of(score2, sigma).trace()
+        return jnp.sum(jnp.square(sigma * score1)), scaled_covariance(score2, sigma).trace()
 
     seen, traces = jax.lax.map(sizes, levels)
     slopes = seen - dim + traces

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
+from hos_jax.tweedie import scaled_covariance
 from hos_jax.types import (
     Array,
     PRNGKey,
@@ -47,7 +48,7 @@ from hos_jax.types import (
 )
 from hos_jax.uncertainty.likelihood import DerivativesAtLevelFn
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR
-from hos_jax.uses.dimension import LEAST_FREE, covariance_of
+from hos_jax.uses.dimension import LEAST_FREE
 
 
 class Features(NamedTuple):
@@ -134,7 +135,7 @@ def _at(
 ) -> tuple[Array, SymmetricMatrix]:
     """s1, and C made positive definite."""
     score1, score2 = derivatives_at(derivatives_fn, noisy, sigma)
-    return score1, covariance_of(score2, sigma).floor(floor)[0]
+    return score1, scaled_covariance(score2, sigma).floor(floor)[0]
 
 
 class Usual(NamedTuple):

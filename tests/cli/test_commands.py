@@ -11,7 +11,9 @@ from command_line import ROOT
 from PIL import Image
 from small_runs import runner_in
 
+from hos_jax.cli.arguments import make_config, parse
 from hos_jax.config import load as load_config
+from hos_jax.errors import UserError
 from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.problem import Problem
 
@@ -156,8 +158,28 @@ def test_a_config_that_ends_the_process_is_a_mistake(command, tmp_path):
     for how in ("0", "'no data'"):
         config.write_text(f"raise SystemExit({how})")
         done = command("--runner", "UnetDSMRunner", "--config", str(config), small=False)
-        assert done.returncode == 2 and done.stderr.startswith("error: the config cannot be used")
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: the config {config} cannot be used: SystemExit")
     assert list(tmp_path.iterdir()) == [config]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "x = 1",
+        "def get_config():\n    return None",
+        "def get_config():\n    return {}",
+        "from ml_collections import FrozenConfigDict as get_config",
+    ],
+)
+def test_a_config_file_without_a_config_is_named_with_what_it_needs(tmp_path, written):
+    config = tmp_path / "mine.py"
+    config.write_text(written)
+    flags = ["", f"--config={config}", "--runner=UnetDSMRunner", "--config.training.steps=0"]
+    with pytest.raises(UserError) as error:
+        make_config(parse(flags))
+    for part in (str(config), "get_config() must return a ConfigDict"):
+        assert part in str(error.value)
 
 
 def test_no_run_is_part_of_another(command, tmp_path):

@@ -189,8 +189,15 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
     (place / "mixed").mkdir()
     (place / "mixed" / "error.png").write_text("mine")
     smooth_picture(5, 20, 20).save(place / "mixed" / "picture.png")
+    for name in ("site", "numbers"):
+        (place / name).mkdir()
+    (place / "site" / "page.html").write_text("mine")
+    with (place / "numbers" / "values.npz").open("wb") as file:
+        np.save(file, np.arange(3))  # has no names, though the file's says that it has
     for output, said in (
         ("mixed", "mixed holds other files"),
+        ("site", "site holds other files"),
+        ("numbers", "numbers holds other files"),
         (".", "holds other files"),
         ("photographs/made", "is within the images of the run"),
     ):
@@ -198,6 +205,7 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
         done = run(place, environment, *flags)
         assert done.returncode == 2 and said in done.stderr
     assert (place / "mixed" / "error.png").read_text() == "mine"
+    assert [path.read_text() for path in (place / "site").iterdir()] == ["mine"]
     # What a full disk or a kill left half-written makes room, and what was written is whole.
     flags = ("denoise", "one.png", "--doc", "a", "--samples=1", "--directions=1", "--output", "cut")
     assert run(place, environment, *flags).returncode == 0
@@ -210,11 +218,11 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
     assert done.returncode == 2 and "/proc/made cannot be written" in done.stderr
     # Another picture of the same name.
     flags = "--doc", "a", "--samples=1", "--directions=1", "--output", "made"
-    for picture, said in (("two", 0), ("two", 0), ("mixed/picture", 2)):
+    for picture, said in (("two", 0), ("mixed/../two", 0), ("mixed/picture", 2)):
         smooth_picture(3, 20, 20).save(place / "two.png")
         done = run(place, environment, "denoise", f"{picture}.png", *flags)
         assert done.returncode == said, done.stderr
-    assert f"holds what was made of {place}/two.png: choose another" in done.stderr
+    assert f"holds what was made of {place}/mixed/../two.png: choose another" in done.stderr
 
 
 @pytest.mark.parametrize(

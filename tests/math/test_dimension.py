@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from exact_scores import derivatives_of
 
-from hos_jax import autodiff, distributions
+from hos_jax import autodiff, distributions, tweedie
 from hos_jax.linops import Dense, Diagonal
 from hos_jax.uses import dimension
 
@@ -61,7 +61,7 @@ def test_the_dimension_of_a_plane(d, dim):
     np.testing.assert_allclose(jnp.sum(found.values, axis=1), found.total, rtol=1e-12)
     assert abs(expected - d) < 0.02 * d
     smooth = law.smooth(sigma)
-    covariance = dimension.covariance_of(smooth.hessian(clean[0]), sigma)
+    covariance = tweedie.scaled_covariance(smooth.hessian(clean[0]), sigma)
     flipd = jnp.sum(dimension.flipd_map(smooth.score(clean[0]), covariance, sigma))
     inside = (clean[0] - law.mean) @ basis(dim, d)
     extra = jnp.sum(sigma**2 * inside**2 / (scales**2 + sigma**2) ** 2)
@@ -79,7 +79,7 @@ def test_the_dimension_of_a_curved_surface(d, dim):
     )
     assert abs(float(jnp.mean(found.total)) - d) < 0.02 * d
     score1, score2 = derivatives_fn(clean[0], 0.1)
-    covariance = dimension.covariance_of(score2, 0.1)
+    covariance = tweedie.scaled_covariance(score2, 0.1)
     flipd = jnp.sum(dimension.flipd_map(score1, covariance, 0.1))
     assert abs(float(flipd) - d) < 0.02 * d
 
@@ -122,7 +122,7 @@ def test_sure_has_the_mean_of_the_error_whatever_the_clean_point_is():
 
     def one(y):
         score1 = smooth.score(y)
-        covariance = dimension.covariance_of(smooth.hessian(y), sigma)
+        covariance = tweedie.scaled_covariance(smooth.hessian(y), sigma)
         error = jnp.square(y + sigma**2 * score1 - clean)
         return dimension.sure_map(score1, covariance, sigma) - error
 
@@ -148,7 +148,7 @@ def test_the_slope_is_the_derivative_of_the_log_density():
     noisy = law.smooth(0.9).sample(jax.random.key(10), 1)[0]
     slope = jax.grad(lambda t: law.smooth(jnp.exp(t)).log_density(noisy))(jnp.log(sigma))
     score1, score2 = derivatives_of(law)(noisy, sigma)
-    covariance = dimension.covariance_of(score2, sigma)
+    covariance = tweedie.scaled_covariance(score2, sigma)
     found = dimension.likelihood_slope(score1, covariance, sigma)
     np.testing.assert_allclose(found, slope, rtol=1e-9)
 
@@ -234,9 +234,9 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"levels that rise, got \[1\.  0\.5\]"):
         dimension.noise_level(score1, derivatives_fn, jnp.array([1.0, 0.5]))
     with pytest.raises(TypeError, match="score2 is an array"):
-        dimension.covariance_of(jnp.eye(3), 0.5)
+        tweedie.scaled_covariance(jnp.eye(3), 0.5)
     with pytest.raises(TypeError, match="score2 is None"):
-        dimension.covariance_of(None, 0.5)
+        tweedie.scaled_covariance(None, 0.5)
     narrow = Diagonal(-jnp.ones(1))  # would be broadcast
     for function in (dimension.local_dimension, dimension.confirmed_and_stated):
         with pytest.raises(ValueError, match=r"s2_rows \(1,\)"):

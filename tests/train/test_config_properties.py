@@ -33,6 +33,21 @@ JUNK = st.one_of(
 )
 
 
+def test_a_runner_says_which_head_it_replaces(caplog):
+    for head, name, kept, warned in (
+        ("low_rank", "DoubleDiagonalHybridRunner", "diagonal", ""),
+        ("local_low_rank", "LowRankHybridRunner", "local_low_rank", ""),
+        ("dense", "UnetDSMRunner", "none", ""),
+        ("dense", "LowRankHybridRunner", "low_rank", "model.head to low_rank in place of dense"),
+    ):
+        config = default_config()
+        config.model.head = head
+        caplog.clear()
+        run_config.apply_runner(config, name)
+        assert config.model.head == kept and bool(caplog.text) == bool(warned)
+        assert warned in caplog.text
+
+
 def parts(config, path):
     group, _, name = path.rpartition(".")
     return (config[group] if group else config), name
