@@ -49,7 +49,7 @@ def reason(error: BaseException) -> str:
     """What an exception says, on one line and short enough for a message."""
     said = getattr(error, "strerror", None) or str(error).strip() or repr(error)
     # Tensorstore wraps what the system says into a long text with the names of its own files.
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG):
         if os.strerror(code) in said:
             return os.strerror(code)
     return said.splitlines()[0][:200]

@@ -546,13 +546,14 @@ def train_second_order(
         return pointwise.hessian_fn(model, params, sigma, score_fn=score_fn), params
 
     if jacobian_weight != "auto":
-        if isinstance(jacobian_weight, str):
+        number = None if isinstance(jacobian_weight, str) else jacobian_weight
+        if number is None or not 0 <= number <= 1:
             raise ValueError(
-                f'expected jacobian_weight "auto" or a number, got {jacobian_weight!r}'
+                f'expected jacobian_weight "auto" or a number from 0 to 1, got {jacobian_weight!r}'
             )
-        learned, params = learn(jacobian_weight)
+        learned, params = learn(number)
         _check_finite(params, "the fit of s2")
-        return _to_be_kept(learned, params, jacobian_weight)
+        return _to_be_kept(learned, params, number)
 
     draw = sample if held_out is None else held_out
     if "dim" in settings:  # else the fit says so

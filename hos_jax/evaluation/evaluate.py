@@ -103,8 +103,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a run: `metrics.json`, figures into `workdir / image_folder`, and `report.html`.
 
-    Returns what was written to `metrics.json`. UserError as `load_run_as` and, before the work,
-    for a folder that cannot be written or is not one for figures.
+    Returns what was written to `metrics.json`. UserError as `load_run_as`, before the work for a
+    folder that cannot be written or is not one for figures, and where a figure cannot be.
     """
     begun = time.monotonic()
     workdir = expanded(workdir)
@@ -134,7 +134,9 @@ def evaluate_run(
         "test_seconds": time.monotonic() - begun,
         "versions": run_config.versions(),
     }
-    # Before anything is drawn: the numbers are kept whatever happens to the figures.
+    # Before anything is drawn: the numbers are kept whatever happens to the figures. No page of
+    # older numbers is left beside them.
+    (workdir / REPORT_FILE).unlink(missing_ok=True)
     try:
         write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
     except OSError:
@@ -143,10 +145,14 @@ def evaluate_run(
     logger.info("numbers: %s; figures and %s are next", workdir / METRICS_FILE, REPORT_FILE)
     drawn = []
     history = read_history(workdir, at_most=4000)
-    for name, figure in _figures(run.problem, shown, result, samples, history):
-        drawn.append(workdir / image_folder / name)
-        figures.save(figure, drawn[-1])
-    write_report(run.problem, examples, result, drawn, workdir / REPORT_FILE)
+    try:
+        for name, figure in _figures(run.problem, shown, result, samples, history):
+            drawn.append(workdir / image_folder / name)
+            figures.save(figure, drawn[-1])
+        write_report(run.problem, examples, result, drawn, workdir / REPORT_FILE)
+    except OSError as error:
+        what = f"the figures in {workdir / image_folder} are not whole ({reason(error)})"
+        raise UserError(f"{what}: mend that and test again; {METRICS_FILE} is whole") from error
     return result
 
 

@@ -156,10 +156,12 @@ def captured_shares(error: Array, directions: Array) -> Array:
 
 def principal_directions(data: np.ndarray, count: int) -> np.ndarray:
     """The leading principal components of data (N, D) as orthonormal columns, (D, count), with
-    1 <= count <= min(N - 1, D), else ValueError."""
+    1 <= count <= min(N - 1, D), else ValueError, as for values that are not finite."""
     check_counts(0, count=count)
     if not 1 <= count <= min(len(data) - 1, data.shape[1]):
         raise ValueError(f"expected 1 <= count <= min(N - 1, D) for {data.shape}, got {count}")
+    if not np.isfinite(data).all():
+        raise ValueError("the data are not finite: leave out or fill what is missing")
     centred = np.asarray(data, np.float64) - data.mean(axis=0)
     # The smaller of the two Gram matrices: N may be below D or far above it.
     few = len(data) <= data.shape[1]

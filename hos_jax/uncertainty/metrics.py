@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from hos_jax.linops import Diagonal, SymmetricMatrix
 from hos_jax.losses import d3sm_diagonal, residual_student_nll
-from hos_jax.types import Array, check_tails, check_vectors
+from hos_jax.types import Array, check_structured, check_tails, check_vectors
 
 
 class CovarianceScores(NamedTuple):
@@ -37,7 +37,9 @@ def covariance_scores(
     error: Array, covariance: SymmetricMatrix, tails: str = "gaussian"
 ) -> CovarianceScores:
     """Scores of a positive definite C, (D, D), against e = x - posterior mean, (D,), in any unit,
-    with the `tails` of a `Posterior`; ValueError if the shapes differ, or for other tails."""
+    with the `tails` of a `Posterior`; ValueError if the shapes differ, or for other tails,
+    TypeError for a plain array as C."""
+    check_structured(covariance, "covariance")
     check_vectors(error=error, covariance_rows=covariance.shape[:-1])
     check_tails(tails)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(error)

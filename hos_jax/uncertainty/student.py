@@ -57,11 +57,11 @@ def _table(level: float) -> np.ndarray:
     # What either of the two exceeds half as often bounds the sum: 1 - F(w) < 4 / (3 pi w^3).
     half = 0.25 - level / 4
     low = np.zeros(len(own))
-    high = low + normal.inv_cdf(1.0 - half) + (4.0 / (3.0 * np.pi * half)) ** (1 / 3)
+    high = low + -normal.inv_cdf(half) + (4.0 / (3.0 * np.pi * half)) ** (1 / 3)
     for _ in range(60):
         middle = (low + high) / 2
         w = (middle[:, None] - rest) / own
         below = 0.5 + (np.arctan(w) + w / (1.0 + w**2)) / np.pi
         small = below @ weights < probability * weights.sum()
         low, high = np.where(small, middle, low), np.where(small, high, middle)
-    return np.insert(high, 0, normal.inv_cdf(probability))
+    return np.insert(high, 0, -normal.inv_cdf(0.5 - level / 2))

@@ -73,7 +73,7 @@ def _check_rows(rows_fn: RowsFn, count: int, dim: int | None = None) -> jax.Shap
 
 def _checked(candidates: Candidates, dim: int) -> tuple[Candidates, int]:
     """The candidates as JAX takes them, and how many there are; raises for those of another
-    shape."""
+    shape, or known ones that are not finite."""
     if candidates is None:
         return None, dim
     if callable(candidates):
@@ -82,6 +82,9 @@ def _checked(candidates: Candidates, dim: int) -> tuple[Candidates, int]:
     candidates = jnp.asarray(candidates)
     if candidates.ndim != 2 or candidates.shape[1] != dim:
         raise ValueError(f"expected candidates of shape (M, {dim}), got {candidates.shape}")
+    known = not isinstance(candidates, jax.core.Tracer)
+    if known and not np.isfinite(np.asarray(candidates)).all():
+        raise ValueError("candidates must be finite: leave others out")
     return candidates, len(candidates)
 
 
@@ -133,7 +136,7 @@ def variance_removed(
       dim: D.
       noise_std: t, the deviation of a measurement's noise; ValueError unless it is positive.
       candidates: a of each, (M, D); of D ones also a function, places (m,) -> (m, D); None for the
-        D values of x themselves. ValueError for other shapes.
+        D values of x themselves. ValueError for other shapes, or known ones that are not finite.
       dtype: of the vectors that `product` takes; JAX's usual floating type by default.
     """
     check_positive(noise_std=noise_std)

@@ -152,6 +152,8 @@ def test_wrong_shapes_are_refused():
         calibration.captured_shares(jnp.ones(3), jnp.ones((4, 2)))
     with pytest.raises(ValueError, match="1 <= count"):
         calibration.principal_directions(np.ones((5, 9)), 5)
+    with pytest.raises(ValueError, match="not finite"):
+        calibration.principal_directions(np.full((5, 9), np.nan), 2)
     for variance, error in ((0.0, 1.0), (1.0, np.nan), (np.inf, 1.0), (-1.0, 1.0)):
         with pytest.raises(ValueError, match="finite errors and positive, finite variances"):
             calibration.interval_multipliers(np.array([1.0, variance]), np.array([1.0, error]))

@@ -296,6 +296,9 @@ def test_bad_input_is_refused():
         measure_next.choose_groups(product, GROUPS[0], rows_fn, NOISE_STD, 1)
     with pytest.raises(ValueError, match="candidates of shape"):
         measure_next.variance_removed(product, DIM, NOISE_STD, candidates=ROWS[:, 1:])
+    missing = np.where(np.arange(DIM) == 1, np.nan, ROWS)
+    with pytest.raises(ValueError, match="candidates must be finite"):
+        measure_next.choose(product, DIM, NOISE_STD, 1, candidates=missing)
     allowed = np.arange(DIM) < 2
     with pytest.raises(ValueError, match="count <= 2"):
         measure_next.choose(product, DIM, NOISE_STD, 3, allowed=allowed)

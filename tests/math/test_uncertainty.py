@@ -447,6 +447,9 @@ def test_students_intervals_lie_between_those_of_one_value_and_gaussian_ones():
         probability = 0.5 + level / 2
         expected = [scipy.stats.norm.ppf(probability), law.ppf(probability)]
         np.testing.assert_allclose(ends, expected, rtol=1e-8)
+    # As near to 1 as a level can be, to which 1/2 + level / 2 is rounded.
+    ends = student.interval_multiplier(1.0 - 2.0**-53, jnp.array([0.0, 1.0]))
+    assert 8.0 < ends[0] < 9.0 and 1e4 < ends[1] < 1e6
     # b w + (1 - b^2)^(1/2) z itself, whose third powers are those of w's part.
     b, rng = 0.75, np.random.default_rng(2)
     sums = b * law.rvs(10**6, random_state=rng) + np.sqrt(1 - b**2) * rng.normal(size=10**6)

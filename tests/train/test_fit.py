@@ -421,6 +421,8 @@ def test_what_chooses_the_jacobian_is_checked_before_anything_is_fitted(law):
     )
     with pytest.raises(TypeError, match=r"fit\.rows\(data\)"):
         learn(steps=10**9, jacobian_weight="auto", held_out=np.zeros((5, 3)))
+    with pytest.raises(ValueError, match=r"a number from 0 to 1, got 2\.0"):
+        learn(steps=1, jacobian_weight=2.0)
     with pytest.raises(ValueError, match='expected jacobian_weight "auto" or a number'):
         learn(steps=1, jacobian_weight="Auto")
 

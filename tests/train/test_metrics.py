@@ -50,6 +50,8 @@ def test_the_likelihood_of_students_tails(covariance):
 def test_metrics_refuse_wrong_shapes(covariance):
     with pytest.raises(ValueError, match="one shape"):
         metrics.covariance_scores(jnp.zeros(DIM + 1), covariance)
+    with pytest.raises(TypeError, match="covariance is an array of the shape"):
+        metrics.covariance_scores(jnp.zeros(DIM), jnp.eye(DIM))
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.5])

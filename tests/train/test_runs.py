@@ -120,6 +120,12 @@ def test_numbers_are_kept_where_no_chain_stays_finite(small_config, tmp_path, ca
     with pytest.raises(OSError, match="No space"), caplog.at_level(logging.WARNING):
         evaluate_run(config, tmp_path)
     assert f"{found['denoise_mse']:.4f}" in caplog.text.split("cannot be saved")[1]
+    monkeypatch.undo()
+    (tmp_path / "report.html").write_text("of another test")
+    monkeypatch.setattr("hos_jax.evaluation.figures.save", full)
+    with pytest.raises(UserError, match=r"figures are not whole \(No space .* metrics\.json is"):
+        evaluate_run(config, tmp_path)
+    assert not (tmp_path / "report.html").exists()
     with pytest.raises(UserError, match=r"cannot write to .*config\.json \(File exists\)"):
         evaluate_run(config, tmp_path, "config.json")
 
