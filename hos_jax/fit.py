@@ -522,8 +522,8 @@ def train_second_order(
     """Learn s2 for a score that stays as it is: `fit_hessian`, then s2 at one point, compiled.
 
     Args:
-      jacobian_weight: "auto" fits one s2 for each of `JACOBIAN_WEIGHTS` and keeps the best by
-        `held_out_losses`: so many times the work.
+      jacobian_weight: from 0 to 1, else ValueError. "auto" fits one s2 for each of
+        `JACOBIAN_WEIGHTS` and keeps the best by `held_out_losses`: so many times the work.
       held_out: draws the data of that comparison; `sample` unless given, which is right for a law
         or a simulator: of a table give rows that are not in `sample`, or the fit that follows its
         rows too closely is not told from the best.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from hos_jax.config.named import find_config
 from hos_jax.errors import UserError
@@ -160,7 +160,9 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
 
 
 def _has_config(argv: list[str]) -> bool:
-    return any(argument.lstrip("-").startswith("config=") for argument in argv)
+    return any(
+        argument.startswith("-") and argument.lstrip("-").startswith("config=") for argument in argv
+    )
 
 
 def _override_of(argument: str) -> str | None:
@@ -209,6 +211,12 @@ def _without_traceback(message: str) -> str:
     return " ".join([before.strip(), *lines]) if traceback else message
 
 
+def _unusable(files: list[str], why: str) -> UserError:
+    """The error for config files, which a file of flags may name in place of the arguments."""
+    hint = "get_config() in it must return a ConfigDict, as hos_jax.config.default_config() does"
+    return UserError(f"{' '.join(['the config', *files])} cannot be used: {why} ({hint})")
+
+
 def parse(
     argv: list[str], hint_of: Callable[[str], str] = lambda word: "see --help"
 ) -> flags.FlagValues | None:
@@ -236,10 +244,8 @@ def parse(
         raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
     except (Exception, SystemExit) as error:
         # The config is a file of Python, which may be the user's own: whatever is wrong in there.
-        file = next(each for each in arguments if _has_config([each])).partition("=")[2]
-        what = f"the config {file} cannot be used: {type(error).__name__}: {error}"
-        hint = "its get_config() must return a ConfigDict, as hos_jax.config.default_config does"
-        raise UserError(f"{what} ({hint})") from error
+        files = [each.partition("=")[2] for each in arguments if _has_config([each])]
+        raise _unusable(files, f"{type(error).__name__}: {error}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r} ({hint_of(rest[1])})")
     for name in ("runner", "config"):
@@ -262,6 +268,9 @@ def make_config(values: flags.FlagValues):
     from hos_jax.losses.objective import RESIDUAL
 
     config = values.config
+    if not isinstance(config, ConfigDict):
+        file = config_flags.get_config_filename(values["config"])
+        raise _unusable([file], f"it gives {type(config).__name__}")
     check_keys_and_types(config, default_config())
     overrides = config_flags.get_override_values(values["config"])
     if "model.head" in overrides:

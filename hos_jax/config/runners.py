@@ -29,7 +29,7 @@ def apply_runner(config, name: str) -> None:
     """Set what a runner decides: the head and its losses; UserError for a name that is none.
 
     A config may have a local factor in place of the runner's diagonal, as local_low_rank. Any other
-    head is replaced, with a warning where it was not the default one: set it afterwards.
+    head is replaced, by a runner of s2 with a warning where it was not the default one.
     """
     if name not in RUNNERS:
         hint = did_you_mean(name, RUNNERS, cutoff=0.3)
@@ -41,9 +41,11 @@ def apply_runner(config, name: str) -> None:
     if config.model.head not in (runner.head, f"local_{runner.head}"):
         if runner.head != "none" and config.model.head != default_config().model.head:
             logger.warning(
-                "%s sets model.head to %s in place of %s: set it afterwards to keep yours",
+                "%s sets model.head to %s in place of %s; to keep that, set it afterwards "
+                "(--config.model.head=%s)",
                 name,
                 runner.head,
+                config.model.head,
                 config.model.head,
             )
         config.model.head = runner.head

@@ -134,9 +134,7 @@ def evaluate_run(
         "test_seconds": time.monotonic() - begun,
         "versions": run_config.versions(),
     }
-    # Before anything is drawn: the numbers are kept whatever happens to the figures. No page of
-    # older numbers is left beside them.
-    (workdir / REPORT_FILE).unlink(missing_ok=True)
+    # Before anything is drawn: the numbers are kept whatever happens to the figures.
     try:
         write_atomically(workdir / METRICS_FILE, json.dumps(result, indent=2) + "\n")
     except OSError:
@@ -146,13 +144,17 @@ def evaluate_run(
     drawn = []
     history = read_history(workdir, at_most=4000)
     try:
+        # No page of older numbers is left beside them.
+        (workdir / REPORT_FILE).unlink(missing_ok=True)
         for name, figure in _figures(run.problem, shown, result, samples, history):
             drawn.append(workdir / image_folder / name)
             figures.save(figure, drawn[-1])
         write_report(run.problem, examples, result, drawn, workdir / REPORT_FILE)
     except OSError as error:
-        what = f"the figures in {workdir / image_folder} are not whole ({reason(error)})"
-        raise UserError(f"{what}: mend that and test again; {METRICS_FILE} is whole") from error
+        what = f"the figures in {workdir / image_folder} or {REPORT_FILE} are not whole"
+        raise UserError(
+            f"{what} ({reason(error)}): mend that and test again; {METRICS_FILE} is whole"
+        ) from error
     return result
 
 

@@ -244,7 +244,7 @@ def made_of(folder: Path) -> Path | None:
     """The picture of which the results in a folder are, or None where that is not known."""
     try:
         with np.load(folder / VALUES) as values:
-            return Path(str(values["path"]))
+            return Path(str(values["path"])).resolve()
     # A single array has no names.
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         return None
@@ -290,7 +290,7 @@ def write(found: DenoisedPicture, folder: Path) -> None:
     names = "noisy mean deviation lower upper samples directions deviations sigma value_range"
     numbers = {name: getattr(found, name) for name in names.split()}
     content = io.BytesIO()
-    np.savez(content, **numbers, path=np.array(str(found.path)))
+    np.savez(content, **numbers, path=np.array(str(found.path.resolve())))
     (folder / PAGE).unlink(missing_ok=True)
     write_atomically(folder / VALUES, content.getvalue())
     for name, values in (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -163,23 +164,37 @@ def test_a_config_that_ends_the_process_is_a_mistake(command, tmp_path):
     assert list(tmp_path.iterdir()) == [config]
 
 
+RIGHT = "from hos_jax.config import default_config as get_config"
+
+
+@pytest.mark.parametrize("overrides", [[], ["--config.training.steps=1"]])
 @pytest.mark.parametrize(
-    "written",
+    ("written", "why"),
     [
-        "x = 1",
-        "def get_config():\n    return None",
-        "def get_config():\n    return {}",
-        "from ml_collections import FrozenConfigDict as get_config",
+        (RIGHT, None),
+        ("x = 1", "no attribute 'get_config'"),
+        ("def get_config():\n    return None", "NoneType"),
+        ("def get_config():\n    return {}", "it gives dict|KeyError"),
+        ("import nothing_of_this_name", "ModuleNotFoundError"),
     ],
 )
-def test_a_config_file_without_a_config_is_named_with_what_it_needs(tmp_path, written):
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml-collections
+def test_a_config_file_without_a_config_is_named_with_what_it_needs(
+    tmp_path, monkeypatch, written, why, overrides
+):
+    # Under this name ml-collections imports them all.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     config = tmp_path / "mine.py"
     config.write_text(written)
-    flags = ["", f"--config={config}", "--runner=UnetDSMRunner", "--config.training.steps=0"]
-    with pytest.raises(UserError) as error:
+    flags = ["", f"--config={config}", "--runner=UnetDSMRunner", *overrides]
+    if why is None:
+        assert bool(make_config(parse(flags)).training.steps == 1) == bool(overrides)
+        return
+    said = (
+        rf"the config {re.escape(str(config))} cannot be used: .*({why}).*must return a ConfigDict"
+    )
+    with pytest.raises(UserError, match=said):
         make_config(parse(flags))
-    for part in (str(config), "get_config() must return a ConfigDict"):
-        assert part in str(error.value)
 
 
 def test_no_run_is_part_of_another(command, tmp_path):

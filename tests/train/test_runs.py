@@ -123,7 +123,7 @@ def test_numbers_are_kept_where_no_chain_stays_finite(small_config, tmp_path, ca
     monkeypatch.undo()
     (tmp_path / "report.html").write_text("of another test")
     monkeypatch.setattr("hos_jax.evaluation.figures.save", full)
-    with pytest.raises(UserError, match=r"figures are not whole \(No space .* metrics\.json is"):
+    with pytest.raises(UserError, match=r"html are not whole \(No space .* metrics\.json is"):
         evaluate_run(config, tmp_path)
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(UserError, match=r"cannot write to .*config\.json \(File exists\)"):
