@@ -57,7 +57,7 @@ def _table(level: float) -> np.ndarray:
     # What either of the two exceeds half as often bounds the sum: 1 - F(w) < 4 / (3 pi w^3).
     half = 0.25 - level / 4
     low = np.zeros(len(own))
-    high = low + -normal.inv_cdf(half) + (4.0 / (3.0 * np.pi * half)) ** (1 / 3)
+    high = low - normal.inv_cdf(half) + (4.0 / (3.0 * np.pi * half)) ** (1 / 3)
     for _ in range(60):
         middle = (low + high) / 2
         w = (middle[:, None] - rest) / own
