@@ -66,7 +66,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     other = picture.made_of(output)
     if output.is_dir() and any(output.iterdir()) and other is None:
         raise UserError(f"{output} holds other files: choose another --output")
-    if other is not None and other != path.resolve():
+    if other not in (None, path.resolve()):
         raise UserError(f"{output} holds what was made of {other}: choose another --output")
     if path.resolve().parent == output.resolve():
         raise UserError(f"{output} holds the picture itself: choose another --output")

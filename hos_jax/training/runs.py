@@ -42,8 +42,7 @@ class LoadedRun:
 
     @property
     def sigma(self) -> float:
-        """The noise level of a run of one, data units. A run of a range has `sigma_range`, and this
-        is a level that no loss of it used."""
+        """The noise level of the run, data units; of one of a range, that at which it is tested."""
         return self.problem.config.noise
 
     @property
