@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 DEMO_FLAGS := --runner LowRankHybridRunner --config demo --doc demo --noise 0.5
 
-.PHONY: demo test test-math test-train test-cli test-faults test-faults-short test-slow test-gpu \
+.PHONY: demo test test-math test-runs test-faults test-faults-short test-slow test-gpu \
 	coverage notebooks docs package lint format clean
 
 # Large arrays in pages of 2 MB, where the C library and the system have them, spare the system from
@@ -21,16 +21,15 @@ demo: $(VENV)/demo.stamp
 
 # Separate processes: mathematics runs in float64, training in float32. The tests of one file share
 # the runs and the programs that they make, in one worker.
-test: test-math test-train test-cli test-faults-short
+test: test-math test-runs test-faults-short
 
 test-math: $(VENV)/test.stamp
 	$(PYTEST) tests/math -n 2 --dist loadfile -m "not slow and not gpu"
 
-test-train: $(VENV)/test.stamp
-	$(PYTEST) tests/train -n 2 --dist loadfile -m "not slow and not gpu"
-
-test-cli: $(VENV)/test.stamp
-	$(PYTEST) tests/cli -n 2 --dist loadfile -m "not slow and not gpu"
+# In this order the files with the longest tests come first, and no worker waits for them at the end.
+test-runs: $(VENV)/test.stamp
+	$(PYTEST) tests/cli tests/train -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not gpu"
 
 test-faults-short: $(VENV)/test.stamp
 	$(PYTEST) tests/faults -n 2 -m "not slow"
@@ -51,7 +50,7 @@ test-gpu: $(VENV)/test.stamp
 # what a killed process ran is not counted.
 coverage: $(VENV)/test.stamp
 	$(RUN) -m coverage erase
-	$(MAKE) test-math test-train test-cli PYTEST="$(RUN) -m coverage run -m pytest"
+	$(MAKE) test-math test-runs PYTEST="$(RUN) -m coverage run -m pytest"
 	$(RUN) -m coverage combine --quiet
 	$(RUN) -m coverage report
 

@@ -69,7 +69,7 @@ def test_the_dimension_of_a_plane(d, dim):
     assert abs(float(flipd) - d) < 0.05 * d
 
 
-@pytest.mark.parametrize(("d", "dim"), [(2, 10), (4, 100)])
+@pytest.mark.parametrize(("d", "dim"), [pytest.param(2, 10, marks=pytest.mark.slow), (4, 100)])
 def test_the_dimension_of_a_curved_surface(d, dim):
     derivatives_fn, sample = torus_derivatives_fn(d, dim, 1.0)
     clean = sample(jax.random.key(2), 64)

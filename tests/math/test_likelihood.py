@@ -74,7 +74,7 @@ def solver(name, dim, way="structured", max_steps=1000):
         pytest.param(10, "gaussian", marks=pytest.mark.slow),
         pytest.param(100, "mixture", marks=pytest.mark.slow),
         (10, "mixture"),
-        (100, "gaussian"),
+        pytest.param(100, "gaussian", marks=pytest.mark.slow),
     ],
 )
 def test_the_log_density_is_exact(name, dim):
@@ -296,7 +296,7 @@ def standard_error(values):
     return values.std() / math.sqrt(len(values))
 
 
-@pytest.mark.parametrize("steps", [5, 10, 20])
+@pytest.mark.parametrize("steps", [5, pytest.param(10, marks=pytest.mark.slow), 20])
 def test_the_bound_is_above_and_ordered_by_what_the_step_knows(steps):
     gaps = bounds_of(steps)
     for kind in ("small", "large", "scalar", "diagonal", "full"):

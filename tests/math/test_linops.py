@@ -169,6 +169,9 @@ def test_pair_laws_of_batches(left, right):
     np.testing.assert_allclose((a + b).to_dense(), dense_a + dense_b, rtol=1e-12, atol=1e-12)
     if left == "dense" or not right.startswith(SUMS):
         np.testing.assert_allclose((a - b).to_dense(), dense_a - dense_b, rtol=1e-12, atol=1e-12)
+    else:
+        with pytest.raises(ValueError, match=r"to_dense|c >= 0"):
+            a - b
     one_a, one_b = jax.tree.map(lambda leaf: leaf[0], (a, b))
     with pytest.raises(ValueError, match="vmap"):
         a + one_b
@@ -293,6 +296,8 @@ def test_single_matrix_laws(structure):
     np.testing.assert_allclose(matrix.add_outer(vector).to_dense(), dense + outer, rtol=1e-12)
 
 
+# Those of batches are these and one axis more.
+@pytest.mark.slow
 @pytest.mark.parametrize(("left", "right"), list(itertools.product(STRUCTURES, STRUCTURES)))
 def test_pair_laws(left, right):
     a, b = make(left, 3), make(right, 4)

@@ -414,7 +414,7 @@ def test_intervals_are_central_at_every_level_in_float32(beyond):
     np.testing.assert_allclose(upper, scipy.stats.norm.isf(beyond / 2), rtol=1e-5)
 
 
-@pytest.mark.parametrize("dim", [1, 100])
+@pytest.mark.parametrize("dim", [pytest.param(1, marks=pytest.mark.slow), 100])
 def test_students_intervals_hold_their_level_where_a_column_is_of_one_value(dim):
     place, count = dim // 2, 20_000
     factor = jnp.zeros((dim, 1)).at[place, 0].set(1.0)

@@ -70,7 +70,7 @@ def _page(workdir):
         (3, 2, "diagonal"),
         pytest.param(39, 8, "none", marks=pytest.mark.slow),
         pytest.param(39, 8, "low_rank", marks=pytest.mark.slow),
-        (40, 8, "low_rank"),
+        pytest.param(40, 8, "low_rank", marks=pytest.mark.slow),
     ],
 )
 def test_of_few_images_there_are_the_numbers_that_exist(

@@ -107,7 +107,7 @@ def test_held_out_losses_are_the_squared_errors_up_to_a_constant(law):
         judge(lambda y: smooth.hessian(y).to_dense())
 
 
-@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("wrong", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_auto_takes_the_jacobian_where_it_is_right(law, wrong, monkeypatch):
     """Few steps at a small noise, where targets of the data are noisy; and a score that is wrong
     where its derivative shows it."""

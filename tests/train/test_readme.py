@@ -1,5 +1,7 @@
 """The examples of the README and of the documentation: Python runs, command lines parse."""
 
+import ast
+import inspect
 import re
 import shlex
 import shutil
@@ -56,7 +58,20 @@ def demo_run(small_config, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("path", PYTHON_PAGES, ids=name_of)
+# The pages that a newcomer reads first, and those that take seconds. Of the others the names and
+# the arguments are looked up every time.
+EVERY_TIME = {"README", "quick-start", "train", "posterior"}
+EVERY_TIME |= {"causal-order", "devices", "own-network", "own-score", "ozaki", "third-order"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.stem in EVERY_TIME else pytest.mark.slow)
+        for path in PYTHON_PAGES
+    ],
+    ids=name_of,
+)
 def test_python_of_a_page_runs(path, demo_run, tmp_path, monkeypatch):
     """In order, in one namespace, in a folder with nothing but the run of the quick start."""
     monkeypatch.chdir(tmp_path)
@@ -69,8 +84,50 @@ def test_python_of_a_page_runs(path, demo_run, tmp_path, monkeypatch):
 
 
 def test_the_pages_with_python_are_found():
-    found = {name_of(path) for path in PYTHON_PAGES}
-    assert {"README.md", "docs/how-to/own-data.md", "docs/how-to/inverse-problem.md"} <= found
+    assert {*EVERY_TIME, "own-data", "inverse-problem"} <= {path.stem for path in PYTHON_PAGES}
+
+
+def imported_by(tree):
+    """The names that a page imports from the package."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    namespace = {}
+    exec(compile(ast.Module(imports, type_ignores=[]), "imports", "exec"), namespace)
+    return {name: value for name, value in namespace.items() if "hos_jax" in _home_of(value)}
+
+
+def _home_of(value):
+    return str(getattr(value, "__module__", None) or getattr(value, "__name__", ""))
+
+
+def found_in(namespace, node):
+    """What a dotted name of imported names means, None for another; AttributeError without it."""
+    if isinstance(node, ast.Name):
+        return namespace.get(node.id)
+    if isinstance(node, ast.Attribute):
+        owner = found_in(namespace, node.value)
+        return None if owner is None else getattr(owner, node.attr)
+    return None
+
+
+@pytest.mark.parametrize("path", PYTHON_PAGES, ids=name_of)
+def test_the_calls_of_a_page_fit_the_package(path):
+    """Every name of the package exists, and takes as many arguments, of these names."""
+    tree = ast.parse("".join(code for code, _ in blocks(path, "python")))
+    namespace, calls = imported_by(tree), 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found_in(namespace, node)
+        if not isinstance(node, ast.Call):
+            continue
+        called = found_in(namespace, node.func)
+        given = [arg for arg in node.args if not isinstance(arg, ast.Starred)]
+        names = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+        if callable(called):
+            calls += 1
+            whole = len(given) == len(node.args) and len(names) == len(node.keywords)
+            signature = inspect.signature(called)
+            (signature.bind if whole else signature.bind_partial)(*given, **names)
+    assert calls
 
 
 # ml_collections loads config files in the way that Python has deprecated.

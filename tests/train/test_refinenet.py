@@ -88,6 +88,7 @@ def test_output_is_the_stored_output(mnist):
     assert relative_error(to_nchw(output).reshape(2, -1), arrays["out_f64"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_output_is_the_stored_output_in_float64(mnist):
     arrays, state = mnist
     with jax.enable_x64(True):
