@@ -30,6 +30,8 @@ def pytest_unconfigure():
 @pytest.fixture(scope="module", autouse=True)
 def few_programs_at_once():
     """JAX keeps what it lowered a program from, and lowers the more slowly the more it keeps."""
+    if "jax" in sys.modules:
+        quick_compilation.share_context()
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()

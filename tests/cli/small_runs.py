@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 import command_line
+import quick_compilation
 from command_line import ROOT, as_flags
 
 SMALL = command_line.SMALL | {"model.data_std": 0.5}
@@ -39,6 +40,7 @@ def _as_a_process(arguments, folder, environment, streams):
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [MAIN, *arguments]
+    quick_compilation.share_context()
     from hos_jax.cli import run
 
     run()
