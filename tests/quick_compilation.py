@@ -29,8 +29,20 @@ def share_context() -> None:
     """
     from jax._src.interpreters import mlir
 
-    if hasattr(mlir, "make_ir_context"):
-        mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+    make = getattr(mlir, "make_ir_context", None)
+    if make is None:
+        return
+    shared = functools.cache(make)
+
+    def make_ir_context():
+        # What is lowered within another program must not land in that.
+        try:
+            within = mlir.ir.Context.current is not None
+        except ValueError:
+            within = False
+        return make() if within else shared()
+
+    mlir.make_ir_context = make_ir_context
 
 
 def added_to(environment) -> str:
