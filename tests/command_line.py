@@ -1,5 +1,7 @@
 """The command line of `main.py` as tests write it: where it is, a small run, settings as flags."""
 
+import contextlib
+import logging
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +22,20 @@ SMALL = {
     "sampling.chains": 4,
     "sampling.images": 2,
 }
+
+
+@contextlib.contextmanager
+def logging_as_before():
+    """Undo what a command that runs in this process changes of logging: tests of others follow."""
+    names = (None, "jax", "matplotlib", "PIL", "orbax", "absl")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    handlers = logging.root.handlers[:]
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = handlers
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def as_flags(overrides):

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import command_line
 import jax
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def main(tmp_path, capsys, monkeypatch):
         status = cli.main(["main.py", arguments[0], "--run", str(tmp_path), *arguments[1:]])
         return status, *capsys.readouterr()
 
-    return run
+    with command_line.logging_as_before():
+        yield run
 
 
 @pytest.fixture(scope="module")

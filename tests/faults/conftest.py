@@ -1,10 +1,10 @@
 """What the fault tests share: the command line in this process, and the figures at the end."""
 
 import io
-import logging
 import signal
 import sys
 
+import command_line
 import fault_runs
 import pytest
 
@@ -28,8 +28,6 @@ def command(monkeypatch, capfd):
 
     # Pictures are tested elsewhere, and take longer than all the rest.
     monkeypatch.setattr("hos_jax.evaluation.evaluate.log_panel", lambda *arguments: None)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
     # Whatever asks a question gets the end of the file for an answer.
     monkeypatch.setattr(sys, "stdin", io.StringIO())
 
@@ -38,5 +36,5 @@ def command(monkeypatch, capfd):
         status = cli.main(["main.py", *map(str, arguments)])
         return status, capfd.readouterr().err
 
-    yield run
-    root.handlers[:], root.level = handlers, level
+    with command_line.logging_as_before():
+        yield run
