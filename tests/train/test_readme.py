@@ -58,16 +58,15 @@ def demo_run(small_config, tmp_path_factory):
     return folder
 
 
-# The pages that a newcomer reads first, and those that take seconds. Of the others the names and
-# the arguments are looked up every time.
-EVERY_TIME = {"README", "quick-start", "train", "posterior"}
-EVERY_TIME |= {"causal-order", "devices", "own-network", "own-score", "ozaki", "third-order"}
+# The pages that take longest; of these the names and the arguments are looked up every time.
+LONG = {"diffusion", "dimension", "inverse-problem", "likelihood", "measure-next", "own-data"}
+LONG |= {"unusual-images"}
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=() if path.stem in EVERY_TIME else pytest.mark.slow)
+        pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else ())
         for path in PYTHON_PAGES
     ],
     ids=name_of,
@@ -84,7 +83,7 @@ def test_python_of_a_page_runs(path, demo_run, tmp_path, monkeypatch):
 
 
 def test_the_pages_with_python_are_found():
-    assert {*EVERY_TIME, "own-data", "inverse-problem"} <= {path.stem for path in PYTHON_PAGES}
+    assert {*LONG, "README", "quick-start"} <= {path.stem for path in PYTHON_PAGES}
 
 
 def imported_by(tree):
