@@ -15,9 +15,9 @@ from hos_jax.errors import UserError
 EXAMPLES = """\
 Train scores of order one and two by denoising, and test what was trained.
 
-  hos-jax --runner LowRankHybridRunner --config unet_mnist --doc my_run --noise 0.5 --ni
-  hos-jax --runner LowRankHybridRunner --config unet_mnist --doc my_run --resume_training
-  hos-jax --runner LowRankHybridRunner --config unet_mnist --doc my_run --test
+  hos-jax --runner LowRankHybridRunner --config demo --doc my_run --noise 0.5 --ni
+  hos-jax --runner LowRankHybridRunner --config demo --doc my_run --resume_training
+  hos-jax --runner LowRankHybridRunner --config demo --doc my_run --test
   hos-jax --doc my_run --test    # with the settings that the run was made with
 
 What else it does (--help of each says more): a picture with error bars by a run; the second order

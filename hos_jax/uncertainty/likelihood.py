@@ -207,7 +207,7 @@ def log_likelihood(
 ) -> LogLikelihood:
     r"""log q_min of one point, the density of the data smoothed by sigma_min, by the flow ODE.
 
-    With t = log sigma, dy/dt = -sigma^2 s1 and the log density falls by sigma^2 tr s2 = tr C - D::
+    With t = log sigma, dy/dt = -sigma^2 s1 and d log q / dt = sigma^2 tr s2 = tr C - D::
 
         end = likelihood.gaussian_log_density(mean, 5.0**2 + variance)
         trace_fn = likelihood.structured_trace_fn(pointwise.derivatives_fn(run))
