@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable
 
 
@@ -43,6 +44,17 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def missing_package(what: str, package: str, extra: str) -> UserError:
     """The error that names a missing package and the command that installs it."""
     return UserError(f'{what} needs the package {package!r}: pip install "hos_jax[{extra}]"')
+
+
+def raised_in_callback(error: BaseException) -> str | None:
+    """What a function outside of JAX raised when JAX called it, and in which line, of which JAX
+    keeps the text of its traceback alone; None for an error of another kind."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines or "callback: Traceback (most recent call last)" not in lines[0]:
+        return None
+    places = [line for line in lines if line.startswith('File "')]
+    found = re.match(r'File "(.*)", line (\d+)', places[-1]) if places else None
+    return lines[-1] + (f" ({found[1]}, line {found[2]})" if found else "")
 
 
 def reason(error: BaseException) -> str:

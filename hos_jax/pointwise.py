@@ -26,27 +26,28 @@ make it once; batch it with `jax.vmap`. Points of 16 bits are taken as float32, 
 would be that of the covariance too. A call raises ValueError for a point of another shape, for a
 class that the model does not take, for a level that a run was not trained at, or another than
 `sigma` of a model without `noise_conditional` (within a trace, where it is not known, all results
-are NaN then), and where an order is asked for that the model has not.
+are NaN then), for parameters of another model, and where an order is asked for that the model has
+not.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import numbers
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from hos_jax import tweedie
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.noise import is_within
-from hos_jax.types import Array, ScoreFn, as_positive, at_least_float32, nan_unless
+from hos_jax.types import Array, ScoreFn, as_positive, at_least_float32, is_number, nan_unless
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, Posterior, posterior_from_covariance
 
 Sigma = Array | float
@@ -126,8 +127,8 @@ def _at_a_point(
     score_fn: Score = None,
 ) -> Callable[..., Any]:
     """`fn(noisy, sigma, label)`: `read(points, outputs, sigma)` at a batch of one, without it."""
-    known = None
-    if not hasattr(model, "apply"):
+    known, of_run = None, not hasattr(model, "apply")
+    if of_run:
         if not hasattr(model, "params"):
             kind = type(model).__name__
             raise TypeError(f"expected a model or a run, got a {kind}: hos_jax.load_run loads one")
@@ -142,7 +143,7 @@ def _at_a_point(
         raise TypeError(f"params are a {type(params).__name__}: a noise level is given as sigma=")
 
     levels = f"the run was trained at {_shown(known)}" if known else ""
-    if known is None and _is_number(sigma) and not getattr(model, "noise_conditional", True):
+    if known is None and is_number(sigma) and not getattr(model, "noise_conditional", True):
         # A network that is not told the level knows none but the one that it was fitted at.
         level, rounding = float(sigma), _rounding_of(as_positive(sigma))
         known = level * (1.0 - rounding), level * (1.0 + rounding)
@@ -162,6 +163,8 @@ def _at_a_point(
         others = [value[None] for value in label]
         if score_fn is not None:
             others.append(score_fn(points[0])[None])
+        if not of_run:
+            _check_all_are_used(params, model, inputs, sigma, *others)
         outputs = outputs_of(model, params, inputs, sigma, *others)
         return jax.tree.map(lambda leaf: leaf[0], read(points, outputs, sigma))
 
@@ -183,11 +186,18 @@ def _at_a_point(
     return at_a_point
 
 
-def _is_number(sigma: Any) -> TypeGuard[float]:
-    """Whether this is one number, which others can be held against."""
-    if isinstance(sigma, jax.core.Tracer):
-        return False
-    return isinstance(sigma, numbers.Real) or (hasattr(sigma, "dtype") and np.ndim(sigma) == 0)
+def _check_all_are_used(params: Any, model: Any, *inputs: Array | float) -> None:
+    """ValueError for parameters of which the model has some that it does not use: they are those of
+    another one, and it would say something all the same."""
+    if not isinstance(model, (ScoreModel, HessianModel)):
+        return
+    own = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    used, given = ({path for path, _ in tree_leaves_with_path(tree)} for tree in (own, params))
+    if left := sorted(keystr(path, simple=True, separator="/") for path in given - used):
+        raise ValueError(
+            f"these are not the parameters of this model, which has no use for {left[0]}"
+            f" and {len(left) - 1} more; give the model the settings that it was fitted with"
+        )
 
 
 def _rounding_of(sigma: Sigma) -> float:

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,13 @@ def check_floating(**arrays: Any) -> None:
             raise ValueError(f"expected floating-point numbers, got {name} of {array.dtype}")
 
 
+def check_real(**arrays: Any) -> None:
+    """Raise ValueError for an array of complex numbers."""
+    for name, array in arrays.items():
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise ValueError(f"{name} are complex; stack their real and imaginary part")
+
+
 def check_unmasked(**arrays: Any) -> None:
     """Raise ValueError for a masked array of NumPy of which something is masked: what is behind the
     mask would be taken for data."""
@@ -114,6 +121,13 @@ def check_function(function: Any, claim: str, remedy: str) -> None:
         raise TypeError(f"{claim}, got a {type(function).__name__}: {remedy}")
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether this is one known number, which others can be held against."""
+    if isinstance(value, jax.core.Tracer):
+        return False
+    return isinstance(value, numbers.Real) or (hasattr(value, "dtype") and np.ndim(value) == 0)
+
+
 def check_counts(least: int = 1, /, **counts: int) -> None:
     """Raise ValueError for what is no whole number, or one below `least`."""
     for name, count in counts.items():
@@ -143,6 +157,12 @@ def as_positive(value: Any, name: str = "sigma") -> Any:
 def at_least_float32(values: Array) -> Array:
     """The same of 32 bits, where they are of 16, of which JAX has no linear algebra."""
     return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values
+
+
+def as_precise_as(other: Array, values: Array) -> Array:
+    """`values` in the type of `other` where that has more digits."""
+    more = jnp.finfo(other.dtype).eps < jnp.finfo(values.dtype).eps
+    return values.astype(other.dtype) if more else values
 
 
 def check_falling_levels(sigmas: Array) -> None:

@@ -17,6 +17,8 @@ from hos_jax.files import expanded, try_to_write, write_atomically
 logger = logging.getLogger(__name__)
 
 FEW_ROWS = 100
+# What stands for no value, beside `nan`, which is a number to Python.
+_MISSING = ("na", "n/a", "null", "none", "?", "-")
 # How the evidence begins.
 _FIRST = b"step,leaf,"
 USAGE = """\
@@ -92,11 +94,19 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
             raise UserError(f"{path}: column {column} has no name: {remedy}")
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{path}: several columns are called {twice[0]!r}: rename them")
+        _check_header(path, names)
     elif len(lines) > 1 and lines[0][1] == names:
         logger.warning(
             "%s: the first row, 0 to %d, is taken for names of the columns", path, len(names) - 1
         )
         lines = lines[1:]
+    elif len(lines) > 1 and _may_be_names(*(row for _, row in lines[:2])):
+        logger.warning(
+            "%s: the first row, %s, is taken for numbers of the table: if it names the columns, "
+            "give them names that are no numbers",
+            path,
+            ", ".join(lines[0][1]),
+        )
     for number, row in lines:
         if len(row) != len(names):
             what = f"line {number} has {len(row)} values for {len(names)} columns"
@@ -111,6 +121,26 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
             lost = row[int(np.argmin(np.isfinite(values)))]
             raise UserError(f"{path}: line {number} has {lost!r}, not finite: leave such lines out")
     return names, np.array([row for _, row in lines], float).reshape(len(lines), len(names))
+
+
+def _check_header(path: Path, row: list[str]) -> None:
+    """Of a first row that is not of numbers alone: UserError where what is none is missing, and a
+    warning where there are numbers too."""
+    others = [name for name in row if not _is_number(name)]
+    if len(others) == len(row):
+        return
+    if missing := [name for name in others if name.lower() in _MISSING]:
+        remedy = "leave such lines out, and give the columns names"
+        raise UserError(f"{path}: the first row has {missing[0]!r} among numbers: {remedy}")
+    logger.warning("%s: the first row, %s, is taken for names of the columns", path, ", ".join(row))
+
+
+def _may_be_names(first: list[str], second: list[str]) -> bool:
+    """Whether a row of numbers looks like years or other counts above a table of measurements."""
+    counts, others = (
+        all(value.strip().lstrip("+-").isdecimal() for value in row) for row in (first, second)
+    )
+    return counts and (not others or first == [str(j + 1) for j in range(len(first))])
 
 
 def _is_number(text: str) -> bool:

@@ -93,10 +93,14 @@ def main(argv: list[str]) -> int:
         return 130
     except OSError as error:
         message = f"{error.filename or 'the system'}: {error.strerror or error}"
-    except (MemoryError, RuntimeError) as error:
-        # JAX's runtime errors are RuntimeErrors; of those only a lack of memory is the user's.
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError, ValueError) as error:
+        # Of JAX's runtime errors, which are of either kind, these are the user's: what a denoiser
+        # outside of JAX raises, and a lack of memory.
+        if said := errors.raised_in_callback(error):
+            message = f"the denoiser fails: {said}"
+        elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            message = "too little memory: choose a smaller training.batch_size or model.ngf"
+        else:
             raise
-        message = "too little memory: choose a smaller training.batch_size or model.ngf"
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2

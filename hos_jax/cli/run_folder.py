@@ -51,10 +51,11 @@ def ask_for_room(workdir: Path, no_interaction: bool) -> None:
         return
     answer = ""
     with contextlib.suppress(EOFError):
-        answer = input(f"{workdir} holds a run. Move it aside and start anew? [y/N] ")
+        held = "a run" if is_run(workdir) else "files of yours"
+        answer = input(f"{workdir} holds {held}. Move it aside and start anew? [y/N] ")
     if answer.strip().lower() not in ("y", "yes"):
         raise UserError(
-            f"{workdir} is left as it is: choose another --doc, --resume_training or --ni"
+            f"{workdir} is left as it is: choose another --doc, or --ni, which moves it aside"
         )
 
 

@@ -71,7 +71,13 @@ def load_denoiser(
         )
 
     def denoise(noisy: np.ndarray, *sigma: np.ndarray) -> Any:
-        return found(noisy, *sigma)
+        finite = bool(np.isfinite(noisy).all())
+        answer = found(noisy, *sigma)
+        floating = isinstance(answer, np.ndarray) and np.issubdtype(answer.dtype, np.floating)
+        if finite and floating and not np.isfinite(answer).all():
+            # Or training would take it for a step that was too long.
+            raise FloatingPointError("it gives values that are not finite")
+        return answer
 
     normal = adapters.normalization(value_range, UNIT_RANGE)
     return adapters.score_fn(

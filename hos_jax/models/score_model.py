@@ -171,7 +171,8 @@ class ModelOutputs:
 def outputs_of(model: Any, params: Any, *inputs: Array | float, **options: Any) -> ModelOutputs:
     """What one of the models here says of its inputs: `apply` with the type it has.
 
-    ValueError where the parameters are those of a model of points of another shape.
+    ValueError where the parameters are those of another model, or of points of another shape, and
+    something of them is missing or of another shape.
     """
     try:
         outputs: Any = model.apply(params, *inputs, **options)
@@ -179,6 +180,11 @@ def outputs_of(model: Any, params: Any, *inputs: Array | float, **options: Any) 
         shape = jnp.shape(inputs[0])[1:]
         raise ValueError(
             f"these parameters are not of points of the shape {shape}, or of another model: "
+            f"{str(error).partition(' (http')[0]}"
+        ) from error
+    except (flax.errors.ScopeCollectionNotFound, flax.errors.ScopeParamNotFoundError) as error:
+        raise ValueError(
+            "these are not the parameters of this model, {'params': {...}} as init gives them: "
             f"{str(error).partition(' (http')[0]}"
         ) from error
     return outputs

@@ -40,6 +40,7 @@ from hos_jax.types import (
     Array,
     PRNGKey,
     as_positive,
+    at_least_float32,
     check_falling_levels,
     check_floating_vectors,
     check_structured,
@@ -74,9 +75,10 @@ class ReverseInfo(NamedTuple):
 
 
 def init(position: Array, sigma: Array | float, condition: Any = None) -> ReverseState:
-    """The state of a chain at y, (D,), of noise level sigma, and perhaps of a condition; ValueError
-    for positions that are integers or of another shape."""
+    """The state of a chain at y, (D,), of noise level sigma, and perhaps of a condition, in float32
+    at least; ValueError for positions that are integers or of another shape."""
     check_floating_vectors(position=position)
+    position = at_least_float32(position)
     return ReverseState(position, jnp.asarray(sigma, position.dtype), condition)
 
 

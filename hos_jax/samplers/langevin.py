@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.samplers.base import SamplingAlgorithm, all_finite
-from hos_jax.types import Array, PRNGKey, ScoreFn, check_floating_vectors
+from hos_jax.types import Array, PRNGKey, ScoreFn, as_precise_as, check_floating_vectors
 
 
 class LangevinState(NamedTuple):
@@ -34,11 +34,12 @@ class LangevinInfo(NamedTuple):
 
 
 def init(position: Array, score_fn: ScoreFn) -> LangevinState:
-    """The state of a chain at `position`; ValueError unless it and its score are floating, (D,)."""
+    """The state of a chain at `position`, of the type of its score where that has more digits;
+    ValueError unless both are floating, (D,)."""
     check_floating_vectors(position=position)
     score = score_fn(position)
     check_floating_vectors(position=position, score=score)
-    return LangevinState(position, score)
+    return LangevinState(as_precise_as(score, position), score)
 
 
 def _kernel(

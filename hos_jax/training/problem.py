@@ -212,8 +212,9 @@ def _check_classes(classes: int | None, data: ImageData) -> None:
 def check_denoiser(problem: Problem) -> None:
     """Ask a denoiser from outside once, before anything is written.
 
-    UserError for what it raises, values that are not finite, or noise levels that it does not know;
-    a warning where it takes no noise away.
+    UserError for what it raises, values that are not finite, noise levels that it does not know, or
+    another answer for an image among others than for it alone; a warning where it takes no noise
+    away.
     """
     if not isinstance(problem.model, FixedScoreModel):
         return
@@ -228,12 +229,32 @@ def check_denoiser(problem: Problem) -> None:
         if not np.isfinite(score).all():
             level = _level(problem, sigma)
             raise UserError(f"{name} gives values that are not finite at {level}")
+        _check_images_apart(problem, noisy, score, sigma)
         left = float(np.mean(np.square(noisy + sigma**2 * score - clean)))
         if left >= sigma**2:
             logger.warning(
                 f"{name} takes no noise away at {_level(problem, sigma)}: the mean squared error "
                 f"is {left:.3g} of {sigma**2:.3g}; is the range of its values another one?"
             )
+
+
+def _check_images_apart(problem: Problem, noisy: Any, alone: np.ndarray, sigma: float) -> None:
+    """UserError for a denoiser that mixes the images of a batch, as a filter of a whole array does:
+    training would learn of other errors than those that it makes of a picture.
+
+    A few hundredths of sigma are the rounding of a network; and with a function that gives another
+    answer at every call nothing is compared.
+    """
+    others = noisy if len(noisy) > 1 else np.concatenate([noisy, noisy[:, ::-1]])
+    together = _ask_denoiser(problem, others, sigma)[: len(noisy)]
+    apart = sigma * float(np.sqrt(np.mean(np.square(together - alone))))
+    again = _ask_denoiser(problem, noisy[0], sigma)
+    if apart > 0.03 and sigma * np.max(np.abs(again - alone[0])) < 1e-3:
+        raise UserError(
+            f"model.denoiser={problem.config.model.denoiser} gives another answer for an image "
+            f"among others than for it alone, by {apart:.2g} sigma: it gets a batch, (N, H, W, C), "
+            "and has to filter each of the N images by itself"
+        )
 
 
 def denoiser_answer(problem: Problem) -> list[float] | None:
@@ -252,10 +273,14 @@ def denoiser_answer(problem: Problem) -> list[float] | None:
 
 
 def _ask_denoiser(problem: Problem, noisy: Any, sigma: float) -> np.ndarray:
-    """What a denoiser from outside says of one image, as a score; UserError for what it raises."""
+    """What a denoiser from outside says of an image, or of a batch at once, as a score; UserError
+    for what it raises."""
     assert isinstance(problem.model, FixedScoreModel)
+    score_fn = problem.model.score_fn
+    if noisy.ndim > len(problem.data.image_shape):
+        score_fn = jax.vmap(score_fn, (0, None))
     try:
-        return np.asarray(problem.model.score_fn(noisy, jnp.asarray(sigma)))
+        return np.asarray(score_fn(noisy, jnp.asarray(sigma)))
     # The user's own code, whatever it raises.
     except Exception as error:
         # Of an error within a callback the last line is its cause.

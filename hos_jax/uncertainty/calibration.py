@@ -65,7 +65,7 @@ def bin_sums(variance: Array, error: Array, inside: Array) -> BinSums:
         zeros = jnp.zeros((bins, *values.shape[1:]), dtype)
         return zeros.at[places].add(values.astype(dtype))
 
-    values = jnp.ones_like(variance), variance, jnp.square(error), inside
+    values = jnp.ones_like(variance), variance, jnp.square(error.astype(dtype)), inside
     return BinSums(*map(total, values))
 
 
@@ -162,7 +162,8 @@ def principal_directions(data: np.ndarray, count: int) -> np.ndarray:
         raise ValueError(f"expected 1 <= count <= min(N - 1, D) for {data.shape}, got {count}")
     if not np.isfinite(data).all():
         raise ValueError("the data are not finite: leave out or fill what is missing")
-    centred = np.asarray(data, np.float64) - data.mean(axis=0)
+    data = np.asarray(data, np.float64)  # a mean of float32 is off where values are large
+    centred = data - data.mean(axis=0)
     # The smaller of the two Gram matrices: N may be below D or far above it.
     few = len(data) <= data.shape[1]
     _, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)

@@ -42,6 +42,7 @@ from hos_jax.types import (
     at_least_float32,
     check_floating,
     check_function,
+    check_real,
     check_unmasked,
     check_vectors,
     nan_unless,
@@ -91,8 +92,7 @@ class Observation:
             raise ValueError(f"{_AFFINE}, not of numpy") from error
         check_unmasked(values=self.values)
         check_vectors(values=self.values, predicted=predicted)
-        if jnp.iscomplexobj(self.values):
-            raise ValueError("values are complex; stack their real and imaginary part")
+        check_real(values=self.values)
         if not jnp.issubdtype(predicted.dtype, jnp.floating):
             raise ValueError(
                 f"forward has to give real floating numbers, got {predicted.dtype}; "

@@ -29,6 +29,7 @@ from hos_jax.linops import SymmetricMatrix
 from hos_jax.types import (
     Array,
     PRNGKey,
+    at_least_float32,
     check_counts,
     check_floating_vectors,
     check_positive,
@@ -52,7 +53,12 @@ _EVALUATIONS_PER_STEP = 6
 
 def gaussian_log_density(mean: Array, variance: Array | float) -> LogDensityFn:
     """log N(mean, variance I), for the law at the largest noise level: with the data's mean, (D,),
-    and sigma_max^2 plus the data's variance, a scalar or (D,), data units^2."""
+    and sigma_max^2 plus the data's variance, a scalar or (D,), data units^2. ValueError for other
+    shapes, and for a variance that is not positive unless it is traced."""
+    if np.ndim(variance):
+        check_vectors(mean=mean, variance=jnp.shape(variance))
+    if not isinstance(variance, jax.core.Tracer) and not np.all(np.asarray(variance) > 0):
+        raise ValueError("expected a positive variance")
 
     def log_density(point: Array) -> Array:
         check_vectors(point=point, mean=mean)
@@ -239,6 +245,7 @@ def log_likelihood(
     import diffrax  # takes as long to load as JAX, and nothing else needs it
 
     check_floating_vectors(noisy=noisy)
+    noisy = at_least_float32(jnp.asarray(noisy))
     check_positive(rtol=rtol, atol=atol)
     _check_levels(smallest, largest)
     check_counts(max_steps=max_steps)

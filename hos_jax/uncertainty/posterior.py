@@ -28,6 +28,7 @@ from hos_jax.types import (
     check_structured,
     check_tails,
     check_vectors,
+    is_number,
     nan_unless,
 )
 from hos_jax.uncertainty import student
@@ -145,10 +146,11 @@ class Posterior:
             = m + \mathrm{sd} \, (z - h) \Big( 1 + u + \frac{u^2}{3} \Big), \qquad u = h (z - h)
 
         which grows with z for every g (Wilson, Hilferty, "The Distribution of Chi-Square", 1931).
-        Of Student's tails by `student.interval_multiplier`. ValueError unless 0 < level < 1.
+        Of Student's tails by `student.interval_multiplier`. ValueError unless the level is one
+        known number and 0 < level < 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level must be between 0 and 1, got {level}")
+        if not is_number(level) or not 0 < level < 1:
+            raise ValueError(f"level must be one number between 0 and 1, got {level}")
         deviation = self.standard_deviation()
         if self.tails == "student":
             third_powers = self.covariance.root_third_powers() / deviation**3

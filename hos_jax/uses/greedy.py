@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 
-from hos_jax.types import Array, check_counts, check_function, check_positive
+from hos_jax.errors import reason
+from hos_jax.types import Array, check_counts, check_function, check_positive, check_real
 
 Product = Callable[[Array], Array]
 # Places (m,) -> a of each, (m, D).
@@ -52,6 +53,9 @@ def _check_product(product: Product, dim: int, dtype: Any) -> None:
         found = jax.eval_shape(product, jax.ShapeDtypeStruct((dim,), dtype))
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(f"{_PRODUCT}, and this one is of NumPy: {_REMEDY}") from error
+    # Of which kind depends on the operation that another size does not fit.
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_PRODUCT}, and this one takes no ({dim},): {reason(error)}") from error
     shape = getattr(found, "shape", type(found).__name__)
     if shape != (dim,):
         raise ValueError(f"{_PRODUCT}, ({dim},) -> ({dim},), and it gave {shape}")
@@ -65,6 +69,7 @@ def _check_rows(rows_fn: RowsFn, count: int, dim: int | None = None) -> jax.Shap
         rows = jax.eval_shape(rows_fn, jax.ShapeDtypeStruct((count,), jnp.int32))
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(f"{_ROWS}, and this one is of NumPy: take jnp.asarray(A)") from error
+    check_real(rows=rows)
     shape: Any = getattr(rows, "shape", ())
     if len(shape) != 2 or shape[0] != count or dim not in (None, shape[1]):
         raise ValueError(f"{_ROWS}, ({count},) -> ({count}, {dim or 'D'}), and it gave {shape}")
@@ -80,6 +85,7 @@ def _checked(candidates: Candidates, dim: int) -> tuple[Candidates, int]:
         _check_rows(candidates, 1, dim)
         return candidates, dim
     candidates = jnp.asarray(candidates)
+    check_real(candidates=candidates)
     if candidates.ndim != 2 or candidates.shape[1] != dim:
         raise ValueError(f"expected candidates of shape (M, {dim}), got {candidates.shape}")
     known = not isinstance(candidates, jax.core.Tracer)
@@ -146,6 +152,16 @@ def variance_removed(
     return norm / (noise_std**2 + form)
 
 
+def _noise_variance(noise_std: Array | float, form: Array) -> Array:
+    """t^2 beside a^T K a, `form`, of its shape: what is less than its rounding counts as that.
+
+    Below the rounding of what was there no variance is told from none, nor is noise.
+    """
+    limits = jnp.finfo(form.dtype)
+    least = jnp.maximum(jnp.asarray(8.0 * float(limits.eps), form.dtype) * form, limits.tiny)
+    return jnp.maximum(jnp.asarray(noise_std, form.dtype) ** 2, least)
+
+
 def choose(
     product: Product,
     dim: int,
@@ -174,10 +190,7 @@ def choose(
     if not 1 <= count <= left:
         raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
     form, norm = _variances(product, dim, candidates, size, dtype)
-    # Below the rounding of what was there no variance is told from none, nor is noise.
-    limits = jnp.finfo(dtype)
-    least = jnp.maximum(jnp.asarray(8.0 * float(limits.eps), dtype) * form, limits.tiny)
-    variance = jnp.maximum(jnp.asarray(noise_std, dtype) ** 2, least)
+    variance = _noise_variance(noise_std, form)
 
     def of_candidates(vector: Array) -> Array:
         if candidates is None:
@@ -240,7 +253,10 @@ def choose_groups(
     """
     check_positive(noise_std=noise_std)
     check_counts(count=count)
-    groups = jnp.asarray(groups)
+    try:
+        groups = jnp.asarray(groups)
+    except ValueError as error:
+        raise ValueError("groups are of unequal sizes: fill the smaller ones with -1") from error
     if groups.ndim != 2:
         raise ValueError(f"expected groups of shape (groups, r), got {groups.shape}")
     if not jnp.issubdtype(groups.dtype, jnp.integer):
@@ -258,9 +274,10 @@ def choose_groups(
         rows = rows_fn(jnp.maximum(group, 0))
         rows *= (group >= 0).astype(rows.dtype)[:, None]
         spread = jax.vmap(product, in_axes=0, out_axes=1)(rows)
+        variance = group_noise_variance(rows, spread, noise_std)
         for columns in removed:
             spread -= columns @ (rows @ columns).T
-        return columns_of_gain(rows, spread, noise_std)[0]
+        return columns_of_gain(rows, spread, variance)[0]
 
     for _ in range(count):
         if taken:
@@ -272,9 +289,20 @@ def choose_groups(
     return jnp.stack(taken)
 
 
-def columns_of_gain(rows: Array, spread: Array, noise_std: Array | float) -> tuple[Array, Array]:
+def check_places(places: np.ndarray, dim: int) -> None:
+    """Raise ValueError for a place beyond D."""
+    if (places >= dim).any():
+        raise ValueError(f"expected places below {dim}, got {places.tolist()}")
+
+
+def group_noise_variance(rows: Array, spread: Array, noise_std: Array | float) -> Array:
+    """t^2, or the rounding of A K A^T where that is more, a scalar, from A and K A^T."""
+    return _noise_variance(noise_std, jnp.max(jnp.sum(rows * spread.T, axis=1), initial=0.0))
+
+
+def columns_of_gain(rows: Array, spread: Array, variance: Array) -> tuple[Array, Array]:
     """G with G G^T = K A^T S^-1 A K, (D, m), and the Cholesky factor of S = t^2 I + A K A^T, from
-    A and K A^T."""
-    inner = noise_std**2 * jnp.eye(len(rows), dtype=rows.dtype) + rows @ spread
+    A, K A^T and t^2."""
+    inner = variance * jnp.eye(len(rows), dtype=rows.dtype) + rows @ spread
     root = jnp.linalg.cholesky(inner)
     return jsl.solve_triangular(root, spread.T, lower=True).T, root

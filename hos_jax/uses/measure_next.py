@@ -38,13 +38,27 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 
-from hos_jax.errors import NonFiniteError
+from hos_jax.errors import NonFiniteError, reason
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.types import Array, PRNGKey, check_counts, check_positive, check_unmasked
+from hos_jax.types import (
+    Array,
+    PRNGKey,
+    at_least_float32,
+    check_counts,
+    check_positive,
+    check_real,
+    check_unmasked,
+)
 from hos_jax.uncertainty import inverse
 from hos_jax.uncertainty.posterior import Posterior
 from hos_jax.uses.greedy import Choice as Choice
-from hos_jax.uses.greedy import RowsFn, choose, columns_of_gain
+from hos_jax.uses.greedy import (
+    RowsFn,
+    check_places,
+    choose,
+    columns_of_gain,
+    group_noise_variance,
+)
 from hos_jax.uses.greedy import choose_groups as choose_groups
 from hos_jax.uses.greedy import variance_removed as variance_removed
 
@@ -100,16 +114,26 @@ class Seen:
     def add(self, places: Array, values: Array) -> Seen:
         """With these measured too, (n,) each. Not to be traced; ValueError where there is no room,
         for places that are no whole numbers from 0 or are measured already, and for values that are
-        masked or not finite."""
+        masked, complex, no numbers, or not finite in the type of those before."""
         check_unmasked(places=places, values=values)
+        given = np.asarray(values)
+        check_real(values=given)
+        try:
+            with np.errstate(over="ignore"):
+                given = given.astype(self.values.dtype)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"values are no numbers: {reason(error)}") from error
         known = np.asarray(places)
         if known.ndim != 1 or known.shape != np.shape(values) or known.dtype.kind not in "iu":
             raise ValueError(
                 f"expected integers (n,) and as many values, got {known.dtype} {known.shape} and "
                 f"{np.shape(values)}"
             )
-        if (known < 0).any() or not np.isfinite(np.asarray(values)).all():
-            raise ValueError("places must not be negative, and values must be finite")
+        if (known < 0).any() or not np.isfinite(given).all():
+            raise ValueError(
+                f"places must not be negative, and values must be finite {given.dtype}"
+            )
+        check_places(known, np.iinfo(np.int32).max)
         taken = np.concatenate([np.asarray(self.places)[np.asarray(self.valid)], known])
         if len(np.unique(taken)) < len(taken):
             raise ValueError(f"each place is measured at most once, got {taken.tolist()}")
@@ -120,7 +144,7 @@ class Seen:
         return dataclasses.replace(
             self,
             places=self.places.at[begin:end].set(jnp.asarray(places, jnp.int32)),
-            values=self.values.at[begin:end].set(jnp.asarray(values, self.values.dtype)),
+            values=self.values.at[begin:end].set(jnp.asarray(given)),
             valid=self.valid.at[begin:end].set(True),
         )
 
@@ -139,23 +163,22 @@ class Seen:
         """A, (m, D); a row that does not count is zero. ValueError for a place beyond D, unless
         places are traced."""
         if not any(isinstance(x, jax.core.Tracer) for x in (self.places, self.valid)):
-            _check_places(np.asarray(self.places)[np.asarray(self.valid)], dim)
+            check_places(np.asarray(self.places)[np.asarray(self.valid)], dim)
         if self.rows_fn is None:
             rows = jax.nn.one_hot(self.places, dim, dtype=dtype)
         else:
-            rows = self.rows_fn(self.places).astype(dtype)
+            rows = self.rows_fn(self.places)
+            check_real(rows=rows)
+            rows = rows.astype(dtype)
         return rows * self.valid[:, None].astype(dtype)
-
-
-def _check_places(places: np.ndarray, dim: int) -> None:
-    if (places >= dim).any():
-        raise ValueError(f"expected places below {dim}, got {places.tolist()}")
 
 
 def _gain(posterior: Posterior, seen: Seen) -> tuple[Callable[[Array, Array], Array], Array]:
     """(x, b) -> x + K A^T S^-1 (b - A x), and G with G G^T = K A^T S^-1 A K, (D, m)."""
     rows = seen.rows(posterior.dim, posterior.mean.dtype)
-    columns, root = columns_of_gain(rows, posterior.matvec(rows.T), seen.noise_std)
+    spread = posterior.matvec(rows.T)
+    variance = group_noise_variance(rows, spread, seen.noise_std)
+    columns, root = columns_of_gain(rows, spread, variance)
 
     def move(point: Array, values: Array) -> Array:
         expected = point[seen.places] if seen.rows_fn is None else rows @ point
@@ -223,7 +246,7 @@ class Belief:
 
 def belief_of_samples(samples: Array) -> Belief:
     """The mean and the covariance of samples (N, D), N >= 2; ValueError for fewer."""
-    samples = jnp.asarray(samples)
+    samples = at_least_float32(jnp.asarray(samples))
     if samples.ndim != 2 or len(samples) < 2:
         raise ValueError(f"expected two or more samples, (N, D), got {samples.shape}")
     mean = jnp.mean(samples, axis=0)
@@ -317,6 +340,8 @@ def reveal(
 
     Raises NonFiniteError where a belief's mean or expected variance is not finite.
     """
+    if not np.ndim(rounds):
+        raise TypeError(f"rounds are a count for each, [8] * 5 say, got a {type(rounds).__name__}")
     rounds = list(map(operator.index, rounds))
     if not rounds or min(rounds) < 1:
         raise ValueError(f"expected rounds of one value or more, got {rounds}")
@@ -336,7 +361,9 @@ def reveal(
             raise NonFiniteError("the belief is not finite: look at the chains behind it")
         if number < len(rounds):
             chosen = np.asarray(choose_fn(choose_key, belief, known, rounds[number]))
-            _check_places(chosen, len(belief.mean))
+            if not chosen.size:
+                raise ValueError("choose_fn gave no place; one below 0 is none")
+            check_places(chosen, len(belief.mean))
             places = jnp.asarray(chosen[chosen >= 0])
             seen = seen.add(places, read_fn(places))
     return Revealed(seen, jnp.stack(means), jnp.stack(expected))

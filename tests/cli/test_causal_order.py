@@ -65,9 +65,27 @@ def test_numbers_of_columns_are_names(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
+    ("text", "rows", "said"),
+    [
+        ("2019,2020\n0.5,-1.5\n2.5,3.5\n", 3, "2019, 2020, is taken for numbers of the table"),
+        ("0.1,low,0.3\n1,2,3\n", 1, "0.1, low, 0.3, is taken for names of the columns"),
+        ("1,2\n2,3\n4,5\n", 3, "1, 2, is taken for numbers of the table"),
+        ("2019,2020\n2,3\n4,5\n", 3, ""),
+        ("low,high\n2,3\n4,5\n", 2, ""),
+    ],
+)
+def test_a_first_row_that_may_be_something_else_is_named(tmp_path, caplog, text, rows, said):
+    (tmp_path / "table.csv").write_text(text)
+    _, table = read_table(tmp_path / "table.csv")
+    assert len(table) == rows
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"", "is empty"),
+        (b"0.1,NA,0.3\n1,2,3\n", "the first row has 'NA' among numbers: leave such lines out"),
         (b"a,b\n1,2\n3\n", "line 3 has 1 values for 2 columns"),
         (b"1,2\n3,high\n", "line 2, column '1': 'high' is no number"),
         (b"a,b\n1,2\n\n1,nan\n", "line 4 has 'nan', not finite"),

@@ -104,6 +104,12 @@ def test_few_values_cover_new_ones_as_often_as_they_can(count):
         assert expected >= level or count < 19
 
 
+def test_errors_of_16_bits_are_squared_in_32():
+    variance, error = jnp.ones(3, jnp.float16), jnp.full(3, 300.0, jnp.float16)
+    sums = calibration.bin_sums(variance, error, jnp.zeros((3, 4), bool))
+    assert sums.squared_error.sum() == 3 * 300.0**2
+
+
 def test_variances_outside_the_bins_count_in_the_last_ones():
     variance = jnp.array([1e-9, 1e-4, 50.0])
     inside = jnp.zeros((3, 4), bool)
@@ -141,6 +147,12 @@ def test_principal_directions_are_those_of_the_sample_covariance(count):
     np.testing.assert_allclose(found.T @ found, np.eye(4), atol=1e-10)
     np.testing.assert_allclose(np.abs(np.sum(found * vectors[:, ::-1][:, :4], axis=0)), 1.0)
     assert values[-1] > values[-2]
+
+
+def test_principal_directions_of_float32_far_from_zero():
+    rows = np.random.default_rng(1).normal(size=(20_000, 3)) * [3.0, 2.0, 1.0] + 1e5
+    found = calibration.principal_directions(rows.astype(np.float32), 2)
+    np.testing.assert_allclose(np.abs(found), np.eye(3)[:, :2], atol=0.05)
 
 
 def test_wrong_shapes_are_refused():

@@ -214,7 +214,25 @@ def test_too_few_steps_and_infinite_values_are_told():
     assert found.evaluations < 400
 
 
+def test_points_of_16_bits_are_taken_as_float32():
+    law = distributions.Gaussian(jnp.zeros(2, jnp.float32), jnp.eye(2, dtype=jnp.float32))
+
+    def trace_fn(noisy, sigma):
+        return -noisy / (1 + sigma**2), -2.0 / (1 + sigma**2)
+
+    end = likelihood.gaussian_log_density(jnp.zeros(2, jnp.float32), 1.0 + 5.0**2)
+    point = jnp.array([0.5, -1.0], jnp.float16)
+    found = likelihood.log_likelihood(point, trace_fn, 0.5, 5.0, end)
+    assert found.log_density.dtype == jnp.float32
+    exact = law.smooth(0.5).log_density(point.astype(jnp.float32))
+    np.testing.assert_allclose(found.log_density, exact, atol=2e-3)
+
+
 def test_wrong_arguments_of_the_flow_are_refused():
+    for variance, message in ((jnp.ones(3), "one shape"), (-1.0, "positive variance")):
+        with pytest.raises(ValueError, match=message):
+            likelihood.gaussian_log_density(jnp.zeros(2), variance)
+
     def trace_fn(noisy, sigma):
         return -noisy, -2.0 + 0.0 * sigma
 

@@ -155,6 +155,13 @@ def test_samples_have_their_covariance():
     np.testing.assert_allclose(found, np.cov(np.asarray(samples).T), atol=1e-12)
 
 
+def test_samples_of_16_bits_have_their_covariance():
+    samples = 300.0 * jax.random.normal(jax.random.key(5), (20, DIM), jnp.float16)
+    found = measure_next.belief_of_samples(samples)
+    exact = np.var(np.asarray(samples, float), axis=0, ddof=1)
+    np.testing.assert_allclose(found.diagonal(), exact, rtol=1e-5)
+
+
 def test_chains_keep_the_type_of_their_start():
     law = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), LAW)
 
@@ -315,6 +322,7 @@ def test_bad_input_is_refused():
     for places, values, message in [
         ([-1], [0.0], "must not be negative"),
         ([1], [np.nan], "must be finite"),
+        ([2**40], [0.0], "expected places below"),
         ([1, 2], [0.0], "as many values"),
         ([1.5], [0.0], "expected integers"),
         ([1, 1], [0.0, 0.0], "each place is measured at most once"),
@@ -371,6 +379,20 @@ def test_bad_input_is_refused():
         measure_next.Seen.none(2, 0.1).trim(0)
     with pytest.raises(ValueError, match="room >= 0"):
         measure_next.Seen.none(-1, 0.1)
+    float32 = measure_next.Seen.none(2, 0.1).astype(jnp.float32)
+    with pytest.raises(ValueError, match="values are no numbers"):
+        float32.add(np.array([1]), np.array(["one"]))
+    with pytest.raises(ValueError, match="must be finite float32"):
+        float32.add(np.array([1]), np.array([1e300]))
+    with pytest.raises(ValueError, match=r"takes no \(13,\)"):
+        measure_next.choose(product, DIM + 1, NOISE_STD, 1)
+    with pytest.raises(ValueError, match="fill the smaller ones with -1"):
+        choose_groups(groups=[[0, 1], [2]], rows_fn=rows_fn)
+    reveal = functools.partial(measure_next.reveal, jax.random.key(0), exact_belief, None, 0.1)
+    with pytest.raises(TypeError, match="rounds are a count for each"):
+        reveal(3)
+    with pytest.raises(ValueError, match="choose_fn gave no place"):
+        reveal([1], choose_fn=lambda *_: [])
     with pytest.raises(ValueError, match="room for 1 values"):
         seen_of([1, 2], [0.0, 0.0], 1)
 
@@ -404,6 +426,49 @@ def test_choices_beyond_the_rank_remove_nothing_that_rounding_makes(noise_std):
     np.testing.assert_array_equal(found.places[:2], right.places[:2])
     np.testing.assert_allclose(found.removed, right.removed, rtol=1e-3, atol=3e-6 * total)
     assert jnp.sum(right.removed[:4]) > 0.999 * total
+
+
+@pytest.mark.parametrize("noise_std", [1e-3, 1e-4])
+def test_groups_of_a_smooth_signal_at_noise_below_the_rounding(noise_std):
+    """Where S = t^2 I + A K A^T has no Cholesky factor in float32."""
+    place = np.arange(64)
+    size = np.where(place < 16, 0.3, 1.0)
+    smooth = np.exp(-((place[:, None] - place) ** 2) / 72.0) * size[:, None] * size
+    groups = place.reshape(16, 4)
+
+    def left(chosen):
+        rows = np.eye(64)[groups[chosen].ravel()]
+        inner = rows @ smooth @ rows.T + noise_std**2 * np.eye(len(rows))
+        taken = smooth @ rows.T @ np.linalg.solve(inner, rows @ smooth)
+        return 1.0 - np.trace(taken) / np.trace(smooth)
+
+    exact = []
+    for _ in range(3):
+        exact.append(min(set(range(16)) - set(exact), key=lambda group: left([*exact, group])))
+    covariance = jnp.asarray(smooth, jnp.float32)
+    unit_rows = functools.partial(jax.nn.one_hot, num_classes=64, dtype=jnp.float32)
+    found = measure_next.choose_groups(covariance.dot, groups, unit_rows, noise_std, 3)
+    assert left(found.tolist()) < 1.1 * left(exact) < 0.03
+    seen = measure_next.Seen.none(12, noise_std).add(place[:12], np.ones(12))
+    posterior = uncertainty.Posterior(jnp.zeros(64, jnp.float32), Dense(covariance))
+    assert np.isfinite(measure_next.condition(posterior, seen).mean).all()
+
+
+def test_complex_measurements_are_refused_everywhere():
+    lines = jnp.fft.fft(jnp.eye(DIM), norm="ortho")
+    complex_rows = lambda places: lines[places]  # noqa: E731
+    for call in (
+        lambda: measure_next.variance_removed(product, DIM, NOISE_STD, candidates=lines),
+        lambda: measure_next.choose(product, DIM, NOISE_STD, 1, candidates=complex_rows),
+        lambda: measure_next.choose_groups(product, GROUPS, complex_rows, NOISE_STD, 1),
+        lambda: measure_next.Seen.none(2, NOISE_STD).add(np.array([1]), np.array([1j])),
+        lambda: measure_next.condition(
+            posterior_fn(jnp.ones(DIM), 1.0),
+            measure_next.Seen.none(2, NOISE_STD, complex_rows).add(np.array([1]), np.ones(1)),
+        ),
+    ):
+        with pytest.raises(ValueError, match="complex; stack their real and imaginary part"):
+            call()
 
 
 def test_rounds_may_be_an_array():

@@ -542,6 +542,20 @@ def test_positions_keep_their_type_whatever_that_of_a_setting(dtype, number):
         assert chains.is_finite.all() and chains.states.position.dtype == dtype
 
 
+def test_positions_of_few_digits_are_moved_in_the_type_of_their_score():
+    def wide(x):
+        return -x.astype(jnp.float32)
+
+    for sampler in (
+        langevin.as_top_level_api(wide, 0.1),
+        ozaki.as_top_level_api(lambda x: (wide(x), Diagonal(-jnp.ones(3, jnp.float32))), 0.1),
+    ):
+        for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+            states = jax.vmap(sampler.init)(jnp.ones((2, 3), dtype))
+            chains = run_chains(jax.random.key(0), sampler.step, states, 2)
+            assert chains.is_finite.all() and chains.states.position.dtype == jnp.float32
+
+
 def test_a_plain_array_as_second_derivative_is_refused():
     sampler = ozaki.as_top_level_api(lambda x: (-x, -jnp.eye(2)), 0.1)
     with pytest.raises(TypeError, match=r"s2 is an array of the shape \(2, 2\): wrap it, linops"):

@@ -13,6 +13,7 @@ from drawn_parameters import drawn
 
 from hos_jax import config as run_config
 from hos_jax import models, pointwise
+from hos_jax.cli import main as cli
 from hos_jax.config import checks
 from hos_jax.config.denoiser import absolute_name, load_denoiser
 from hos_jax.errors import NotDifferentiableError, UserError
@@ -367,6 +368,12 @@ def bytes_of(noisy, sigma):
 
 def brighter(noisy, sigma):
     return noisy + 3.0
+
+def whole_array(noisy, sigma):
+    return 0.5 * noisy + 0.25 * (noisy[::-1] + np.roll(noisy, 1, 0))
+
+def at_random(noisy, sigma):
+    return 0.5 * noisy + np.random.default_rng().normal(size=noisy.shape).astype(noisy.dtype)
 """
 
 
@@ -380,8 +387,9 @@ def test_a_black_box_within_a_network_has_no_derivative_either(small_config, tmp
     ("name", "noise", "said"),
     [
         ("shape", 0.3, r"gives \(1, 1, 8, 1\) of images \(1, 8, 8, 1\)"),
-        ("nothing", 0.3, "gives values that are not finite at sigma 0.3"),
+        ("nothing", 0.3, r"fails at sigma 0\.3: .*: it gives values that are not finite"),
         ("bytes_of", 0.3, "gives uint8, not floating-point numbers"),
+        ("whole_array", 0.3, r"another answer for an image among others .* each of the N images"),
         ("steps", 1e-3, r"sigma=0\.001 is not a level of this network: it knows 0\.01"),
     ],
 )
@@ -394,6 +402,66 @@ def test_what_a_denoiser_does_wrong_is_found_before_anything_is_written(
     with pytest.raises(UserError, match=said):
         loop.train_and_evaluate(config, tmp_path / "run", make_room=lambda: made.append(1))
     assert not made and not (tmp_path / "run").exists()
+
+
+LATER = """
+import numpy as np
+
+calls = 0
+
+def crashes(noisy, sigma):
+    global calls
+    calls += 1
+    if calls > 1:
+        raise OSError("the licence server is down")
+    return noisy
+
+def divides(noisy, sigma):
+    return noisy / noisy
+"""
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_a_denoiser_raises_later_is_one_line(tmp_path, monkeypatch, capsys, jit):
+    path = tmp_path / "mine.py"
+    path.write_text(LATER)
+    wrapped = jax.jit if jit else lambda function: function
+    with np.errstate(invalid="ignore"):
+        crashes, divides = (
+            wrapped(jax.vmap(load_denoiser(f"{path}:{name}"), (0, None)))
+            for name in ("crashes", "divides")
+        )
+        images = jnp.ones((2, 4, 4, 1))
+        crashes(images, 0.1).block_until_ready()
+        for score, said in (
+            (lambda: crashes(images, 0.1), "OSError: the licence server is down"),
+            (lambda: divides(0 * images, 0.1), "it gives values that are not finite"),
+        ):
+            monkeypatch.setattr(cli, "parse", lambda *_, score=score: score().block_until_ready())
+            assert cli.main(["hos-jax"]) == 2
+            shown = capsys.readouterr().err
+            assert shown.count("\n") == 1 and "error: the denoiser fails: " in shown
+            assert said in shown and ".py, line " in shown
+        # Of points that are not finite a denoiser need not be either.
+        assert np.isnan(divides(jnp.nan * images, 0.1)).all()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_images_are_held_apart_however_few_there_are(small_config, tmp_path, count):
+    (tmp_path / "mine.py").write_text(WRAPPED)
+
+    def check(name):
+        problem = Problem.from_config(small_config(model__denoiser=f"{tmp_path}/mine.py:{name}"))
+        data = problem.data
+        few = {name: getattr(data, name)[:count] for name in ("held_out", "held_out_labels")}
+        data = dataclasses.replace(data, **few)
+        check_denoiser(dataclasses.replace(problem, data=data))
+
+    with pytest.raises(UserError, match="another answer for an image among others"):
+        check("whole_array")
+    # With another answer at every call there is nothing to compare.
+    check("at_random")
+    check("brighter")
 
 
 def test_a_denoiser_that_takes_no_noise_away_is_named(small_config, tmp_path, caplog):

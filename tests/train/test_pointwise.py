@@ -241,6 +241,28 @@ def test_points_of_16_bits_have_the_posterior_of_float32(images, dtype):
     assert outputs.score1.dtype == outputs.raw_second_order.dtype == jnp.float32
 
 
+def test_parameters_of_another_model_are_told():
+    def model(depth=3, **settings):
+        network = functools.partial(MLP, features=8, depth=depth)
+        return ScoreModel(network, SecondOrderHead("diagonal"), data_std=1.0, **settings)
+
+    point = jnp.ones(3)
+    params, conditional = (
+        one.init(jax.random.key(0), point[None], SIGMA)
+        for one in (model(), model(noise_conditional=True))
+    )
+    assert pointwise.score_fn(model(), params, SIGMA)(point).shape == (3,)
+    for other, given, message in (
+        (model(depth=2), params, "has no use for params/score1/hidden2/bias and 3 more"),
+        (model(), conditional, "has no use for"),
+        (model(depth=4), params, "not the parameters of this model"),
+        (model(networks="shared"), params, "has no use for"),
+        (model(), params["params"], "has no use for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pointwise.score_fn(other, given, SIGMA)(point)
+
+
 def test_what_is_no_model_and_a_level_in_another_place_are_told():
     model, _ = image_model()
     with pytest.raises(TypeError, match=r"got a str: hos_jax\.load_run loads one"):
