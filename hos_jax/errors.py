@@ -47,14 +47,20 @@ def missing_package(what: str, package: str, extra: str) -> UserError:
 
 
 def raised_in_callback(error: BaseException) -> str | None:
-    """What a function outside of JAX raised when JAX called it, and in which line, of which JAX
-    keeps the text of its traceback alone; None for an error of another kind."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines or "callback: Traceback (most recent call last)" not in lines[0]:
+    """What a function outside of JAX raised when JAX called it, on one line, and in which line of a
+    file that is not of this package, of which JAX keeps the text of its traceback alone; None for
+    an error of another kind."""
+    first, _, text = str(error).partition("\n")
+    if "callback: Traceback (most recent call last)" not in first:
         return None
-    places = [line for line in lines if line.startswith('File "')]
-    found = re.match(r'File "(.*)", line (\d+)', places[-1]) if places else None
-    return lines[-1] + (f" ({found[1]}, line {found[2]})" if found else "")
+    lines, own = text.splitlines(), os.path.dirname(__file__)
+    matches = [re.match(r' *File "(.*)", line (\d+)', line) for line in lines]
+    last = max((index for index, match in enumerate(matches) if match), default=-1)
+    said = [line for line in lines[last + 1 :] if line.strip() and not line.startswith(" ")]
+    place = matches[last] if last >= 0 else None
+    known = place is not None and not place[1].startswith(own + os.sep)
+    where = f" ({place[1]}, line {place[2]})" if place is not None and known else ""
+    return (said or [first])[0].strip() + where
 
 
 def reason(error: BaseException) -> str:

@@ -163,12 +163,13 @@ def _at_a_point(
         others = [value[None] for value in label]
         if score_fn is not None:
             others.append(score_fn(points[0])[None])
-        if not of_run:
+        if not of_run and inputs.shape not in checked:
             _check_all_are_used(params, model, inputs, sigma, *others)
+            checked.add(inputs.shape)
         outputs = outputs_of(model, params, inputs, sigma, *others)
         return jax.tree.map(lambda leaf: leaf[0], read(points, outputs, sigma))
 
-    default = sigma
+    default, checked = sigma, set[tuple[int, ...]]()
 
     def at_a_point(noisy: Array, sigma: Level = None, label: Array | int | None = None) -> Any:
         sigma = default if sigma is None else sigma
@@ -191,12 +192,14 @@ def _check_all_are_used(params: Any, model: Any, *inputs: Array | float) -> None
     another one, and it would say something all the same."""
     if not isinstance(model, (ScoreModel, HessianModel)):
         return
-    own = jax.eval_shape(model.init, jax.random.key(0), *inputs)
-    used, given = ({path for path, _ in tree_leaves_with_path(tree)} for tree in (own, params))
+    own: Any = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    # Other collections than that of the parameters may lie beside it.
+    trees = own.get("params", {}), params.get("params", params)
+    used, given = ({path for path, _ in tree_leaves_with_path(tree)} for tree in trees)
     if left := sorted(keystr(path, simple=True, separator="/") for path in given - used):
         raise ValueError(
-            f"these are not the parameters of this model, which has no use for {left[0]}"
-            f" and {len(left) - 1} more; give the model the settings that it was fitted with"
+            f"these are not the parameters of this model: of {len(given)} it has no use for "
+            f"{len(left)}, {left[0]} say; give it the settings that they were fitted with"
         )
 
 

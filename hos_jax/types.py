@@ -159,7 +159,7 @@ def at_least_float32(values: Array) -> Array:
     return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values
 
 
-def as_precise_as(other: Array, values: Array) -> Array:
+def as_precise_as(other: Any, values: Array) -> Array:
     """`values` in the type of `other` where that has more digits."""
     more = jnp.finfo(other.dtype).eps < jnp.finfo(values.dtype).eps
     return values.astype(other.dtype) if more else values

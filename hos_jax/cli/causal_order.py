@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 FEW_ROWS = 100
 # What stands for no value, beside `nan`, which is a number to Python.
-_MISSING = ("na", "n/a", "null", "none", "?", "-")
+_MISSING = ("", "na", "n/a", "#n/a", "<na>", "n.a.", "null", "none", "missing", "?", "-")
 # How the evidence begins.
 _FIRST = b"step,leaf,"
 USAGE = """\
@@ -88,13 +88,13 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     names = [str(j) for j in range(len(lines[0][1]))]
     if not all(map(_is_number, lines[0][1])):
         names = [name.strip() for name in lines.pop(0)[1]]
+        _check_header(path, names)
         if "" in names:
             column = names.index("") + 1
             remedy = "leave it out if it numbers the rows (pandas: to_csv(index=False)), or name it"
             raise UserError(f"{path}: column {column} has no name: {remedy}")
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{path}: several columns are called {twice[0]!r}: rename them")
-        _check_header(path, names)
     elif len(lines) > 1 and lines[0][1] == names:
         logger.warning(
             "%s: the first row, 0 to %d, is taken for names of the columns", path, len(names) - 1
@@ -127,7 +127,8 @@ def _check_header(path: Path, row: list[str]) -> None:
     """Of a first row that is not of numbers alone: UserError where what is none is missing, and a
     warning where there are numbers too."""
     others = [name for name in row if not _is_number(name)]
-    if len(others) == len(row):
+    # A first name that is empty is that of the numbers of rows.
+    if len(others) == len(row) or not row[0]:
         return
     if missing := [name for name in others if name.lower() in _MISSING]:
         remedy = "leave such lines out, and give the columns names"

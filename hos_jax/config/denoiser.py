@@ -73,7 +73,10 @@ def load_denoiser(
     def denoise(noisy: np.ndarray, *sigma: np.ndarray) -> Any:
         finite = bool(np.isfinite(noisy).all())
         answer = found(noisy, *sigma)
-        floating = isinstance(answer, np.ndarray) and np.issubdtype(answer.dtype, np.floating)
+        if answer is None or isinstance(answer, (str, tuple, dict)):
+            return answer  # which is refused with the words of `BlackBox`
+        answer = np.asarray(answer)
+        floating = np.issubdtype(answer.dtype, np.floating)
         if finite and floating and not np.isfinite(answer).all():
             # Or training would take it for a step that was too long.
             raise FloatingPointError("it gives values that are not finite")

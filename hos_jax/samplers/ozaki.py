@@ -81,13 +81,14 @@ def join(score_fn: ScoreFn, hessian_fn: HessianFn) -> DerivativesFn:
 
 
 def init(position: Array, derivatives_fn: DerivativesFn) -> OzakiState:
-    """The state of a chain at `position`, of the type of its score where that has more digits;
+    """The state of a chain at `position`, of the type of s1 or s2 where that has more digits;
     ValueError unless all three are floating and of one D, TypeError for a plain array as s2."""
     check_floating_vectors(position=position)
     score, hessian = derivatives_at(derivatives_fn, position)
     check_structured(hessian, "s2")
     check_floating(score=score)
-    return OzakiState(as_precise_as(score, position), score, hessian)
+    position = as_precise_as(hessian, as_precise_as(score, position))
+    return OzakiState(position, score, hessian)
 
 
 def build_kernel(

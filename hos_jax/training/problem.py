@@ -242,18 +242,19 @@ def _check_images_apart(problem: Problem, noisy: Any, alone: np.ndarray, sigma: 
     """UserError for a denoiser that mixes the images of a batch, as a filter of a whole array does:
     training would learn of other errors than those that it makes of a picture.
 
-    A few hundredths of sigma are the rounding of a network; and with a function that gives another
-    answer at every call nothing is compared.
+    A few hundredths of sigma are the rounding of a network, and a function that gives another
+    answer at every call is held against that.
     """
     others = noisy if len(noisy) > 1 else np.concatenate([noisy, noisy[:, ::-1]])
     together = _ask_denoiser(problem, others, sigma)[: len(noisy)]
     apart = sigma * float(np.sqrt(np.mean(np.square(together - alone))))
     again = _ask_denoiser(problem, noisy[0], sigma)
-    if apart > 0.03 and sigma * np.max(np.abs(again - alone[0])) < 1e-3:
+    repeated = sigma * float(np.sqrt(np.mean(np.square(again - alone[0]))))
+    if apart > max(0.03, 5.0 * repeated):
         raise UserError(
             f"model.denoiser={problem.config.model.denoiser} gives another answer for an image "
             f"among others than for it alone, by {apart:.2g} sigma: it gets a batch, (N, H, W, C), "
-            "and has to filter each of the N images by itself"
+            "and has to filter each of the N images by itself, as it would alone"
         )
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from hos_jax import tweedie
@@ -149,8 +150,9 @@ class Posterior:
         Of Student's tails by `student.interval_multiplier`. ValueError unless the level is one
         known number and 0 < level < 1.
         """
-        if not is_number(level) or not 0 < level < 1:
+        if not is_number(level) or not 0 < float(np.asarray(level)) < 1:
             raise ValueError(f"level must be one number between 0 and 1, got {level}")
+        level = float(np.asarray(level))  # within a trace what JAX compares is traced
         deviation = self.standard_deviation()
         if self.tails == "student":
             third_powers = self.covariance.root_third_powers() / deviation**3

@@ -53,9 +53,9 @@ def _check_product(product: Product, dim: int, dtype: Any) -> None:
         found = jax.eval_shape(product, jax.ShapeDtypeStruct((dim,), dtype))
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(f"{_PRODUCT}, and this one is of NumPy: {_REMEDY}") from error
-    # Of which kind depends on the operation that another size does not fit.
+    # Of which kind depends on the operation that does not fit.
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{_PRODUCT}, and this one takes no ({dim},): {reason(error)}") from error
+        raise ValueError(f"{_PRODUCT}, and this one fails at ({dim},): {reason(error)}") from error
     shape = getattr(found, "shape", type(found).__name__)
     if shape != (dim,):
         raise ValueError(f"{_PRODUCT}, ({dim},) -> ({dim},), and it gave {shape}")
@@ -69,10 +69,10 @@ def _check_rows(rows_fn: RowsFn, count: int, dim: int | None = None) -> jax.Shap
         rows = jax.eval_shape(rows_fn, jax.ShapeDtypeStruct((count,), jnp.int32))
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(f"{_ROWS}, and this one is of NumPy: take jnp.asarray(A)") from error
-    check_real(rows=rows)
     shape: Any = getattr(rows, "shape", ())
     if len(shape) != 2 or shape[0] != count or dim not in (None, shape[1]):
         raise ValueError(f"{_ROWS}, ({count},) -> ({count}, {dim or 'D'}), and it gave {shape}")
+    check_real(rows=rows)
     return rows
 
 
@@ -255,8 +255,9 @@ def choose_groups(
     check_counts(count=count)
     try:
         groups = jnp.asarray(groups)
-    except ValueError as error:
-        raise ValueError("groups are of unequal sizes: fill the smaller ones with -1") from error
+    except (TypeError, ValueError) as error:
+        remedy = "where groups are of fewer than r, fill them with -1"
+        raise ValueError(f"expected groups (groups, r): {remedy} ({reason(error)})") from error
     if groups.ndim != 2:
         raise ValueError(f"expected groups of shape (groups, r), got {groups.shape}")
     if not jnp.issubdtype(groups.dtype, jnp.integer):

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -118,6 +119,8 @@ class Seen:
         check_unmasked(places=places, values=values)
         given = np.asarray(values)
         check_real(values=given)
+        if given.dtype.kind in "SU":
+            raise ValueError(f"values are no numbers but text: {given[:3]}")
         try:
             with np.errstate(over="ignore"):
                 given = given.astype(self.values.dtype)
@@ -246,7 +249,10 @@ class Belief:
 
 def belief_of_samples(samples: Array) -> Belief:
     """The mean and the covariance of samples (N, D), N >= 2; ValueError for fewer."""
-    samples = at_least_float32(jnp.asarray(samples))
+    samples = jnp.asarray(samples)
+    if not jnp.issubdtype(samples.dtype, jnp.floating):
+        samples = samples.astype(float)
+    samples = at_least_float32(samples)
     if samples.ndim != 2 or len(samples) < 2:
         raise ValueError(f"expected two or more samples, (N, D), got {samples.shape}")
     mean = jnp.mean(samples, axis=0)
@@ -340,7 +346,7 @@ def reveal(
 
     Raises NonFiniteError where a belief's mean or expected variance is not finite.
     """
-    if not np.ndim(rounds):
+    if isinstance(rounds, numbers.Integral):
         raise TypeError(f"rounds are a count for each, [8] * 5 say, got a {type(rounds).__name__}")
     rounds = list(map(operator.index, rounds))
     if not rounds or min(rounds) < 1:

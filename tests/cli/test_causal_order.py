@@ -86,6 +86,8 @@ def test_a_first_row_that_may_be_something_else_is_named(tmp_path, caplog, text,
     [
         (b"", "is empty"),
         (b"0.1,NA,0.3\n1,2,3\n", "the first row has 'NA' among numbers: leave such lines out"),
+        (b"0,0,#N/A\n1,2,3\n", "the first row has '#N/A' among numbers"),
+        (b"0.1,,0.3\n1,2,3\n", "the first row has '' among numbers"),
         (b"a,b\n1,2\n3\n", "line 3 has 1 values for 2 columns"),
         (b"1,2\n3,high\n", "line 2, column '1': 'high' is no number"),
         (b"a,b\n1,2\n\n1,nan\n", "line 4 has 'nan', not finite"),

@@ -162,6 +162,12 @@ def test_samples_of_16_bits_have_their_covariance():
     np.testing.assert_allclose(found.diagonal(), exact, rtol=1e-5)
 
 
+def test_samples_of_integers_have_their_covariance():
+    samples = np.random.default_rng(0).integers(0, 9, (10, 3))
+    found = measure_next.belief_of_samples(samples)
+    np.testing.assert_allclose(found.diagonal(), np.var(samples, axis=0, ddof=1))
+
+
 def test_chains_keep_the_type_of_their_start():
     law = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), LAW)
 
@@ -384,10 +390,13 @@ def test_bad_input_is_refused():
         float32.add(np.array([1]), np.array(["one"]))
     with pytest.raises(ValueError, match="must be finite float32"):
         float32.add(np.array([1]), np.array([1e300]))
-    with pytest.raises(ValueError, match=r"takes no \(13,\)"):
+    with pytest.raises(ValueError, match=r"fails at \(13,\)"):
         measure_next.choose(product, DIM + 1, NOISE_STD, 1)
-    with pytest.raises(ValueError, match="fill the smaller ones with -1"):
-        choose_groups(groups=[[0, 1], [2]], rows_fn=rows_fn)
+    for groups in ([[0, 1], [2]], [jnp.arange(2), jnp.arange(1)]):
+        with pytest.raises(ValueError, match="fill them with -1"):
+            choose_groups(groups=groups, rows_fn=rows_fn)
+    with pytest.raises(ValueError, match=r"and it gave \(\)"):
+        choose_groups(groups=[[0, 1]], rows_fn=lambda places: [ROWS[0], ROWS[1]])
     reveal = functools.partial(measure_next.reveal, jax.random.key(0), exact_belief, None, 0.1)
     with pytest.raises(TypeError, match="rounds are a count for each"):
         reveal(3)

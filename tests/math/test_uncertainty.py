@@ -180,6 +180,7 @@ def test_nothing_of_the_size_of_a_square_is_built():
         (lambda p: p.marginal_interval(np.array([0.5, 0.9])), "one number between 0 and 1"),
         (lambda p: jax.jit(p.marginal_interval)(0.9), "one number between 0 and 1"),
         (lambda p: p.marginal_interval(None), "one number between 0 and 1"),
+        (lambda p: p.marginal_interval(np.nan), "one number between 0 and 1"),
         (lambda p: p.top_eigenpairs(0), "1 <= count <= 12"),
         (lambda p: p.top_eigenpairs(13), "1 <= count <= 12"),
         (lambda p: p.top_eigenpairs(1.5), "whole number count"),

@@ -252,12 +252,14 @@ def test_parameters_of_another_model_are_told():
         for one in (model(), model(noise_conditional=True))
     )
     assert pointwise.score_fn(model(), params, SIGMA)(point).shape == (3,)
+    beside = {**params, "batch_stats": {"mean": jnp.zeros(3)}}
+    assert pointwise.score_fn(model(), beside, SIGMA)(point).shape == (3,)
     for other, given, message in (
-        (model(depth=2), params, "has no use for params/score1/hidden2/bias and 3 more"),
+        (model(depth=2), params, "has no use for 4, score1/hidden2/bias say"),
         (model(), conditional, "has no use for"),
         (model(depth=4), params, "not the parameters of this model"),
         (model(networks="shared"), params, "has no use for"),
-        (model(), params["params"], "has no use for"),
+        (model(), params["params"], "not the parameters of this model"),
     ):
         with pytest.raises(ValueError, match=message):
             pointwise.score_fn(other, given, SIGMA)(point)
