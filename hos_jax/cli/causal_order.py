@@ -138,10 +138,8 @@ def _check_header(path: Path, row: list[str]) -> None:
 
 def _may_be_names(first: list[str], second: list[str]) -> bool:
     """Whether a row of numbers looks like years or other counts above a table of measurements."""
-    counts, others = (
-        all(value.strip().lstrip("+-").isdecimal() for value in row) for row in (first, second)
-    )
-    return counts and (not others or first == [str(j + 1) for j in range(len(first))])
+    counted = [all(x.strip().lstrip("+-").isdecimal() for x in row) for row in (first, second)]
+    return counted[0] and (not counted[1] or first == [str(j + 1) for j in range(len(first))])
 
 
 def _is_number(text: str) -> bool:

@@ -192,7 +192,8 @@ def _gain(posterior: Posterior, seen: Seen) -> tuple[Callable[[Array, Array], Ar
 
 
 def condition(posterior: Posterior, seen: Seen) -> Conditioned:
-    """The Gaussian of x given y, conditioned on what was seen too."""
+    """The Gaussian of x given y, conditioned on what was seen too. Noise of less variance than the
+    rounding of A K A^T counts as that."""
     seen = seen.astype(posterior.mean.dtype)
     move, columns = _gain(posterior, seen)
     return Conditioned(move(posterior.mean, seen.values), columns)
@@ -338,8 +339,8 @@ def reveal(
       noise_std: t.
       rounds: how many values are measured in each round, before the belief is renewed; ValueError
         unless each is positive and all together are at most D.
-      choose_fn: `(key, belief, seen, count) -> places`; a place below 0 is none. ValueError for
-        one beyond D, or one that is measured already.
+      choose_fn: `(key, belief, seen, count) -> places`; a place below 0 is none, and there may be
+        none at all. ValueError for one beyond D, or one that is measured already.
       room: what was seen has room for a multiple of so many values, as another shape is another
         compilation.
       rows_fn: see `Seen`; `greedy` chooses among all D places.
@@ -368,7 +369,7 @@ def reveal(
         if number < len(rounds):
             chosen = np.asarray(choose_fn(choose_key, belief, known, rounds[number]))
             if not chosen.size:
-                raise ValueError("choose_fn gave no place; one below 0 is none")
+                chosen = chosen.astype(np.int32)  # an empty list is of floating type
             check_places(chosen, len(belief.mean))
             places = jnp.asarray(chosen[chosen >= 0])
             seen = seen.add(places, read_fn(places))
