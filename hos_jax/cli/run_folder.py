@@ -49,14 +49,14 @@ def ask_for_room(workdir: Path, no_interaction: bool) -> None:
     _check_apart(workdir)
     if no_interaction or not workdir.exists() or not any(workdir.iterdir()):
         return
+    held, remedy = "files of yours", "choose another --doc, or --ni, which moves it aside"
+    if is_run(workdir):
+        held, remedy = "a run", f"{remedy}; hos-jax --resume_training goes on with it"
     answer = ""
     with contextlib.suppress(EOFError):
-        held = "a run" if is_run(workdir) else "files of yours"
         answer = input(f"{workdir} holds {held}. Move it aside and start anew? [y/N] ")
     if answer.strip().lower() not in ("y", "yes"):
-        raise UserError(
-            f"{workdir} is left as it is: choose another --doc, or --ni, which moves it aside"
-        )
+        raise UserError(f"{workdir} is left as it is: {remedy}")
 
 
 def make_room(workdir: Path) -> None:

@@ -22,6 +22,8 @@ from hos_jax.files import expanded
 
 # The folder of each module that a denoiser's file has imported from beside itself.
 _BESIDE: dict[str, str] = {}
+# What is raised of such answers, and said of a denoiser after its name.
+NOT_FINITE = "gives values that are not finite"
 _LEVEL_NAMES = ("sigma", "std", "noise", "level", "noise_level", "noise_std")
 
 
@@ -79,7 +81,7 @@ def load_denoiser(
         floating = np.issubdtype(answer.dtype, np.floating)
         if finite and floating and not np.isfinite(answer).all():
             # Or training would take it for a step that was too long.
-            raise FloatingPointError("it gives values that are not finite")
+            raise FloatingPointError(NOT_FINITE)
         return answer
 
     normal = adapters.normalization(value_range, UNIT_RANGE)

@@ -17,7 +17,7 @@ import optax
 
 from hos_jax import config as run_config
 from hos_jax.adapters import AdaptedScore
-from hos_jax.config.denoiser import load_denoiser
+from hos_jax.config.denoiser import NOT_FINITE, load_denoiser
 from hos_jax.config.networks import make_hessian_model, make_model
 from hos_jax.data import ImageData, load
 from hos_jax.data.batches import check_changes
@@ -227,8 +227,7 @@ def check_denoiser(problem: Problem) -> None:
         noisy = clean + np.float32(sigma) * noise
         score = np.stack([_ask_denoiser(problem, one, sigma) for one in noisy])
         if not np.isfinite(score).all():
-            level = _level(problem, sigma)
-            raise UserError(f"{name} gives values that are not finite at {level}")
+            raise UserError(f"{name} {NOT_FINITE} at {_level(problem, sigma)}")
         _check_images_apart(problem, noisy, score, sigma)
         left = float(np.mean(np.square(noisy + sigma**2 * score - clean)))
         if left >= sigma**2:
@@ -287,6 +286,9 @@ def _ask_denoiser(problem: Problem, noisy: Any, sigma: float) -> np.ndarray:
         # Of an error within a callback the last line is its cause.
         said = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
         name = problem.config.model.denoiser
+        if said[-1].endswith(NOT_FINITE):
+            level = _level(problem, sigma)
+            raise UserError(f"model.denoiser={name} {NOT_FINITE} at {level}") from error
         what = f"model.denoiser={name} fails at {_level(problem, sigma)}"
         raise UserError(f"{what}: {said[-1].strip()}{_line_in(name, error)}") from error
 

@@ -8,6 +8,7 @@ unconstrained model or an autodiff Jacobian gives need not be positive definite:
 """
 
 import dataclasses
+import math
 import operator
 import statistics
 from typing import NamedTuple
@@ -150,13 +151,14 @@ class Posterior:
         Of Student's tails by `student.interval_multiplier`. ValueError unless the level is one
         known number and 0 < level < 1.
         """
-        if not is_number(level) or not 0 < float(np.asarray(level)) < 1:
+        # Of NumPy: within a trace what JAX compares is traced.
+        known = float(np.asarray(level)) if is_number(level) else math.nan
+        if not 0 < known < 1:
             raise ValueError(f"level must be one number between 0 and 1, got {level}")
-        level = float(np.asarray(level))  # within a trace what JAX compares is traced
         deviation = self.standard_deviation()
         if self.tails == "student":
             third_powers = self.covariance.root_third_powers() / deviation**3
-            half = deviation * student.interval_multiplier(level, third_powers)
+            half = deviation * student.interval_multiplier(known, third_powers)
             return Interval(self.mean - half, self.mean + half)
         skewness = jnp.zeros_like(deviation) if self.third_cumulant is None else self.skewness()
 
@@ -166,7 +168,7 @@ class Posterior:
             return self.mean + deviation * shifted * (1.0 + bent + jnp.square(bent) / 3.0)
 
         # Of Python's numbers: in float32 a level near 1 leaves nothing beside it.
-        low = statistics.NormalDist().inv_cdf(0.5 - float(level) / 2)
+        low = statistics.NormalDist().inv_cdf(0.5 - known / 2)
         return Interval(end(low), end(-low))
 
 

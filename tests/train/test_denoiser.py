@@ -390,7 +390,7 @@ def test_a_black_box_within_a_network_has_no_derivative_either(small_config, tmp
     ("name", "noise", "said"),
     [
         ("shape", 0.3, r"gives \(1, 1, 8, 1\) of images \(1, 8, 8, 1\)"),
-        ("nothing", 0.3, r"fails at sigma 0\.3: .*: it gives values that are not finite"),
+        ("nothing", 0.3, "gives values that are not finite at sigma 0.3"),
         ("bytes_of", 0.3, "gives uint8, not floating-point numbers"),
         ("whole_array", 0.3, r"another answer for an image among others .* each of the N images"),
         ("steps", 1e-3, r"sigma=0\.001 is not a level of this network: it knows 0\.01"),
@@ -438,7 +438,10 @@ def test_what_a_denoiser_raises_later_is_one_line(tmp_path, monkeypatch, capsys,
         crashes(images, 0.1).block_until_ready()
         for score, said in (
             (lambda: crashes(images, 0.1), "OSError: the licence server is down"),
-            (lambda: divides(0 * images, 0.1), "it gives values that are not finite"),
+            (
+                lambda: divides(0 * images, 0.1),
+                "FloatingPointError: gives values that are not finite",
+            ),
         ):
             monkeypatch.setattr(cli, "parse", lambda *_, score=score: score().block_until_ready())
             assert cli.main(["hos-jax"]) == 2
