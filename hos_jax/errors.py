@@ -28,7 +28,7 @@ class StorageError(UserError):
 
 
 class NonFiniteError(UserError):
-    """The loss or its gradient stopped being a number."""
+    """A loss, its gradient, what was fitted or a belief stopped being numbers."""
 
 
 class NotDifferentiableError(UserError):

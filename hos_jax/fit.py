@@ -220,17 +220,15 @@ def _fit(
     _check_draws(key, sample, batch_size, dim)
 
     def loss_fn(key, params):
-        clean_key, noise_key = jax.random.split(key)
+        clean_key, noise_key, probe_key, level_key = jax.random.split(key, 4)
         clean = _draw(clean_key, sample, batch_size, dim)
         noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
         probes = None
         if objective.needs_probes:
-            probe_key = jax.random.fold_in(jax.random.clone(key), 2)
             probes = jax.random.rademacher(probe_key, clean.shape, clean.dtype)
         model = functools.partial(evaluate, params)
         level: Any = sigma
         if isinstance(sigma, tuple):
-            level_key = jax.random.fold_in(jax.random.clone(key), 3)
             level = _levels(level_key, *sigma, batch_size).astype(clean.dtype)
         values = objective.per_example(model, clean, noise, level, probes=probes, apart=apart)
         return jnp.mean(values["loss"])
@@ -535,7 +533,8 @@ def train_second_order(
     NonFiniteError where the fit, or every one of them, diverged.
     """
     options: Any = {**settings, "start_from": start_from}
-    fit_key, held_out_key = key, jax.random.fold_in(jax.random.clone(key), 1)
+    # The fit itself splits its key, and what a split gives is `fold_in` of 0 and 1.
+    fit_key, held_out_key = key, jax.random.fold_in(jax.random.clone(key), 2)
 
     def learn(weight: float) -> tuple[HessianFn, Any]:
         chosen = {"loss": "jacobian"} if weight == 1 else {"loss": loss, "jacobian_weight": weight}

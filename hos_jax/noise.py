@@ -33,6 +33,7 @@ def perturb(clean: Array, noise: Array, sigma: Array | float) -> AntitheticPair:
 
 # Every use of randomness in a run, each with keys of its own. A stream's number is its place here:
 # new ones go to the end, so that a run resumed with a later version draws what it would have drawn.
+# Of one that has no steps, "likelihood", the step tells its uses apart.
 STREAMS = (
     "parameters",
     "training noise",

@@ -235,6 +235,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
     if output:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        # Nine digits tell all numbers of single precision apart.
+        csv.writer(text, lineterminator="\n").writerows(found.table(names, digits=9))
         write_atomically(output, text.getvalue())
         print(f"evidence: {output}")

@@ -23,6 +23,11 @@ REMEDIES = {
     errors.StorageError: "; --resume_training goes on once that is mended",
     errors.NonFiniteError: "; try a lower optim.lr, or a smaller optim.clip above 0",
 }
+# What takes less memory, of commands that do not train.
+SMALLER = {
+    "denoise": "a smaller --tile or fewer --samples",
+    "causal_order": "fewer rows or columns",
+}
 
 
 def _connect(values: flags.FlagValues) -> None:
@@ -99,7 +104,8 @@ def main(argv: list[str]) -> int:
         if said := errors.raised_in_callback(error):
             message = f"the denoiser fails: {said}"
         elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            message = "too little memory: choose a smaller training.batch_size or model.ngf"
+            smaller = SMALLER.get(argv[1], "a smaller training.batch_size or model.ngf")
+            message = f"too little memory: choose {smaller}"
         else:
             raise
     print(f"error: {' '.join(message.split())}", file=sys.stderr)

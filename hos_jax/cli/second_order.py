@@ -122,5 +122,7 @@ def sigma_levels(text: str) -> list[float]:
     if len(found) > 2 or not all(level > 0 for level in found):
         raise UserError(f"--sigma={text} must be one positive number, or two")
     if max(found) > 10:
-        raise UserError(f"--sigma={text} is of white, which is 1: did you mean {text}/255?")
+        meant = ":".join(part if "/" in part else f"{part}/255" for part in text.split(":"))
+        hint = f": did you mean {meant}?" if meant != text else ""
+        raise UserError(f"--sigma={text} is of white, which is 1{hint}")
     return found

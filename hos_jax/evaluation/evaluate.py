@@ -108,7 +108,8 @@ def evaluate_run(
     """
     begun = time.monotonic()
     workdir = expanded(workdir)
-    if Path(image_folder).parts[:1] in {("checkpoints",), (METRICS_FILE,), (REPORT_FILE,)}:
+    own = {"checkpoints", "corrupt_checkpoints", "tensorboard", METRICS_FILE, REPORT_FILE}
+    if own & set(Path(image_folder).parts[:1]):
         raise UserError(f"--image_folder={image_folder!r} is the run's own: choose another name")
     run = load_run_as(config, workdir)
     if Path(image_folder) not in (Path("figures"), Path(".")):

@@ -130,13 +130,13 @@ def _labels(problem: Problem) -> np.ndarray | None:
     return np.arange(sampling.chains, dtype=np.int32) % np.int32(classes)
 
 
-def _reverse_derivatives_fn(problem: Problem, params: Any) -> Callable:
-    """(s1, s2) as the steps of reverse diffusion take them, with guidance where it is asked for."""
+def _reverse_derivatives_fn(problem: Problem, params: Any, guidance: float) -> Callable:
+    """(s1, s2) as the steps of reverse diffusion take them, with guidance unless it is 1."""
     derivatives_fn = make_derivatives_fn(problem, params)
-    if networks_per_evaluation(problem.config.sampling) == 1:
+    if guidance == 1.0:
         return derivatives_fn
     unknown = jnp.int32(problem.config.model.classes)
-    return samplers.diffusion.guided(derivatives_fn, problem.config.sampling.guidance, unknown)
+    return samplers.diffusion.guided(derivatives_fn, guidance, unknown)
 
 
 def _denoiser_of_classes(problem: Problem, params: Any, labels: np.ndarray | None) -> Callable:
@@ -155,7 +155,7 @@ def _make_class_denoiser(problem: Problem, guidance: float) -> Callable:
 
     @jax.jit
     def denoise(params: Any, noisy: Array, sigma: Array, labels: Array) -> Array:
-        derivatives_fn = _reverse_derivatives_fn(problem, params)
+        derivatives_fn = _reverse_derivatives_fn(problem, params, guidance)
 
         def one(noisy: Array, label: Array) -> Array:
             return tweedie.posterior_mean(noisy, derivatives_fn(noisy, sigma, label)[0], sigma)
@@ -222,7 +222,7 @@ def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
     chains = samplers.reverse_chains(
         chain_key,
         reverse_kernel(problem),
-        _reverse_derivatives_fn(problem, params),
+        _reverse_derivatives_fn(problem, params, sampling.guidance),
         _noisy_start(problem, start_key, sigmas[0]),
         sigmas,
         conditions=_labels(problem),

@@ -137,7 +137,7 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
         sums.append(total)
     joined, violations, samples = _join(parts)
     result: dict[str, Any] = {name: float(np.mean(values)) for name, values in joined.items()}
-    errors = {name: _standard_error(values) for name, values in joined.items()}
+    errors = {name: standard_error(values) for name, values in joined.items()}
     result |= {"standard_error": errors, "held_out_images": len(data.held_out)}
     if sums[0] is not None:
         total = jax.tree.map(lambda *leaves: np.sum(leaves, axis=0, dtype=float), *sums)
@@ -148,11 +148,11 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     return result
 
 
-def _standard_error(values: np.ndarray) -> Any:
+def standard_error(values: np.ndarray) -> Any:
     """Of the mean over the first axis, as JSON types; None where one value does not tell."""
     if len(values) < 2:
         return None
-    return (values.std(axis=0) / np.sqrt(len(values))).tolist()
+    return (values.std(axis=0, ddof=1) / np.sqrt(len(values))).tolist()
 
 
 def _join(parts: list[Any]) -> Any:
@@ -244,7 +244,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     joined = _join(parts)
     _warn_of_unconverged(joined.pop("converged"))
     result = {name: values.mean(axis=0).tolist() for name, values in joined.items()}
-    errors = _standard_error(joined["model"])
+    errors = standard_error(joined["model"])
     result |= {"standard_error": errors, "images": len(joined["model"])}
     return result | {"random": ((1 + np.arange(count)) / dim).tolist()}
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax import data, pointwise
+from hos_jax.evaluation.held_out import standard_error
 from hos_jax.linops import Diagonal
 from hos_jax.noise import example_keys, geometric_sigmas, stream_key
 from hos_jax.training.problem import Problem
@@ -164,10 +165,7 @@ def likelihood_scores(problem: Problem, params: Any) -> dict[str, Any]:
     result: dict[str, Any] = {name: _mean(values) for name, values in measured.items()}
     result["bounds"] = {kind: _mean(bits(found.total)) for kind, found in bounds.items()}
     result["evaluations"] = _mean(found.evaluations[finite])
-    result["standard_error"] = {
-        name: float(np.std(values) / np.sqrt(len(values))) if len(values) > 1 else None
-        for name, values in measured.items()
-    }
+    result["standard_error"] = {name: standard_error(found) for name, found in measured.items()}
     return result | {"images": int(finite.sum())}
 
 

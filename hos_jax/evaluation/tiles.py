@@ -132,7 +132,7 @@ def examine(
     draws = np.empty((samples, *noisy.shape), np.float32)
     for part, window in tiles(noisy.shape[:2], size, margin, step):
         seen = np.s_[window[0] : window[1], window[2] : window[3]]
-        white = _white(white_key, window, noisy.shape, samples)
+        white = _white(white_key, window, noisy.shape[2], samples)
         score = None if known is None else known[seen]
         rows, drawn = jax.device_get(at(noisy[seen], score, white))
         whole = np.s_[part[0] : part[1], part[2] : part[3]]
@@ -147,14 +147,16 @@ def examine(
     return Examined(mean, deviation, lower, upper, draws)
 
 
-def _white(key: jax.Array, window: tuple, shape: tuple, samples: int) -> jax.Array:
-    """White noise of a window, (h, w, C, k); that of each row of the picture is its own."""
+def _white(key: jax.Array, window: tuple, channels: int, samples: int) -> jax.Array:
+    """White noise of a window, (h, w, C, k); that of each pixel of the picture is its own."""
+    row_keys = _numbered(key, window[0], window[1])
+    keys = jax.vmap(lambda key: _numbered(key, window[2], window[3]))(row_keys)
+    return jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (channels, samples))))(keys)
 
-    def row(number: jax.Array) -> jax.Array:
-        return jax.random.normal(jax.random.fold_in(key, number), (*shape[1:], samples))
 
-    rows = jax.vmap(row)(jnp.arange(window[0], window[1], dtype=jnp.uint32))
-    return rows[:, window[2] : window[3]]
+def _numbered(key: jax.Array, start: int, stop: int) -> jax.Array:
+    numbers = jnp.arange(start, stop, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def _colored(posterior: Posterior, white: jax.Array, weights: jax.Array) -> jax.Array:

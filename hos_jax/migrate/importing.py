@@ -15,7 +15,7 @@ import ml_collections
 from hos_jax import config as run_config
 from hos_jax.config.networks import make_model
 from hos_jax.config.runners import RUNNERS, apply_runner
-from hos_jax.errors import UserError, did_you_mean
+from hos_jax.errors import StorageError, UserError, did_you_mean
 from hos_jax.files import check_run_path, expanded, locked
 from hos_jax.migrate import tensor_files
 from hos_jax.migrate.parameters import check_fits, from_arrays, with_denoiser
@@ -23,7 +23,7 @@ from hos_jax.migrate.pretrained import NAMES, path_of
 from hos_jax.migrate.published import PublishedModel, recognise
 from hos_jax.models.score_model import outputs_of
 from hos_jax.noise import stream_key
-from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.checkpoint import Checkpoints, check_none_left
 from hos_jax.training.problem import Problem, denoiser_answer
 from hos_jax.training.state import init_state
 
@@ -179,17 +179,23 @@ def _write_run(
     answer: list[float] | None = None,
 ) -> None:
     """The run folder as training leaves it: config, and one checkpoint of an optimizer at rest."""
-    if (workdir / run_config.CONFIG_FILE).exists():
-        raise UserError(f"{workdir} already holds a run: choose another folder")
     check_run_path(workdir)
-    state = init_state({"params": params}, problem.optimizer, problem.config.optim.ema)
+    state = init_state({"params": params}, problem.optimizer, problem.config.optim.ema, step)
     averages = None if ema is None else {"params": ema}
-    state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32), ema_params=averages)
+    state = dataclasses.replace(state, ema_params=averages)
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir):
+        if (workdir / run_config.CONFIG_FILE).exists():
+            raise UserError(f"{workdir} already holds a run: choose another folder")
+        check_none_left(workdir / "checkpoints")
         keep = problem.config.training.keep_checkpoints
-        with contextlib.closing(Checkpoints(workdir / "checkpoints", keep)) as checkpoints:
-            # Not evaluated: every checkpoint that training saves after it counts as better.
-            state, details = jax.device_get(state), {"seconds": 0.0}
-            checkpoints.save(step, state, held_out_loss=float("inf"), details=details)
+        try:
+            with contextlib.closing(Checkpoints(workdir / "checkpoints", keep)) as checkpoints:
+                # Not evaluated: every checkpoint that training saves after it counts as better.
+                state, details = jax.device_get(state), {"seconds": 0.0}
+                checkpoints.save(step, state, held_out_loss=float("inf"), details=details)
+        except StorageError as error:
+            # Of a run that training saves there would be something to go on from.
+            raise UserError(str(error)) from error
+        # Last: a folder without it is no run.
         run_config.save(problem.config, workdir, denoiser=answer)

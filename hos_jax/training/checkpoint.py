@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hos_jax.errors import StorageError, UserError, reason
-from hos_jax.files import free_name
+from hos_jax.files import CONFIG_FILE, free_name
 from hos_jax.training.parallel import process_index
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,20 @@ class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
             return math.inf
 
 
+def _steps_in(directory: Path) -> list[int]:
+    names = (path.name for path in directory.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def check_none_left(directory: Path) -> None:
+    """Raise UserError where a run that begins would find the checkpoints of another."""
+    if directory.is_dir() and _steps_in(directory):
+        raise UserError(
+            f"{directory} has the checkpoints of a run whose {CONFIG_FILE} is gone: put it back, "
+            "or choose another folder"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder.
 
@@ -100,18 +114,19 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint on disk, oldest first."""
         # Not the manager's list, which has a step from the moment that its saving starts.
-        names = (path.name for path in self.directory.iterdir() if path.is_dir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        return _steps_in(self.directory)
 
     def save(self, step: int, state: Any, *, held_out_loss: float | None, details: dict) -> None:
         """Start to save host arrays in the background; returns once they are copied.
 
-        Without a held-out loss it is never the best one. UserError if the save before failed.
+        Without a held-out loss it is never the best one. UserError if the save before failed, or if
+        there is a checkpoint of this step or a later one.
         """
         meta = {**details, "checksum": checksum(state), "held_out_loss": held_out_loss}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         with self._named_failure():
-            self._manager.save(step, args=args)
+            if not self._manager.save(step, args=args):
+                raise ValueError(f"there is one of step {step} or later")
 
     def check(self) -> None:
         """Raise UserError if saving in the background has failed."""

@@ -25,7 +25,7 @@ from hos_jax.errors import NonFiniteError, StorageError, UserError
 from hos_jax.files import check_run_path, expanded, locked
 from hos_jax.noise import example_keys, log_normal_sigmas, log_uniform_sigmas, stream_key
 from hos_jax.training import parallel
-from hos_jax.training.checkpoint import Checkpoints
+from hos_jax.training.checkpoint import Checkpoints, check_none_left
 from hos_jax.training.logs import RunLog, read_history, shows_progress
 from hos_jax.training.problem import (
     Problem,
@@ -271,8 +271,8 @@ def train_and_evaluate(
       on_evaluation: called as `(problem, parameters, step, log)` after every evaluation, with
         parameters on the host: for pictures.
       make_room: called once the config is known to work, before anything is written.
-      should_stop: asked before every step; where it says so, the state is saved and returned as it
-        is.
+      should_stop: asked before every step, by several processes before every tenth; where it says
+        so, the state is saved and returned as it is.
       on_compiled: called whenever a training step has been compiled.
 
     Returns:
@@ -339,6 +339,7 @@ def _begin(
         if not resume and (workdir / run_config.CONFIG_FILE).exists():
             raise UserError(f"{workdir} already holds a run: resume it or choose another folder")
         if not resume:
+            check_none_left(workdir / "checkpoints")
             # The first file of a run: from here on it can be resumed, however the process ends.
             run_config.save(config, workdir, problem.identity(), problem.data.form, answer)
     except OSError as error:
@@ -401,6 +402,13 @@ def _batches(problem: Problem, step: int, count: int) -> Batch:
     return parallel.shard(jax.tree.map(lambda *leaves: np.stack(leaves), *several), axis=1)
 
 
+def _is_stopped(should_stop: Callable[[], bool], calls: int) -> bool:
+    # To ask other processes is to wait for the step that is running.
+    if parallel.process_count() > 1 and calls % 10:
+        return False
+    return parallel.any_process(should_stop())
+
+
 def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compiled) -> TrainState:
     """Train from `state` on; `files` is None in all processes but the first."""
     training = problem.config.training
@@ -415,8 +423,8 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
     begun, window_begun, averages = time.monotonic(), time.monotonic(), _Averages()
     shown = files is not None and shows_progress()
     bar = tqdm(total=total, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
-    while step < total and not parallel.any_process(should_stop()):
-        stride = training.steps_per_dispatch
+    stride = training.steps_per_dispatch
+    while step < total and not _is_stopped(should_stop, step // stride):
         count = min(stride - step % stride, total - step)
         batch = _batches(problem, step, count)
         if count not in compiled:

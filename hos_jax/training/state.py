@@ -40,13 +40,24 @@ class TrainState:
         return self.params if self.ema_params is None else self.ema_params
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, ema: float) -> TrainState:
-    """The state before the first step."""
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, ema: float, step: int = 0
+) -> TrainState:
+    """The state before the first step, or, of parameters from elsewhere, after `step` steps: there
+    the learning rate is, while nothing is known of gradients."""
+    opt_state = optimizer.init(ravel_pytree(params)[0])
+    if step:
+
+        def is_of_schedule(path: Any, _: Any) -> bool:
+            return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+
+        count = jnp.asarray(step, jnp.int32)
+        opt_state = optax.tree_utils.tree_set(opt_state, is_of_schedule, count=count)
     return TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=jnp.full((), step, jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
-        opt_state=optimizer.init(ravel_pytree(params)[0]),
+        opt_state=opt_state,
         first_nonfinite_step=jnp.full((), -1, jnp.int32),
     )
 

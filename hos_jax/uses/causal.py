@@ -67,7 +67,7 @@ class CausalOrder(NamedTuple):
     order: np.ndarray
     evidence: np.ndarray
 
-    def table(self, names: Sequence[str] | None = None) -> list[list[str]]:
+    def table(self, names: Sequence[str] | None = None, digits: int = 4) -> list[list[str]]:
         """Rows of text: a header; then for each step its number, the leaf, and each statistic.
 
         ValueError unless there is a name for each variable.
@@ -78,7 +78,7 @@ class CausalOrder(NamedTuple):
         rows = [["step", "leaf", *names]]
         for step, found in enumerate(self.evidence):
             leaf = names[int(self.order[len(self.order) - 1 - step])]
-            shown = ["" if np.isnan(value) else f"{value:.4g}" for value in found]
+            shown = ["" if np.isnan(value) else f"{value:.{digits}g}" for value in found]
             rows.append([str(step + 1), leaf, *shown])
         return rows
 
@@ -408,8 +408,7 @@ def causal_order(
     table = jnp.asarray(standardized(data))
     variances = _relative_units(data) if same_noise else None
     model = Conditionals(features)
-    fit_key, noise_key = jax.random.split(key)
-    row_key = jax.random.fold_in(jax.random.clone(key), 2)
+    fit_key, noise_key, row_key = jax.random.split(key, 3)
     members = fit_members(jax.random.split(fit_key, networks), model, table, sigma, steps=steps)
     points = jax.random.permutation(row_key, table)[:rows]
     return order_by(noise_key, model, members, points, sigma, variances=variances)

@@ -237,7 +237,7 @@ def noise_level(
       derivatives_fn: (noisy, sigma) -> s1 and s2, of a model of many noise levels.
       sigmas: levels to begin with, (levels,), rising, two or more: as dense as the likelihood
         asks, a ratio of 1.5 between them will do. The estimate stays between first and last.
-      steps: of the rule, one evaluation each, from 0.
+      steps: of the rule, 0 or more: one evaluation each after the first.
 
     Raises:
       ValueError: for shapes that do not fit, integers, or levels that do not rise.

@@ -267,27 +267,28 @@ def choose_groups(
         raise ValueError(f"expected 1 <= count <= {left}, the groups left, got {count}")
     rows = _check_rows(rows_fn, groups.shape[1])
     _check_product(product, rows.shape[1], rows.dtype)
-    taken: list[Array] = []
-    removed: list[Array] = []
+    width = groups.shape[1]
 
-    def columns_of(group: Array) -> Array:
-        """G, (D, r), of a group whose measurements follow those already chosen."""
+    def columns_of(group: Array, removed: Array) -> Array:
+        """G, (D, r), of a group whose measurements follow those that removed G G^T from K."""
         rows = rows_fn(jnp.maximum(group, 0))
         rows *= (group >= 0).astype(rows.dtype)[:, None]
         spread = jax.vmap(product, in_axes=0, out_axes=1)(rows)
         variance = group_noise_variance(rows, spread, noise_std)
-        for columns in removed:
-            spread -= columns @ (rows @ columns).T
+        spread -= removed @ (rows @ removed).T
         return columns_of_gain(rows, spread, variance)[0]
 
-    for _ in range(count):
-        if taken:
-            removed.append(columns_of(groups[taken[-1]]))
-        gains = jax.lax.map(lambda group: jnp.sum(jnp.square(columns_of(group))), groups)
+    def step(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], Array]:
+        free, removed = carry
+        gains = jax.lax.map(lambda group: jnp.sum(jnp.square(columns_of(group, removed))), groups)
         place = jnp.argmax(jnp.where(free, gains, -jnp.inf)).astype(jnp.int32)
-        taken.append(jnp.where(free[place], place, -1))
-        free = free.at[place].set(False)
-    return jnp.stack(taken)
+        found = columns_of(groups[place], removed)
+        removed = jax.lax.dynamic_update_slice(removed, found, (jnp.zeros_like(start), start))
+        return (free.at[place].set(False), removed), jnp.where(free[place], place, -1)
+
+    removed = jnp.zeros((rows.shape[1], count * width), rows.dtype)
+    starts = jnp.arange(0, count * width, width, dtype=jnp.int32)
+    return jax.lax.scan(step, (free, removed), starts)[1]
 
 
 def check_places(places: np.ndarray, dim: int) -> None:

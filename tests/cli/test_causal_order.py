@@ -33,6 +33,8 @@ def test_a_table_with_names_gives_an_order_and_its_evidence(run, tmp_path):
     assert header == ["step", "leaf", "effect, late", "cause"]
     assert first[:2] == ["1", "effect, late"] and float(first[2]) < float(first[3])
     assert second[:3] == ["2", "cause", ""]
+    # Four digits are shown, and all are kept.
+    assert f"{float(first[2]):.4g}" in done.stdout and first[2] not in done.stdout
 
 
 def test_an_array_of_complex_numbers_is_no_table(tmp_path):

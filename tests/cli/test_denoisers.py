@@ -259,6 +259,10 @@ def test_nothing_of_the_users_is_overwritten(place, environment):
             "did you mean 25/255?",
         ),
         (
+            ["second_order", "--denoiser=mine.py:blur", "--sigma=15:50/255", "--doc=x"],
+            "did you mean 15/255:50/255?",
+        ),
+        (
             [
                 "second_order",
                 "--denoiser=mine.py:blur",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hos_jax.errors import UserError
+from hos_jax.errors import StorageError, UserError
 from hos_jax.files import write_atomically
 from hos_jax.training.checkpoint import Checkpoints, checksum, free_name
 
@@ -94,6 +94,14 @@ def test_when_none_can_be_read_nothing_moves(filled):
     other_model = {"params": {"w": np.zeros((2, 2), np.float32)}, "step": np.int32(0)}
     with pytest.raises(UserError, match="no readable checkpoint"):
         checkpoints.restore(other_model, move_unreadable=True)
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.close()
+
+
+def test_what_is_not_saved_is_told(filled):
+    checkpoints = Checkpoints(filled, keep=2)
+    with pytest.raises(StorageError, match=r"there is one of step 3 or later.* step 5 is kept"):
+        checkpoints.save(3, state(3), held_out_loss=0.5, details={})
     assert checkpoints.steps() == [2, 4, 5]
     checkpoints.close()
 

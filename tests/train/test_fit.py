@@ -152,6 +152,33 @@ def test_auto_takes_the_jacobian_where_it_is_right(law, wrong, monkeypatch):
     np.testing.assert_array_equal(hessian_fn(at).to_dense(), alone(at).to_dense())
 
 
+def test_auto_judges_by_draws_that_no_fit_has_seen(law, monkeypatch):
+    seen, judge = {"fits": set(), "judging": set()}, fit.held_out_losses
+    where = ["fits"]
+
+    def note(key):
+        seen[where[0]].add(tuple(np.asarray(key).ravel().tolist()))
+
+    def sample(key, count):
+        jax.debug.callback(note, jax.random.key_data(key))
+        return law.sample(key, count)
+
+    def judged(*arguments, **options):
+        jax.effects_barrier()
+        where[0] = "judging"
+        found = judge(*arguments, **options, count=16)
+        jax.effects_barrier()
+        return found
+
+    monkeypatch.setattr(fit, "held_out_losses", judged)
+    monkeypatch.setattr(fit, "JACOBIAN_WEIGHTS", (0.0,))
+    model = HessianModel(functools.partial(MLP, features=4, depth=1), SecondOrderHead("diagonal"))
+    arguments = jax.random.key(1), jnp.negative, model, sample, SIGMA
+    fit.train_second_order(*arguments, jacobian_weight="auto", dim=3, steps=16)
+    assert len(seen["fits"]) == len(seen["judging"]) == 16
+    assert not seen["fits"] & seen["judging"]
+
+
 def test_a_score_is_fitted_and_its_derivative_follows(law):
     smooth, model = law.smooth(SIGMA), ScoreModel(NETWORK, data_std=1.0)
     params = jax.jit(
@@ -205,8 +232,10 @@ def test_rows_of_an_array_are_drawn_at_random(kind):
 def test_rows_of_an_array_are_fitted():
     model = ScoreModel(functools.partial(MLP, features=4, depth=1))
     sample = fit.rows(np.random.default_rng(0).normal(size=(20, 2)))
-    params = fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=2, steps=2)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    params = fit.fit_score(jax.random.key(0), model, sample, SIGMA, dim=2, steps=300)
+    # Far from the rows a score leads back.
+    far = jnp.array([3.0, -3.0])
+    assert jnp.all(pointwise.score_fn(model, params, SIGMA)(far) * far < 0)
 
 
 @pytest.mark.parametrize(
@@ -466,11 +495,17 @@ def test_scores_of_a_range_of_levels_are_those_of_a_correlated_gaussian():
 def test_all_orders_of_a_model_are_fitted_together(law, networks):
     model = CONDITIONAL.clone(networks=networks, third_order=True)
     settings = {"dim": 3, "steps": 2, "jacobian_weight": 0.5}
+    begun = []
+    start = model.init
+
+    def spy(*arguments, **options):
+        begun.append(start(*arguments, **options))
+        return begun[0]
+
+    object.__setattr__(model, "init", spy)
     params = fit.fit_scores(jax.random.key(0), model, law.sample, RANGE, **settings)
-    start = model.init(jax.random.key(2), jnp.zeros((1, 3)), 1.0)
-    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(params), strict=True):
-        # Those before a swish of 0 need not move; biases begin at 0.
-        assert before.shape == after.shape and np.any(np.asarray(after) != 0)
+    for before, after in zip(jax.tree.leaves(begun[0]), jax.tree.leaves(params), strict=True):
+        assert before.shape == after.shape and np.any(np.asarray(before) != np.asarray(after))
 
 
 def test_a_model_of_a_range_is_told_its_level(law):

@@ -61,6 +61,10 @@ def test_the_weights_become_a_run_with_all_images(tmp_path, monkeypatch):
     first = run.problem.data.held_out[:16]
     np.testing.assert_array_equal(first, here.problem.data.held_out)
     jax.tree.map(np.testing.assert_array_equal, run.params, here.params)
+    (tmp_path / "demo" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json is gone"):
+        hos_jax.migrate.import_checkpoint("demo", tmp_path / "demo")
+    assert not (tmp_path / "demo" / "config.json").exists()
 
 
 @pytest.mark.parametrize("key", ["noise", "model.data_std"])

@@ -24,6 +24,7 @@ from hos_jax.training.loop import (
     train_and_evaluate,
 )
 from hos_jax.training.problem import Problem
+from hos_jax.training.runs import load_run
 from hos_jax.training.state import _splitting, apply_gradients, init_state, make_optimizer
 
 
@@ -240,6 +241,27 @@ def test_another_model_noise_or_data_is_refused(small_config, tmp_path):
         train_and_evaluate(small_config(), tmp_path)
     with pytest.raises(UserError, match="no run in"):
         train_and_evaluate(small_config(), tmp_path / "nothing", resume=True)
+
+
+def test_parameters_from_elsewhere_have_the_learning_rate_of_their_step(small_config):
+    optimizer = make_optimizer(small_config(optim__warmup=10, optim__lr=1e-3).optim, 100)
+    state = init_state({"w": jnp.ones(3)}, optimizer, 0.0, step=4)
+    assert state.step == 4
+    updates, _ = optimizer.update(jnp.ones(3), state.opt_state, jnp.zeros(3))
+    # The first step of Adam is as long as the learning rate, here 5 tenths of the whole.
+    np.testing.assert_allclose(updates, -0.5e-3, rtol=1e-4)
+
+
+def test_nothing_is_trained_beside_the_checkpoints_of_a_run_without_config(small_config, tmp_path):
+    train_and_evaluate(small_config(training__steps=2), tmp_path)
+    (tmp_path / "config.json").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        UserError, match=r"has the checkpoints .* config\.json is gone: put it back"
+    ):
+        train_and_evaluate(small_config(training__steps=1), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "config.json")
+    assert load_run(tmp_path).step == 2
 
 
 def test_unusable_configs_are_refused_before_any_work(small_config, tmp_path):
