@@ -180,6 +180,8 @@ def _at_a_point(
         sigma = as_positive(sigma)
         if known is not None:
             sigma = _checked_level(sigma, known, levels)
+        if isinstance(noisy, np.ndarray) and not noisy.dtype.isnative:
+            noisy = noisy.astype(noisy.dtype.newbyteorder("="))  # of FITS files, say
         noisy = jnp.asarray(noisy)
         _check_point(noisy, image_shape)
         return evaluate(params, at_least_float32(noisy), sigma, *_checked_label(label, model))

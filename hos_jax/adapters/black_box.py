@@ -57,7 +57,13 @@ class BlackBox:
                 raise ValueError(f"the function gives a {kind}, not an array of images")
             predicted = np.asarray(answer)
             if predicted.shape != images.shape:
-                raise ValueError(f"the function gives {predicted.shape} of images {images.shape}")
+                lacks_channel = (*predicted.shape, 1) == images.shape
+                hint = (
+                    ": give the axis of the channel back, by [..., None]" if lacks_channel else ""
+                )
+                raise ValueError(
+                    f"the function gives {predicted.shape} of images {images.shape}{hint}"
+                )
             if not np.issubdtype(predicted.dtype, np.floating):
                 raise ValueError(
                     f"the function gives {predicted.dtype}, not floating-point numbers"

@@ -9,8 +9,9 @@ __getattr__, __dir__ = lazily(
     keys="",
     named="find_config named_config",
     networks="",
-    run_file="CONFIG_FILE IDENTITY check_same_denoiser check_same_images check_same_run "
-    "differences from_plain image_form load save saved_denoiser_answer to_plain versions",
+    run_file="CONFIG_FILE IDENTITY SAME_ANSWER check_same_denoiser check_same_images "
+    "check_same_run differences from_plain image_form load save saved_denoiser_answer to_plain "
+    "versions",
     runners="RUNNERS apply_runner",
     saved_config="",
 )

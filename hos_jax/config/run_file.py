@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 # What a resumed or tested run must have in common with the run on disk.
 IDENTITY = ("runner", "noise", "seed", "data", "model", "loss")
+# How far apart two answers of one denoiser may be, in units of sigma: machines and libraries may
+# differ in their last digits.
+SAME_ANSWER = 0.01
 # What stands beside the config in the file.
 _BESIDE = ("versions", "images", "image_form", "denoiser_answer")
 # What every version wrote of the model and its images: a default in its place would be another run.
@@ -198,12 +201,12 @@ def saved_denoiser_answer(workdir: Path) -> list[float] | None:
 def check_same_denoiser(where: Path, saved: list[float] | None, answer: list[float] | None) -> None:
     """Warn of a denoiser that no longer says what it said when the run in `where` was begun.
 
-    The values are in units of sigma; machines and libraries may differ in their last digits.
+    The values are in units of sigma.
     """
     if saved is None or answer is None:
         return
     pairs = zip(saved, answer, strict=False)
-    if len(saved) == len(answer) and all(abs(then - now) <= 0.01 for then, now in pairs):
+    if len(saved) == len(answer) and all(abs(then - now) <= SAME_ANSWER for then, now in pairs):
         return
     logger.warning(
         f"{where}: the denoiser does not say what it said when this run was begun; the run's "

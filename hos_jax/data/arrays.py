@@ -14,6 +14,9 @@ from hos_jax.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
+# Bytes that were saved as floating-point numbers.
+_FLOATING_BYTES = (0.0, 255.0)
+
 
 def load_arrays(root: str | os.PathLike | None) -> ImageData:
     """The images in a `.npy` or `.npz` file; nothing in it is ever unpickled.
@@ -26,8 +29,9 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
     not used, such as those called `val`, are named in a warning.
 
     Floating-point numbers are data units as they are, so that sigma and `model.data_std` are in
-    these units too; their range is [0, 1] or [-1, 1] where they fill at least half of it, and else
-    from their smallest value to the largest. Bytes are mapped onto [-1, 1].
+    these units too; black and white are the ends of [0, 1], [-1, 1] or [0, 255] where they fill at
+    least half of it, and else their smallest and largest value, which is said. Bytes are mapped
+    onto [-1, 1].
 
     Raises:
         UserError: `root` is not given or cannot be read, or its arrays are not as above: other
@@ -68,6 +72,8 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
         train, held_out = train.take(~mask), train.take(mask)
     parts = train.images, held_out.images, train.labels, held_out.labels
     value_range = _value_range(path, train.images)
+    if train.images.dtype != np.uint8:
+        _name_another_scale(path, held_out.images, value_range)
     try:
         return ImageData("arrays", *parts, value_range)
     except ValueError as error:
@@ -92,7 +98,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 return {name: loaded[name] for name in loaded.files}
     except Exception as error:  # a damaged file makes NumPy raise anything from KeyError on
         what = "cannot be read as .npy or .npz without pickles"
-        raise UserError(f"{path} {what}: {reason(error)}") from error
+        said = reason(error)
+        if "pickle" in said:
+            said = "it holds Python objects, or is no file of NumPy"
+        raise UserError(f"{path} {what}: {said}") from error
 
 
 def _part(what: str, array: np.ndarray, labels: np.ndarray | None) -> _Part:
@@ -145,7 +154,24 @@ def _value_range(path: Path, images: np.ndarray) -> tuple[float, float]:
     low, high = float(images.min()), float(images.max())
     if low == high:
         raise UserError(f"{path}: all values are {low}: there is nothing to learn")
-    for smallest, largest in (UNIT_RANGE, SIGNED_RANGE):
+    for smallest, largest in (UNIT_RANGE, SIGNED_RANGE, _FLOATING_BYTES):
         if smallest <= low and high <= largest and 2 * (high - low) >= largest - smallest:
             return smallest, largest
+    logger.info(
+        "%s: black is taken to be %.4g and white %.4g, the smallest and the largest value, as they "
+        "do not fill half of 0 to 1, -1 to 1 or 0 to 255",
+        *(path, low, high),
+    )
     return low, high
+
+
+def _name_another_scale(path: Path, held_out: np.ndarray, value_range: tuple) -> None:
+    """A warning for a held-out part in other units than what is trained on."""
+    low, high = value_range
+    found = float(held_out.min()), float(held_out.max())
+    if found[0] < 2 * low - high or found[1] > 2 * high - low:
+        logger.warning(
+            "%s: held-out values are from %.4g to %.4g, where black is %.4g and white %.4g: are "
+            "both parts in the same units?",
+            *(path, *found, low, high),
+        )

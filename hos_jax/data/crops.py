@@ -58,8 +58,6 @@ def load_crops(
     pictures: dict[Path, _Picture] = {}
 
     def prepare(path: Path, image: Image.Image) -> np.ndarray:
-        if grey:
-            image = image.convert("L").convert("RGB")
         pictures[path] = _squares(np.asarray(image), np.asarray(image.reduce(2)), image_size, share)
         return pictures[path].apart
 
@@ -68,7 +66,7 @@ def load_crops(
             logger.warning("%s is smaller than a crop of %d pixels", path, image_size)
             del pictures[path]
 
-    found = read_all(folder, files, prepare, keep, skip_unreadable)
+    found = read_all(folder, files, prepare, keep, skip_unreadable, grey=grey)
     if not pictures:
         raise UserError(f"{folder} holds no picture of {image_size} pixels: {_REMEDY}")
     # In the order of their paths, and not in that in which they were read.

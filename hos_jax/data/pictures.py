@@ -109,6 +109,8 @@ def read_all(
     prepare: Prepare,
     keep: Callable[[int, Path, np.ndarray], None],
     skip_unreadable: bool,
+    *,
+    grey: bool = False,
 ) -> Found:
     """Read all images among the files; `keep(number, path, pixels)` is called for one at a time.
 
@@ -120,19 +122,20 @@ def read_all(
         folder, entries: what `files_below` gives.
         skip_unreadable: leave out what is no readable 8-bit image, as if it were not there, and
             name it in a warning.
+        grey: make every picture grey first.
 
     Raises:
         UserError: fewer than two images; a file that is not one readable 8-bit image; what
             `prepare` raises.
     """
-    count, errors, checksum = 0, [], hashlib.blake2b(digest_size=16)
+    count, colour, errors, checksum = 0, 0, [], hashlib.blake2b(digest_size=16)
     notes: dict[str, list[Path]] = {}
 
     def read(entry: tuple[Path, str | None]) -> _Picture | _UnreadableError | None:
         path, trouble = entry
         try:
             if trouble is None:
-                return _read(path, prepare)
+                return _read(path, prepare, grey)
             if not _IMAGE_NAME.search(path.name) and not path.is_dir():
                 return None
             raise _UnreadableError(f"{path} {trouble}: mend or remove it")
@@ -160,20 +163,26 @@ def read_all(
                     count += 1
                     # Of the files and not of their pixels: decoders may differ between machines.
                     checksum.update(digest)
+                    if not pixels.size:  # nothing is taken of it, whatever it is
+                        said = [note for note in said if note != _GREY]
+                    elif _GREY not in said:
+                        colour += 1
                 for note in said:
                     notes.setdefault(note, []).append(path.relative_to(folder))
     finally:
         pool.shutdown(cancel_futures=True)  # or an unreadable file is reported after all the others
-    _report(folder, count, errors, notes)
+    if not colour:
+        notes.pop(_GREY, None)
+    _report(folder, errors, notes)
     if count < 2:
         found = f"{count} readable images" if errors else f"{count} image files"
         needed = f"at least 2 are needed ({', '.join(FORMATS)})"
         remedy = "set --config.data.root to a folder of images"
         raise UserError(f"{folder} holds {found} and {needed}: {remedy}")
-    return Found(count, checksum.hexdigest(), grey=len(notes.get(_GREY, ())) == count)
+    return Found(count, checksum.hexdigest(), grey=not colour)
 
 
-def _report(folder: Path, count: int, errors: list, notes: dict[str, list[Path]]) -> None:
+def _report(folder: Path, errors: list, notes: dict[str, list[Path]]) -> None:
     """Say which files are left out, and which are read in a way that may surprise."""
 
     def named(files: list) -> str:
@@ -183,12 +192,11 @@ def _report(folder: Path, count: int, errors: list, notes: dict[str, list[Path]]
     if errors:
         logger.warning("%s: %d files are skipped: %s", folder, len(errors), named(errors))
     for note, paths in notes.items():
-        if note != _GREY or len(paths) < count:
-            level = logging.WARNING if note is _TRANSPARENT else logging.INFO
-            logger.log(level, "%s: %d files %s: %s", folder, len(paths), note, named(paths))
+        level = logging.WARNING if note is _TRANSPARENT else logging.INFO
+        logger.log(level, "%s: %d files %s: %s", folder, len(paths), note, named(paths))
 
 
-def _read(path: Path, prepare: Prepare) -> _Picture | None:
+def _read(path: Path, prepare: Prepare, grey: bool = False) -> _Picture | None:
     """One file; None if neither its name nor its content is that of an image.
 
     Raises:
@@ -227,10 +235,13 @@ def _read(path: Path, prepare: Prepare) -> _Picture | None:
         said = "it has other content" if unknown else reason(error)
         what = f"is not a readable image ({', '.join(FORMATS)}): mend or remove it: {said}"
         raise _UnreadableError(f"{path} {what}") from error
-    pixels = prepare(path, image)
-    if pixels.size and (pixels == pixels[..., :1]).all():
+    if grey:
+        image = image.convert("L").convert("RGB")
+    # Of the whole picture: others may be cut out of it than `prepare` gives.
+    whole = np.asarray(image)
+    if (whole == whole[..., :1]).all():
         notes.append(_GREY)
-    return pixels, digest, notes
+    return prepare(path, image), digest, notes
 
 
 def _check_form(path: Path, image: Image.Image) -> None:

@@ -249,9 +249,15 @@ def _check_images_apart(problem: Problem, noisy: Any, alone: np.ndarray, sigma: 
     apart = sigma * float(np.sqrt(np.mean(np.square(together - alone))))
     again = _ask_denoiser(problem, noisy[0], sigma)
     repeated = sigma * float(np.sqrt(np.mean(np.square(again - alone[0]))))
+    name = f"model.denoiser={problem.config.model.denoiser}"
+    if repeated > run_config.SAME_ANSWER:
+        logger.warning(
+            f"{name} gives another answer at every call, by {repeated:.2g} sigma: its covariance "
+            "has what is random in it too"
+        )
     if apart > max(0.03, 5.0 * repeated):
         raise UserError(
-            f"model.denoiser={problem.config.model.denoiser} gives another answer for an image "
+            f"{name} gives another answer for an image "
             f"among others than for it alone, by {apart:.2g} sigma: it gets a batch, (N, H, W, C), "
             "and has to filter each of the N images by itself, as it would alone"
         )
@@ -259,7 +265,8 @@ def _check_images_apart(problem: Problem, noisy: Any, alone: np.ndarray, sigma: 
 
 def denoiser_answer(problem: Problem) -> list[float] | None:
     """Sixteen values, in units of sigma, of what a denoiser from outside takes off an image that is
-    half grey and half white, with noise; None without one. UserError for what it raises."""
+    half grey and half white, with noise; None without one, and for one that gives another answer at
+    every call. UserError for what it raises."""
     if not isinstance(problem.model, FixedScoreModel):
         return None
     config, shape = problem.config, problem.data.image_shape
@@ -267,7 +274,10 @@ def denoiser_answer(problem: Problem) -> list[float] | None:
     clean = np.full(shape, 0.5 * (low + high), np.float32)
     clean[:, shape[1] // 2 :] = high
     noise = jax.random.normal(stream_key("denoiser answer", config.seed), shape)
-    score = _ask_denoiser(problem, clean + config.noise * noise, config.noise).ravel()
+    noisy = clean + config.noise * noise
+    score, again = (_ask_denoiser(problem, noisy, config.noise).ravel() for _ in range(2))
+    if config.noise * np.abs(again - score).max() > run_config.SAME_ANSWER:
+        return None
     chosen = np.linspace(0, score.size - 1, 16).astype(int)
     return [round(float(value), 5) for value in config.noise * score[chosen]]
 

@@ -49,6 +49,7 @@ def test_bytes_are_kept_and_get_a_channel_axis(tmp_path):
         (2.0, -1.0, (-1.0, 1.0)),
         (1e-3, 0.0, (0.0, 1e-3)),
         (3000.0, -1000.0, (-1000.0, 2000.0)),
+        (250.0, 3.0, (0.0, 255.0)),
     ],
 )
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, ">f4"])
@@ -62,6 +63,19 @@ def test_numbers_stay_as_they_are_with_their_range(tmp_path, scale, shift, value
     with pytest.raises(ValueError, match="takes float32 images here, got uint8"):
         loaded.to_float(BYTES)
     np.testing.assert_allclose(loaded.value_range, value_range, rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_what_is_black_and_white_is_said_where_it_is_guessed(tmp_path, caplog):
+    caplog.set_level("INFO")
+    values = np.linspace(0.0, 1.0, 4 * 16).reshape(4, 4, 4)[::-1]
+    _load(tmp_path, values)
+    assert not caplog.text
+    values = 0.4 * (values + 0.1)
+    _load(tmp_path, values)
+    assert "black is taken to be 0.14" in caplog.text and "and white 0.44, the" in caplog.text
+    assert "same units" not in caplog.text
+    _load(tmp_path, {"x_train": values, "x_test": 255 * values})
+    assert "held-out values are from 10.2 to 112.2, where black is 0.04 and" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["labels", "targets", "y", "train_labels", "arr_1"])

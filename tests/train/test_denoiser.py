@@ -20,7 +20,7 @@ from hos_jax.errors import NotDifferentiableError, UserError
 from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.models.unet import UNet
 from hos_jax.training import load_run, loop
-from hos_jax.training.problem import Problem, check_denoiser
+from hos_jax.training.problem import Problem, check_denoiser, denoiser_answer
 
 FILE = """
 import jax.numpy as jnp
@@ -372,6 +372,9 @@ def brighter(noisy, sigma):
 def whole_array(noisy, sigma):
     return 0.5 * noisy + 0.25 * (noisy[::-1] + np.roll(noisy, 1, 0))
 
+def without_channel(noisy, sigma):
+    return 0.5 * noisy[..., 0]
+
 def whole_array_at_random(noisy, sigma):
     return whole_array(noisy, sigma) + 1e-3 * np.random.default_rng().normal(size=noisy.shape)
 
@@ -390,6 +393,11 @@ def test_a_black_box_within_a_network_has_no_derivative_either(small_config, tmp
     ("name", "noise", "said"),
     [
         ("shape", 0.3, r"gives \(1, 1, 8, 1\) of images \(1, 8, 8, 1\)"),
+        (
+            "without_channel",
+            0.3,
+            r"gives \(1, 8, 8\) of .*: give the axis .* back, by \[\.\.\., None",
+        ),
         ("nothing", 0.3, "gives values that are not finite at sigma 0.3"),
         ("bytes_of", 0.3, "gives uint8, not floating-point numbers"),
         ("whole_array", 0.3, r"another answer for an image among others .* each of the N images"),
@@ -453,7 +461,7 @@ def test_what_a_denoiser_raises_later_is_one_line(tmp_path, monkeypatch, capsys,
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_images_are_held_apart_however_few_there_are(small_config, tmp_path, count):
+def test_images_are_held_apart_however_few_there_are(small_config, tmp_path, caplog, count):
     (tmp_path / "mine.py").write_text(WRAPPED)
 
     def check(name):
@@ -467,8 +475,19 @@ def test_images_are_held_apart_however_few_there_are(small_config, tmp_path, cou
         with pytest.raises(UserError, match="another answer for an image among others"):
             check(mixing)
     # With another answer at every call there is hardly anything to compare.
+    caplog.clear()
     check("at_random")
+    assert "gives another answer at every call, by " in caplog.text
+    caplog.clear()
     check("brighter")
+    assert "another answer" not in caplog.text
+
+
+def test_of_a_denoiser_with_other_answers_at_every_call_none_is_compared(small_config, tmp_path):
+    (tmp_path / "mine.py").write_text(WRAPPED)
+    for name, kept in (("at_random", False), ("brighter", True)):
+        problem = Problem.from_config(small_config(model__denoiser=f"{tmp_path}/mine.py:{name}"))
+        assert (denoiser_answer(problem) is not None) == kept
 
 
 def test_a_denoiser_that_takes_no_noise_away_is_named(small_config, tmp_path, caplog):
