@@ -53,7 +53,7 @@ def variance_preserving(smallest_beta: float = 0.1, largest_beta: float = 20.0) 
     .. math:: \log(1 + \sigma^2) = \beta_{\min} t + \tfrac{1}{2} (\beta_{\max} - \beta_{\min}) t^2
 
     Raises:
-      ValueError: unless 0 < smallest_beta <= largest_beta < infinity.
+      ValueError: unless 0 < smallest_beta <= largest_beta < infinity, and for noise beyond a float.
     """
     if not 0 < smallest_beta <= largest_beta < math.inf:
         raise ValueError(f"expected 0 < beta, rising, got {smallest_beta} to {largest_beta}")
@@ -64,7 +64,12 @@ def variance_preserving(smallest_beta: float = 0.1, largest_beta: float = 20.0) 
         total = jnp.log1p(jnp.square(sigma))
         return 2.0 * total / (smallest_beta + jnp.sqrt(smallest_beta**2 + 2.0 * slope * total))
 
-    largest = math.sqrt(math.expm1(smallest_beta + 0.5 * slope))
+    total = smallest_beta + 0.5 * slope
+    try:
+        largest = math.sqrt(math.expm1(total))
+    except OverflowError as error:
+        betas = f"{smallest_beta} and {largest_beta}"
+        raise ValueError(f"{betas} make noise of exp({total / 2:.4g}), beyond a float") from error
     return Process(_preserving_scale, time, _preserving_velocity, largest=largest)
 
 

@@ -72,7 +72,11 @@ def require_shape(name: str, value: Array, shape: tuple) -> None:
 def require_weights(weights: Array) -> None:
     require("weights", weights, lambda w: np.all(w >= 0), "non-negative and finite")
     sums = "summing to 1 over the last axis"
-    require("weights", weights, lambda w: np.allclose(w.sum(axis=-1), 1, rtol=0, atol=1e-6), sums)
+    # Each is rounded by half of eps in its own type.
+    rounding = max(1e-6, 0.5 * float(jnp.finfo(weights.dtype).eps))
+    require(
+        "weights", weights, lambda w: np.allclose(w.sum(axis=-1), 1, rtol=0, atol=rounding), sums
+    )
 
 
 def as_sigma(sigma: Array | float, dtype) -> Array:

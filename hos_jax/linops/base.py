@@ -128,7 +128,11 @@ class SymmetricMatrix(abc.ABC):
         """A v for v of shape (..., D), or A V for columns V, (..., D, k)."""
         return self._on_columns(self._matmul, vector)
 
-    __matmul__ = matvec
+    def __matmul__(self, vector: Array) -> Array:
+        """`matvec`; TypeError for another structure, as the product of two has none."""
+        if isinstance(vector, SymmetricMatrix):
+            raise TypeError("the product of two structures has none: take one of them to_dense()")
+        return self.matvec(vector)
 
     def quadratic_form(self, vector: Array) -> Array:
         """v^T A v for v of shape (..., D), or tr(V^T A V) for columns V, (..., D, k); (...)."""

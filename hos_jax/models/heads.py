@@ -6,6 +6,7 @@ covariance in units of sigma^2, or S(y) = C(y) - I = sigma^2 s2. Everything is d
 
 import dataclasses
 import math
+import numbers
 from typing import Literal, get_args
 
 import jax
@@ -60,8 +61,9 @@ class SecondOrderHead:
         `hos_jax.losses.residual_student_nll`. C itself is made alike.
 
     Raises:
-      ValueError: for an unknown structure or tails, rank < 1, reach < 1, a scale outside (0, 1],
-        a local structure that need not be positive definite, or such tails of one.
+      ValueError: for an unknown structure or tails, a rank or reach that is no whole number from 1,
+        a negative floor, a scale outside (0, 1], a local structure that need not be positive
+        definite, or such tails of one.
     """
 
     structure: Structure = "low_rank"
@@ -75,10 +77,12 @@ class SecondOrderHead:
     def __post_init__(self):
         if self.structure not in STRUCTURES:
             raise ValueError(f"unknown structure {self.structure!r}: {', '.join(STRUCTURES)}")
-        if self.has_columns and self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if self.is_local and self.reach < 1:
-            raise ValueError(f"reach must be at least 1, got {self.reach}")
+        for name, used in (("rank", self.has_columns), ("reach", self.is_local)):
+            value = getattr(self, name)
+            if used and not (isinstance(value, numbers.Integral) and int(value) >= 1):
+                raise ValueError(f"{name} must be at least 1, a whole number, got {value}")
+        if not 0 <= self.floor < math.inf:
+            raise ValueError(f"floor is a variance, 0 or more and finite, got {self.floor}")
         if self.is_local and not self.positive_definite:
             raise ValueError(f"the structure {self.structure!r} is positive definite by its form")
         if not 0 < self.scale <= 1:

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from tqdm import tqdm
 
 from hos_jax.samplers.devices import over_devices
-from hos_jax.types import Array, PRNGKey, check_counts
+from hos_jax.types import Array, PRNGKey, check_counts, check_function
 
 Step = Callable[[PRNGKey, Any], tuple[Any, Any]]
 # States, whether each chain is finite, its finite steps, and its largest `lanczos_error`.
@@ -117,7 +117,8 @@ def run_chains(
         chains = run_chains(key, sampler.step, jax.vmap(sampler.init)(start), 1000)
 
     ValueError for numbers below 1 (burn-in: 0), a thinning that does not divide `steps`, states
-    without an axis of chains, or devices that do not divide the chains.
+    without an axis of chains, or devices that do not divide the chains; TypeError for a step that
+    is no function.
 
     Args:
       key: one key for all chains.
@@ -131,6 +132,7 @@ def run_chains(
         number of chains, else one.
       progress: the label of a progress bar; None for none.
     """
+    check_function(step, "expected step(key, state)", "that of a sampler is sampler.step")
     check_counts(steps=steps, thinning=thinning, chunk=chunk)
     check_counts(0, burn_in=burn_in)
     if steps % thinning:

@@ -14,16 +14,18 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops.lanczos import safe_sqrt
-from hos_jax.types import Array, PRNGKey, check_counts, check_floating
+from hos_jax.types import Array, PRNGKey, at_least_float32, check_counts, check_floating
 
 
-def _check_draws(draws: Array, least: int) -> None:
+def _checked(draws: Array, least: int) -> Array:
+    draws = jnp.asarray(draws)
     check_floating(draws=draws)
     if draws.ndim != 3 or draws.shape[1] < least or not len(draws):
         raise ValueError(
             f"expected draws of shape (chains, draws, D) with at least {least} draws, "
             f"got {tuple(draws.shape)}"
         )
+    return at_least_float32(draws)
 
 
 def _is_stuck(draws: Array) -> Array:
@@ -37,7 +39,7 @@ def effective_sample_size(draws: Array) -> Array:
     Blackjax's multi-chain estimate (Geyer's initial monotone sequence). 0 in a dimension where some
     chain never moves: its draws say nothing about the target. At least 4 draws.
     """
-    _check_draws(draws, 4)
+    draws = _checked(draws, 4)
     size = blackjax.diagnostics.effective_sample_size(draws)
     return jnp.where(_is_stuck(draws), 0.0, jnp.reshape(size, draws.shape[-1:]))
 
@@ -47,7 +49,7 @@ def split_r_hat(draws: Array) -> Array:
 
     Infinite where some chain never moves. At least 4 draws; an odd last one is left out.
     """
-    _check_draws(draws, 4)
+    draws = _checked(draws, 4)
     # A ratio of 0 to 0 is not taken first: where JAX looks for NaN it would be an error.
     stuck, count = _is_stuck(draws), draws.shape[1]
     draws = jnp.where(stuck, jnp.arange(count, dtype=draws.dtype)[:, None], draws)
@@ -66,7 +68,7 @@ def autocorrelation(draws: Array, max_lag: int) -> Array:
     sum at lag t has t terms less: biased towards 0. 1 at every lag where all draws are the same.
     """
     check_counts(0, max_lag=max_lag)
-    _check_draws(draws, max_lag + 1)
+    draws = _checked(draws, max_lag + 1)
     count = draws.shape[1]
     centred = draws - jnp.mean(draws, axis=(0, 1), keepdims=True)
     spectrum = jnp.fft.rfft(centred, n=2 * count, axis=1)

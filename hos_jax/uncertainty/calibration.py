@@ -156,8 +156,11 @@ def captured_shares(error: Array, directions: Array) -> Array:
 
 def principal_directions(data: np.ndarray, count: int) -> np.ndarray:
     """The leading principal components of data (N, D) as orthonormal columns, (D, count), with
-    1 <= count <= min(N - 1, D), else ValueError, as for values that are not finite."""
+    1 <= count <= min(N - 1, D), else ValueError, as for another shape and values that are not
+    finite."""
     check_counts(0, count=count)
+    if data.ndim != 2:
+        raise ValueError(f"expected data of shape (N, D), got {data.shape}")
     if not 1 <= count <= min(len(data) - 1, data.shape[1]):
         raise ValueError(f"expected 1 <= count <= min(N - 1, D) for {data.shape}, got {count}")
     if not np.isfinite(data).all():

@@ -172,11 +172,13 @@ def hutchinson_trace_fn(
     key: PRNGKey, score_fn: ScoreAtLevelFn, dim: int, *, probes: int = 1
 ) -> ScoreAndTraceFn:
     """s1 and unbiased estimates v^T J v of the trace of its derivative J, (P,), by so many probes
-    of random signs, which stay the same at every call: one Jacobian-vector product each."""
+    of random signs, which stay the same at every call: one Jacobian-vector product each.
+    ValueError, when it is called, for a point of another size than `dim`."""
     check_counts(dim=dim, probes=probes)
     signs = jax.random.rademacher(key, (probes, dim))
 
     def score_and_trace(noisy: Array, sigma: Array) -> tuple[Array, Array]:
+        check_vectors(noisy=noisy, probe=(dim,))
         vectors = signs.astype(noisy.dtype)
         score, product_fn = jax.linearize(lambda y: score_fn(y, sigma), noisy)
         return score, jnp.sum(vectors * jax.vmap(product_fn)(vectors), axis=1)
@@ -265,14 +267,15 @@ def log_likelihood(
     trace = jax.eval_shape(score_and_trace_fn, noisy, start)[1]
     if trace.ndim > 1:
         raise ValueError(f"expected a trace, or one for each probe, (P,), got {trace.shape}")
+    # From what is not finite no step is short enough, and each is a try.
+    known = jnp.all(jnp.isfinite(noisy))
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(slopes),
         diffrax.Tsit5(),
         start,
         stop,
         (stop - start) / 50,
-        (noisy, jnp.zeros(trace.shape, dtype)),
-        # From what is not finite no step is short enough, and each is a try.
+        (jnp.where(known, noisy, 0.0), jnp.zeros(trace.shape, dtype)),
         stepsize_controller=diffrax.PIDController(
             rtol, atol, dtmin=1e-6 * (stop - start), force_dtmin=False, norm=norm
         ),
@@ -282,6 +285,7 @@ def log_likelihood(
     (end,), (fallen,) = solution.ys
     found = log_density_fn(end) - dim * fallen
     converged = (solution.result == diffrax.RESULTS.successful) & jnp.all(jnp.isfinite(found))
+    converged &= known
     evaluations = 1 + _EVALUATIONS_PER_STEP * solution.stats["num_steps"]
     error = jnp.zeros((), dtype)
     if trace.ndim:

@@ -295,6 +295,8 @@ def test_mistakes_are_named():
             adapters.ddpm(betas)
     with pytest.raises(ValueError, match=r"betas in \(0, 1\), got 1 among them"):
         adapters.ddpm(np.array([0.1, 1.0]))
+    with pytest.raises(ValueError, match=r"make noise of exp\(500\.2\), beyond a float"):
+        adapters.variance_preserving(1.0, 2000.0)
     for make_betas in (adapters.cosine_betas, adapters.linear_betas):
         with pytest.raises(ValueError, match="steps >= 1, got 0"):
             make_betas(steps=0)

@@ -162,6 +162,8 @@ def test_wrong_shapes_are_refused():
         calibration.bin_sums(jnp.ones(3), jnp.ones(4), jnp.ones((3, 4), bool))
     with pytest.raises(ValueError, match="expected shapes"):
         calibration.captured_shares(jnp.ones(3), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match=r"expected data of shape \(N, D\), got \(5, 3, 3\)"):
+        calibration.principal_directions(np.ones((5, 3, 3)), 2)
     with pytest.raises(ValueError, match="1 <= count"):
         calibration.principal_directions(np.ones((5, 9)), 5)
     with pytest.raises(ValueError, match="not finite"):

@@ -101,6 +101,19 @@ def test_draws_that_are_not_finite_give_nan():
     assert all(jnp.isnan(one).all() for one in (*found, diagnostics.split_r_hat(draws)))
 
 
+def test_draws_of_16_bits_are_counted_as_float32():
+    draws = autoregressive(0.5, draws=400).astype(jnp.bfloat16)
+    for call in (
+        diagnostics.effective_sample_size,
+        diagnostics.split_r_hat,
+        lambda d: diagnostics.autocorrelation(d, 2),
+    ):
+        # Blackjax has numbers of JAX's widest type.
+        with jax.numpy_dtype_promotion("standard"):
+            found, wanted = call(draws), call(draws.astype(jnp.float32))
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_integers_and_single_chains_are_refused():
     whole, single, none = jnp.ones((2, 9, 1), int), jnp.ones((9, 1)), jnp.ones((0, 9, 1))
     for draws in (whole, single, none):

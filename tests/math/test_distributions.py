@@ -397,6 +397,14 @@ def test_pictures_are_where_they_should_be(picture):
         assert abs(np.mean(radius > np.sqrt((0.25**2 + 1) / 2)) - 0.5) < 0.05
 
 
+def test_weights_may_be_rounded_to_16_bits():
+    thirds = jnp.full(3, 1 / 3, jnp.float16)
+    found = GaussianMixture(thirds, jnp.zeros((3, 1), jnp.float16), stds=jnp.ones_like(thirds))
+    np.testing.assert_allclose(found.log_density(jnp.zeros(1, jnp.float16)), -0.919, atol=3e-3)
+    with pytest.raises(ValueError, match="summing to 1"):
+        LogisticMixture(*(jnp.full((1, 3), value, jnp.float16) for value in (0.33, 0.0, 1.0)))
+
+
 def test_bad_parameters_raise():
     eye, weights, means = np.eye(2), np.array([0.5, 0.5]), np.zeros((2, 2))
     rows = np.full((2, 2), 0.5)

@@ -212,6 +212,10 @@ def test_too_few_steps_and_infinite_values_are_told():
     assert not found.converged and np.isnan(found.log_density)
     # It does not go on trying shorter steps from there.
     assert found.evaluations < 400
+    for start in (jnp.nan, -jnp.inf):
+        call = functools.partial(likelihood.log_likelihood, jnp.array([start, 1.0]))
+        found = call(lambda y, s: (-y / (1 + s**2), -2.0 / (1 + s**2)), SMALLEST, LARGEST, end)
+        assert not found.converged and np.isnan(found.log_density) and found.evaluations < 400
 
 
 def test_points_of_16_bits_are_taken_as_float32():
@@ -248,6 +252,10 @@ def test_wrong_arguments_of_the_flow_are_refused():
     assert jax.jit(lambda y: call(y, trace_fn, *levels, end))(point).converged
     with pytest.raises(ValueError, match="positive and finite scalar rtol"):
         call(point, trace_fn, SMALLEST, LARGEST, end, rtol=0.0)
+    probed = likelihood.hutchinson_trace_fn(jax.random.key(0), lambda y, s: -y, 3)
+    for other in (point, jnp.zeros((3, 1))):
+        with pytest.raises(ValueError, match=r"one shape \(D,\), got noisy .*, probe \(3,\)"):
+            probed(other, 1.0)
     with pytest.raises(ValueError, match="max_steps"):
         call(point, trace_fn, SMALLEST, LARGEST, end, max_steps=0)
     with pytest.raises(ValueError, match="one for each probe"):

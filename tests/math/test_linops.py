@@ -207,6 +207,8 @@ def test_a_floor_is_each_matrixs_own(structure):
 def test_what_does_not_fit_the_batch_is_refused(structure):
     """One vector for many matrices, many vectors for one, other numbers of matrices."""
     one, batch = make(structure, 0, True), make_batch(structure, (3,), True)
+    with pytest.raises(TypeError, match=r"the product of two structures .*to_dense"):
+        _ = one @ one
     rng = np.random.default_rng(0)
     for matrix, shape in (
         (one, (3, DIM)),

@@ -579,6 +579,11 @@ def test_what_is_no_state_of_chains_is_refused():
     for states in (jnp.ones(()), (jnp.ones((2, 3)), jnp.ones((3, 3))), ()):
         with pytest.raises(ValueError, match=r"states of shape \(chains, ...\)"):
             run_chains(jax.random.key(0), walk, states, 1)
+    sampler = langevin.as_top_level_api(jnp.negative, 0.1)
+    with pytest.raises(
+        TypeError, match=r"got a SamplingAlgorithm: that of a sampler is sampler\.step"
+    ):
+        run_chains(jax.random.key(0), sampler, jax.vmap(sampler.init)(vector[None]), 1)
     with pytest.raises(ValueError, match=r"whole number steps >= 1, got 2\.5"):
         run_chains(jax.random.key(0), walk, jnp.zeros((2, 1)), 2.5)
 

@@ -311,6 +311,12 @@ def test_unusable_sizes_and_settings_are_refused():
         SecondOrderHead("sparse")
     with pytest.raises(ValueError, match="reach must be at least 1"):
         SecondOrderHead("local", reach=0)
+    for settings in ({"rank": 2.5}, {"structure": "local", "reach": 1.5}):
+        with pytest.raises(ValueError, match="must be at least 1, a whole number"):
+            SecondOrderHead(**settings)
+    for floor in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="floor is a variance"):
+            SecondOrderHead(floor=floor)
     with pytest.raises(ValueError, match="unknown tails"):
         SecondOrderHead(tails="heavy")
     with pytest.raises(ValueError, match="need a positive definite structure"):
