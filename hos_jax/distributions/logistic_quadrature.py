@@ -45,33 +45,44 @@ def node_budget(dtype) -> tuple[float, int]:
     return drop, math.ceil(0.12 * drop**2)
 
 
-def _centre(a: Array, b: Array) -> Array:
-    """A point near the maximum of psi, between 0 and it, where psi is at most 2 log 2 below it.
+def _centre(a: Array, b: Array) -> tuple[Array, Array]:
+    """A point v near the maximum of psi, between 0 and it, where psi is at most 2 log 2 below it,
+    and v - a, which has its digits where a is large.
 
     psi' = 0 is v + b tanh(v/2) = a; for a >= 0, tanh(v/2) <= min(v/2, 1) gives two lower bounds.
     """
     target = jnp.abs(a)
-    return jnp.sign(a) * jnp.maximum(target / (1.0 + 0.5 * b), target - b)
+    centre = jnp.sign(a) * jnp.maximum(target / (1.0 + 0.5 * b), target - b)
+    return centre, -jnp.sign(a) * jnp.minimum(target * (b / (2.0 + b)), b)
 
 
-def _limits(centre: Array, a: Array, b: Array, drop: float) -> Array:
+def _rise(centre: Array, t: Array) -> Array:
+    """g(centre + t) - g(centre), which has its digits where both are large."""
+    v = centre + t
+    further = jnp.where(centre * v > 0, jnp.sign(centre) * t, jnp.abs(v) - jnp.abs(centre))
+    tails = jnp.log1p(jnp.exp(-jnp.abs(v))) - jnp.log1p(jnp.exp(-jnp.abs(centre)))
+    return -further - 2.0 * tails
+
+
+def _limits(centre: Array, gap: Array, b: Array, drop: float) -> Array:
     """How far left and right of the centre psi has fallen by `drop`, (D, K, 2), the left negative.
 
     psi is concave: from a point outside, Newton's method stays outside, so stopping early costs
-    some nodes and no accuracy. The start is where the Gaussian alone has fallen by `drop`.
+    some nodes and no accuracy. The start is where one of its two terms alone has fallen by `drop`.
     """
-    centre, a, b = centre[..., None], a[..., None], b[..., None]
+    centre, gap, b = centre[..., None], gap[..., None], b[..., None]
 
-    def slope(v: Array) -> Array:  # b psi'(v)
-        return a - v - b * jnp.tanh(0.5 * v)
+    def slope(t: Array) -> Array:  # b psi'(centre + t)
+        return -(gap + t) - b * jnp.tanh(0.5 * (centre + t))
 
-    start = slope(centre)
+    start = slope(jnp.zeros_like(centre))
     reach = jnp.sqrt(jnp.square(start) + 2.0 * drop * b)
     t = start + jnp.concatenate([-reach, reach], axis=-1)
+    most = jnp.abs(centre) + jnp.abs(centre) + drop + 2.0 * math.log(2.0)
+    t = jnp.clip(t, -most, most)
     for _ in range(LIMIT_STEPS):
-        v = centre + t
-        rise = logistic.logpdf(v) - logistic.logpdf(centre) - t * (centre - a + 0.5 * t) / b
-        t = t - (rise + drop) * b / slope(v)
+        psi = _rise(centre, t) - t * (gap + 0.5 * t) / b
+        t = t - (psi + drop) * b / slope(t)
     return t
 
 
@@ -80,8 +91,8 @@ def quadrature(a: Array, b: Array) -> Rule:
     """The rule at one point: a = (y - m)/s, (D, K), and b = (sigma/s)^2, (D, K), positive."""
     drop, count = node_budget(a.dtype)
     fixed_a, fixed_b = jax.lax.stop_gradient((a, b))
-    centre = _centre(fixed_a, fixed_b)
-    limits = _limits(centre, fixed_a, fixed_b, drop)
+    centre, centre_gap = _centre(fixed_a, fixed_b)
+    limits = _limits(centre, centre_gap, fixed_b, drop)
     left = limits[:, :, :1]
     step = (limits[:, :, 1:] - left) / (count - 1)
     offsets = left + step * jnp.arange(count, dtype=a.dtype)[None, None, :]
@@ -92,7 +103,7 @@ def quadrature(a: Array, b: Array) -> Rule:
     # autodiff of log q evaluates the same well-conditioned formulas as the scores.
     shift = a - fixed_a
     v = (centre + share * shift)[:, :, None] + offsets
-    gap = (centre - fixed_a - (1.0 - share) * shift)[:, :, None] + offsets
+    gap = (centre_gap - (1.0 - share) * shift)[:, :, None] + offsets
     log_kernel = -0.5 * jnp.square(gap) / b[:, :, None] + logistic.logpdf(v)
     log_terms = log_kernel + jnp.log(step) - 0.5 * jnp.log(2.0 * jnp.pi * b)[:, :, None]
     share = share[:, :, None]

@@ -188,6 +188,29 @@ def test_float32_is_close_to_float64_far_in_the_tails(sigma):
     assert np.all(np.max(np.abs(low - high) * scaled, axis=(0, 1)) < [1e-5, 1e-4, 1e-3, 1e-2])
 
 
+@pytest.mark.parametrize(
+    ("scale", "sigma", "point", "score"),
+    [
+        (1.0, 1e-6, 1e3, -1.0),
+        (1.0, 1e-4, -1e5, 1.0),
+        (0.3, 1e-3, 1e6, -1 / 0.3),
+        (0.3, 0.1, 1e8, -1 / 0.3),
+        # That of the noise alone.
+        (0.3, 1e8, 1.0, -1e-16),
+        (0.3, 1e8, -3e8, 3e-8),
+    ],
+)
+def test_scores_in_float32_keep_their_digits_at_every_distance(scale, sigma, point, score):
+    one = jnp.ones((1, 1), jnp.float32)
+    law = LogisticMixture(one, 0 * one, np.float32(scale) * one).smooth(np.float32(sigma))
+    at = jnp.full(1, point, jnp.float32)
+    np.testing.assert_allclose(law.score(at), [score], rtol=1e-5)
+    if sigma < 1:
+        # exp(-|y| / s) / s, times the mean of exp(sigma z / s).
+        wanted = -abs(point) / scale - np.log(scale) + 0.5 * (sigma / scale) ** 2
+        np.testing.assert_allclose(law.log_density(at), wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_points_far_beyond_every_sample_give_finite_scores(dtype):
     law, _ = every_ratio(dtype)
