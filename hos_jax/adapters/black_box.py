@@ -58,9 +58,7 @@ class BlackBox:
             predicted = np.asarray(answer)
             if predicted.shape != images.shape:
                 lacks_channel = (*predicted.shape, 1) == images.shape
-                hint = (
-                    ": give the axis of the channel back, by [..., None]" if lacks_channel else ""
-                )
+                hint = ": give the channel's axis back, by reshape" if lacks_channel else ""
                 raise ValueError(
                     f"the function gives {predicted.shape} of images {images.shape}{hint}"
                 )

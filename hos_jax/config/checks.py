@@ -51,6 +51,11 @@ def networks_per_evaluation(sampling: ml_collections.ConfigDict) -> int:
     return 1 if sampling.guidance == 1.0 else 2
 
 
+def takes_marginal_weight(config: ml_collections.ConfigDict) -> bool:
+    """Whether the loss of s2 is the likelihood that `loss.marginal_weight` is a part of."""
+    return config.loss.second_order == "residual_nll" and config.model.tails == "gaussian"
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raise UserError for a config that cannot work: the key, its value and what is allowed."""
     from hos_jax.config.networks import HEADS, THIRD_ORDER_HEADS
@@ -178,7 +183,7 @@ def _validate_combination(config: ml_collections.ConfigDict) -> None:
     weight = loss.marginal_weight
     _require(0 <= weight < 1, f"loss.marginal_weight must be in [0, 1), got {weight}")
     _require(
-        not weight or (loss.second_order == "residual_nll" and model.tails == "gaussian"),
+        not weight or takes_marginal_weight(config),
         f"loss.marginal_weight={weight} needs loss.second_order=residual_nll and "
         "model.tails=gaussian",
     )

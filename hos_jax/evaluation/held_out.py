@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hos_jax import autodiff, pointwise, tweedie
+from hos_jax.config.checks import takes_marginal_weight
 from hos_jax.linops.lanczos import Eigenpairs
 from hos_jax.models.score_model import ModelOutputs, outputs_of
 from hos_jax.noise import example_keys, stream_key
@@ -89,12 +90,13 @@ def _make_scores(problem: Problem, stride: int) -> Callable:
         sums = violations = samples = None
         if posterior is not None:
             covariance = posterior.covariance.scale(sigma**-2)
+            variance = covariance.diagonal()
+            values["predicted_mse"] = sigma**2 * jnp.mean(variance, axis=1)
             score = functools.partial(metrics.covariance_scores, tails=posterior.tails)
             values |= jax.vmap(score)(scaled, covariance)._asdict()
             inside = jax.vmap(calibration.inside_intervals)(posterior, flat)
             shares = jnp.mean(inside.astype(error.dtype), axis=1).T
             values |= zip(map(calibration.coverage_name, calibration.LEVELS), shares, strict=True)
-            variance = covariance.diagonal()
             sums = jax.vmap(calibration.bin_sums)(variance, scaled, inside)
             sums = jax.tree.map(lambda leaf: jnp.tensordot(fresh, leaf, 1), sums)
             violations = posterior.violations
@@ -119,8 +121,9 @@ def _stride(least: int, size: int) -> int:
 def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
     """Averages over the whole held-out set, each with its standard error over images: None for one.
 
-    `denoise_mse` in data units^2; with a second-order model also `nll_per_dim`, `calibration` and
-    `residual_loss` of the error in units of sigma (see `metrics.CovarianceScores`), `coverage_50`
+    `denoise_mse` in data units^2; with a second-order model also `predicted_mse`, what the
+    covariances make it, tr K / D; `nll_per_dim`, `calibration` and `residual_loss` of the error in
+    units of sigma (see `metrics.CovarianceScores`), `coverage_50`
     ... `coverage_95`, the shares of values inside their intervals, `reliability`, the same by
     predicted variance (see `calibration.reliability`), `recalibrated` (see `recalibrate`) if there
     are two images and all is finite, and `violations` (see `uncertainty.Violations`). With a
@@ -145,7 +148,23 @@ def held_out_metrics(problem: Problem, params: Any) -> dict[str, Any]:
         if len(data.held_out) > 1 and all(np.isfinite(part).all() for part in samples):
             result["recalibrated"] = recalibrate(*samples)
         result["violations"] = _violations(violations)
+        _name_wrong_size(problem, result["denoise_mse"], result["predicted_mse"])
     return result
+
+
+def _name_wrong_size(problem: Problem, found: float, predicted: float) -> None:
+    """A warning where the predicted errors are far too small or large, which `calibration` may not
+    show: it weights the directions of small variance most."""
+    if not found > 2.0 * predicted and not predicted > 2.0 * found:
+        return
+    config, remedy = problem.config, "train longer"
+    if takes_marginal_weight(config) and config.loss.marginal_weight < 0.5:
+        remedy += f", or with a larger loss.marginal_weight than {config.loss.marginal_weight:g}"
+    logger.warning(
+        "the mean squared error is %.3g and the covariances make it %.3g: maps and draws are off "
+        "by as much; %s",
+        *(found, predicted, remedy),
+    )
 
 
 def standard_error(values: np.ndarray) -> Any:

@@ -396,7 +396,7 @@ def test_a_black_box_within_a_network_has_no_derivative_either(small_config, tmp
         (
             "without_channel",
             0.3,
-            r"gives \(1, 8, 8\) of .*: give the axis .* back, by \[\.\.\., None",
+            r"gives \(1, 8, 8\) of .*: give the channel's axis back",
         ),
         ("nothing", 0.3, "gives values that are not finite at sigma 0.3"),
         ("bytes_of", 0.3, "gives uint8, not floating-point numbers"),

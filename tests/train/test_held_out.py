@@ -52,6 +52,22 @@ def test_an_unconstrained_model_is_repaired_and_reported(small_config, caplog, h
     assert all(np.isfinite(result[name]) for name in result["standard_error"])
 
 
+def test_errors_of_another_size_than_predicted_are_named(small_config, caplog):
+    problem = Problem.from_config(small_config(model__head="diagonal", model__floor=9.0))
+    result = held_out.held_out_metrics(problem, problem.init().params)
+    # Variances of at least 9 sigma^2, where the noise alone has sigma^2.
+    assert result["predicted_mse"] > 9 * problem.config.noise**2
+    assert 0 < result["standard_error"]["predicted_mse"] < result["predicted_mse"]
+    assert f"the covariances make it {result['predicted_mse']:.3g}: maps" in caplog.text
+    assert "a larger loss.marginal_weight than 0" in caplog.text
+    caplog.clear()
+    held_out._name_wrong_size(problem, 1.0, 1.9)
+    held_out._name_wrong_size(problem, 1.9, 1.0)
+    assert not caplog.text
+    held_out._name_wrong_size(problem, 2.1, 1.0)
+    assert "the mean squared error is 2.1 and" in caplog.text
+
+
 def test_a_first_order_model_has_an_error_and_no_posterior(small_config):
     config = small_config(model__head="none", loss__second_order="none")
     problem = Problem.from_config(config)
