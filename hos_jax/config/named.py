@@ -26,6 +26,10 @@ def find_config(name: str) -> Path:
             path = folder / f"{stem}.py"
             if path.is_file():
                 return path
+    if given.is_file() or given.with_suffix(".py").is_file():
+        raise UserError(
+            f"the config {name!r}: a config file is of Python, and its name ends in .py"
+        )
     known = sorted({path.stem for folder in FOLDERS for path in folder.glob("[!_]*.py")})
     raise UserError(f"no config {name!r}: {did_you_mean(stem, known)}known are {', '.join(known)}")
 

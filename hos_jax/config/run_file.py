@@ -171,14 +171,21 @@ def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.Confi
         logger.warning("another setting than the run's: %s", line)
 
 
-def check_same_images(workdir: Path, images: dict[str, Any]) -> None:
-    """Raise OtherRunError for `images` (`ImageData.identity`) that the run was not trained on.
+def check_same_images(
+    workdir: Path, images: dict[str, Any], form: dict[str, Any] | None = None
+) -> None:
+    """Raise OtherRunError for `images` (`ImageData.identity`) that the run was not trained on, or
+    that are of another shape now (`ImageData.form`), as by another version.
 
     Those it was trained on could be among the held-out ones. A run that does not say, such as an
     imported one, goes on with any.
     """
-    saved = json.loads((workdir / CONFIG_FILE).read_bytes()).get("images")
+    begun = json.loads((workdir / CONFIG_FILE).read_bytes())
+    saved, known = begun.get("images"), begun.get("image_form")
     if saved is None or saved == images:
+        if form and isinstance(known, dict) and known.get("shape", form["shape"]) != form["shape"]:
+            shapes = f"{known['shape']} when this run was begun, and are {form['shape']} now"
+            raise OtherRunError(f"the images were {shapes}")
         return
     then, now = (
         f"{counts.get('train')} to train on and {counts.get('held_out')} held out"

@@ -14,9 +14,6 @@ from hos_jax.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
-# Bytes that were saved as floating-point numbers.
-_FLOATING_BYTES = (0.0, 255.0)
-
 
 def load_arrays(root: str | os.PathLike | None) -> ImageData:
     """The images in a `.npy` or `.npz` file; nothing in it is ever unpickled.
@@ -29,9 +26,8 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
     not used, such as those called `val`, are named in a warning.
 
     Floating-point numbers are data units as they are, so that sigma and `model.data_std` are in
-    these units too; black and white are the ends of [0, 1], [-1, 1] or [0, 255] where they fill at
-    least half of it, and else their smallest and largest value, which is said. Bytes are mapped
-    onto [-1, 1].
+    these units too; black and white are the ends of [0, 1] or [-1, 1] where they fill at least half
+    of it, and else their smallest and largest value, which is said. Bytes are mapped onto [-1, 1].
 
     Raises:
         UserError: `root` is not given or cannot be read, or its arrays are not as above: other
@@ -154,12 +150,12 @@ def _value_range(path: Path, images: np.ndarray) -> tuple[float, float]:
     low, high = float(images.min()), float(images.max())
     if low == high:
         raise UserError(f"{path}: all values are {low}: there is nothing to learn")
-    for smallest, largest in (UNIT_RANGE, SIGNED_RANGE, _FLOATING_BYTES):
+    for smallest, largest in (UNIT_RANGE, SIGNED_RANGE):
         if smallest <= low and high <= largest and 2 * (high - low) >= largest - smallest:
             return smallest, largest
     logger.info(
         "%s: black is taken to be %.4g and white %.4g, the smallest and the largest value, as they "
-        "do not fill half of 0 to 1, -1 to 1 or 0 to 255",
+        "do not fill half of 0 to 1 or of -1 to 1",
         *(path, low, high),
     )
     return low, high

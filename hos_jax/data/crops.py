@@ -12,7 +12,7 @@ from PIL import Image
 
 from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import UNIT_RANGE, ImageData
-from hos_jax.data.pictures import files_below, read_all
+from hos_jax.data.pictures import all_grey, files_below, read_all
 from hos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,9 +57,11 @@ def load_crops(
     share = max(1, LARGEST // (3 * image_size**2 * max(1, len(files))))
     pictures: dict[Path, _Picture] = {}
 
-    def prepare(path: Path, image: Image.Image) -> np.ndarray:
+    def prepare(path: Path, image: Image.Image) -> tuple[np.ndarray, bool]:
         pictures[path] = _squares(np.asarray(image), np.asarray(image.reduce(2)), image_size, share)
-        return pictures[path].apart
+        apart, overlapping, _ = pictures[path]
+        # A colour is mostly found in the first.
+        return apart, all_grey(apart) and all_grey(overlapping)
 
     def keep(_: int, path: Path, crops: np.ndarray) -> None:
         if not len(crops):

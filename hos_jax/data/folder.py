@@ -9,7 +9,7 @@ from PIL import Image
 
 from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, ImageData
-from hos_jax.data.pictures import files_below, read_all
+from hos_jax.data.pictures import all_grey, files_below, read_all
 from hos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,12 +46,13 @@ def load_folder(
     images = np.empty((len(files), *size, 3), np.uint8)
     enlarged: list[Path] = []
 
-    def prepare(path: Path, image: Image.Image) -> np.ndarray:
+    def prepare(path: Path, image: Image.Image) -> tuple[np.ndarray, bool]:
         part = _central_part(path, image, crop, size)
         if part.height < size[0] or part.width < size[1]:
             enlarged.append(path)
         # Not resize(box=...): its filter would look beyond the edge of the box.
-        return np.asarray(part.resize(size[::-1], Image.Resampling.BILINEAR))
+        pixels = np.asarray(part.resize(size[::-1], Image.Resampling.BILINEAR))
+        return pixels, all_grey(pixels)
 
     def keep(number: int, path: Path, pixels: np.ndarray) -> None:
         images[number] = pixels

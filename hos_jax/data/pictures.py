@@ -43,8 +43,9 @@ class _UnreadableError(UserError):
     """A file that is not a readable 8-bit image."""
 
 
-# Makes pixels (H, W, 3) of a picture and its path, or says in a UserError why it cannot.
-Prepare = Callable[[Path, Image.Image], np.ndarray]
+# Makes pixels (H, W, 3) of a picture and its path, and tells whether all that is taken of it is
+# grey; or says in a UserError why it cannot.
+Prepare = Callable[[Path, Image.Image], tuple[np.ndarray, bool]]
 # An image as read: its pixels (H, W, 3), a checksum of its file, and what to say of it.
 _Picture = tuple[np.ndarray, bytes, list[str]]
 
@@ -237,11 +238,16 @@ def _read(path: Path, prepare: Prepare, grey: bool = False) -> _Picture | None:
         raise _UnreadableError(f"{path} {what}") from error
     if grey:
         image = image.convert("L").convert("RGB")
-    # Of the whole picture: others may be cut out of it than `prepare` gives.
-    whole = np.asarray(image)
-    if (whole == whole[..., :1]).all():
+    pixels, is_grey = prepare(path, image)
+    if is_grey:
         notes.append(_GREY)
-    return prepare(path, image), digest, notes
+    return pixels, digest, notes
+
+
+def all_grey(pixels: np.ndarray) -> bool:
+    """Whether the three channels of pixels (..., 3) are one."""
+    red = pixels[..., 0]
+    return all(np.array_equal(red, pixels[..., channel]) for channel in (1, 2))
 
 
 def _check_form(path: Path, image: Image.Image) -> None:
@@ -267,8 +273,8 @@ def read_picture(path: Path, *, grey: bool) -> np.ndarray:
         UserError: it is not one readable 8-bit image.
     """
 
-    def prepare(_: Path, image: Image.Image) -> np.ndarray:
-        return np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image)
+    def prepare(_: Path, image: Image.Image) -> tuple[np.ndarray, bool]:
+        return np.asarray(image.convert("L"))[..., None] if grey else np.asarray(image), False
 
     if path.is_dir():
         raise UserError(f"{path} is a folder: give one picture in it")
@@ -279,6 +285,6 @@ def read_picture(path: Path, *, grey: bool) -> np.ndarray:
         found = _read(path, prepare)
     if found is None:
         raise UserError(f"{path} is not a readable image ({', '.join(FORMATS)})")
-    for note in set(found[2]) - {_GREY}:
+    for note in set(found[2]):
         logger.warning("%s: files like it %s", path, note)
     return found[0]

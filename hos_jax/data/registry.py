@@ -1,5 +1,6 @@
 """The names of the data sets, and the one function that loads them."""
 
+import logging
 import operator
 import os
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from hos_jax.data import arrays, crops, folder, packaged, prepared
 from hos_jax.data.image_data import SIGNED_RANGE, UNIT_RANGE, ImageData
 from hos_jax.errors import UserError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 _PACKAGED = {"digits": packaged.load_digits, "mnist5k": packaged.load_mnist5k}
 
@@ -90,6 +93,11 @@ def load(
         if option not in _OPTIONS.get(name, ("image_size",)):
             whose = " and ".join(having)
             raise UserError(f"{option} is an option of {whose}, not of {name}: leave it unset")
+    if root is not None and name in (*_PACKAGED, "photos"):
+        logger.warning(
+            "data.root=%s is not used: %s comes in a package; data.name says which images are taken",
+            *(root, name),
+        )
     if name == "image_folder":
         return folder.load_folder(root, **given)
     if name == "image_crops":

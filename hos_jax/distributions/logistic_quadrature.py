@@ -17,7 +17,7 @@ from jax.scipy.stats import logistic
 
 from hos_jax.types import Array
 
-LIMIT_STEPS = 4
+LIMIT_STEPS = 6
 
 
 class Rule(NamedTuple):
@@ -78,8 +78,11 @@ def _limits(centre: Array, gap: Array, b: Array, drop: float) -> Array:
     start = slope(jnp.zeros_like(centre))
     reach = jnp.sqrt(jnp.square(start) + 2.0 * drop * b)
     t = start + jnp.concatenate([-reach, reach], axis=-1)
-    most = jnp.abs(centre) + jnp.abs(centre) + drop + 2.0 * math.log(2.0)
-    t = jnp.clip(t, -most, most)
+    # On the way to 0 the logistic rises, on the way to a the Gaussian, by at most half of the gap.
+    rest = drop + 4.0 * math.log(2.0)
+    to_zero, to_a = 2.0 * jnp.abs(centre) + rest, jnp.abs(gap) + rest
+    rising = gap <= 0  # then 0 is on the left
+    t = jnp.clip(t, -jnp.where(rising, to_zero, to_a), jnp.where(rising, to_a, to_zero))
     for _ in range(LIMIT_STEPS):
         psi = _rise(centre, t) - t * (gap + 0.5 * t) / b
         t = t - (psi + drop) * b / slope(t)

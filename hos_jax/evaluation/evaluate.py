@@ -123,6 +123,7 @@ def evaluate_run(
     if config.model.head != "none":
         result["directions"] = held_out.direction_scores(run.problem, run.params)
     if config.model.smallest_noise is not None:
+        logger.info("held-out numbers are there; likelihoods and samples take longer")
         result["likelihood"] = likelihood_scores(run.problem, run.params)
     samples = None
     if config.model.denoiser is None:

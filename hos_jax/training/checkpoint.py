@@ -74,7 +74,7 @@ def check_none_left(directory: Path) -> None:
     if directory.is_dir() and _steps_in(directory):
         raise UserError(
             f"{directory} has the checkpoints of a run whose {CONFIG_FILE} is gone: put it back, "
-            "or choose another folder"
+            "or choose another folder; remove them if an import was broken off"
         )
 
 

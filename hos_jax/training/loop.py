@@ -271,8 +271,8 @@ def train_and_evaluate(
       on_evaluation: called as `(problem, parameters, step, log)` after every evaluation, with
         parameters on the host: for pictures.
       make_room: called once the config is known to work, before anything is written.
-      should_stop: asked before every step, by several processes before every tenth; where it says
-        so, the state is saved and returned as it is.
+      should_stop: asked before every call of the step, by several processes about every tenth step;
+        where it says so, the state is saved and returned as it is.
       on_compiled: called whenever a training step has been compiled.
 
     Returns:
@@ -325,7 +325,7 @@ def _begin(
         begun = run_config.load(workdir)
         run_config.check_same_run(begun, config)
         _check_none_is_lost(workdir, begun.training.checkpoint_every)
-        run_config.check_same_images(workdir, problem.identity())
+        run_config.check_same_images(workdir, problem.identity(), problem.data.form)
         saved = run_config.saved_denoiser_answer(workdir)
         run_config.check_same_denoiser(workdir, saved, answer)
         # What it said when the run was begun, so that a change is told of every time.
@@ -402,9 +402,9 @@ def _batches(problem: Problem, step: int, count: int) -> Batch:
     return parallel.shard(jax.tree.map(lambda *leaves: np.stack(leaves), *several), axis=1)
 
 
-def _is_stopped(should_stop: Callable[[], bool], calls: int) -> bool:
+def _is_stopped(should_stop: Callable[[], bool], step: int, stride: int) -> bool:
     # To ask other processes is to wait for the step that is running.
-    if parallel.process_count() > 1 and calls % 10:
+    if parallel.process_count() > 1 and step % 10 >= stride:
         return False
     return parallel.any_process(should_stop())
 
@@ -424,7 +424,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
     shown = files is not None and shows_progress()
     bar = tqdm(total=total, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
     stride = training.steps_per_dispatch
-    while step < total and not _is_stopped(should_stop, step // stride):
+    while step < total and not _is_stopped(should_stop, step, stride):
         count = min(stride - step % stride, total - step)
         batch = _batches(problem, step, count)
         if count not in compiled:

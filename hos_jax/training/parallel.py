@@ -86,6 +86,11 @@ def connect(
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=timeout)
     except (RuntimeError, ValueError) as error:
+        if address is None and "coordinator_address" in str(error):
+            raise UserError(
+                "no cluster is found that starts this process (Slurm, Open MPI, Kubernetes, TPU): "
+                "give --coordinator, --processes and --process_index, or leave --cluster out"
+            ) from error
         raise UserError(
             f"the processes of this run did not find one another: {reason(error)}"
         ) from error

@@ -93,7 +93,7 @@ def load_run_as(config: ml_collections.ConfigDict, workdir: Path) -> LoadedRun:
     """
     run_config.check_same_run(run_config.load(workdir), config)
     problem = Problem.from_config(config)
-    run_config.check_same_images(workdir, problem.identity())
+    run_config.check_same_images(workdir, problem.identity(), problem.data.form)
     return _restored(problem, workdir)
 
 

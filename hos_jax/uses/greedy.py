@@ -258,7 +258,7 @@ def choose_groups(
     except (TypeError, ValueError) as error:
         remedy = "where groups are of fewer than r, fill them with -1"
         raise ValueError(f"expected groups (groups, r): {remedy} ({reason(error)})") from error
-    if groups.ndim != 2:
+    if groups.ndim != 2 or not groups.shape[1]:
         raise ValueError(f"expected groups of shape (groups, r), got {groups.shape}")
     if not jnp.issubdtype(groups.dtype, jnp.integer):
         raise ValueError(f"expected groups of integers, got {groups.dtype}")
@@ -278,17 +278,24 @@ def choose_groups(
         spread -= removed @ (rows @ removed).T
         return columns_of_gain(rows, spread, variance)[0]
 
+    def best(free: Array, removed: Array) -> Array:
+        gains = jax.lax.map(lambda group: jnp.sum(jnp.square(columns_of(group, removed))), groups)
+        return jnp.argmax(jnp.where(free, gains, -jnp.inf)).astype(jnp.int32)
+
     def step(carry: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], Array]:
         free, removed = carry
-        gains = jax.lax.map(lambda group: jnp.sum(jnp.square(columns_of(group, removed))), groups)
-        place = jnp.argmax(jnp.where(free, gains, -jnp.inf)).astype(jnp.int32)
+        place = best(free, removed)
         found = columns_of(groups[place], removed)
         removed = jax.lax.dynamic_update_slice(removed, found, (jnp.zeros_like(start), start))
         return (free.at[place].set(False), removed), jnp.where(free[place], place, -1)
 
-    removed = jnp.zeros((rows.shape[1], count * width), rows.dtype)
-    starts = jnp.arange(0, count * width, width, dtype=jnp.int32)
-    return jax.lax.scan(step, (free, removed), starts)[1]
+    left_out = (count - 1) * width
+    state = free, jnp.zeros((rows.shape[1], left_out), rows.dtype)
+    taken = jnp.zeros(0, jnp.int32)
+    if count > 1:
+        state, taken = jax.lax.scan(step, state, jnp.arange(0, left_out, width, dtype=jnp.int32))
+    last = best(*state)
+    return jnp.append(taken, jnp.where(state[0][last], last, -1))
 
 
 def check_places(places: np.ndarray, dim: int) -> None:

@@ -211,6 +211,36 @@ def test_scores_in_float32_keep_their_digits_at_every_distance(scale, sigma, poi
         np.testing.assert_allclose(law.log_density(at), wanted, rtol=1e-6)
 
 
+def score_at_the_kink(sigma):
+    """That of scale 1 at y = sigma^2, by Gauss and Legendre's rule on 320 pieces."""
+    edges = np.concatenate([np.linspace(-60, 60, 121), 60 + np.linspace(0, 12 * sigma, 200)[1:]])
+    nodes, weights = np.polynomial.legendre.leggauss(30)
+    half = 0.5 * np.diff(edges)[:, None]
+    v = edges[:-1, None] + half * (1 + nodes)
+    exponent = v - np.abs(v) - 2 * np.log1p(np.exp(-np.abs(v))) - 0.5 * np.square(v / sigma)
+    density = half * weights * np.exp(exponent)
+    return -np.sum(density * np.tanh(v / 2)) / np.sum(density)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sigma", "tolerance"),
+    [
+        (jnp.float64, 1e2, 2e-5),
+        (jnp.float64, 1e4, 2e-5),
+        (jnp.float32, 1e2, 3e-4),
+        (jnp.float32, 1e3, 1e-4),
+        (jnp.float32, 1e5, 1e-4),
+    ],
+)
+def test_at_the_kink_of_the_integrand_scores_lose_digits_and_no_more(dtype, sigma, tolerance):
+    one = jnp.ones((1, 1), dtype)
+    law = LogisticMixture(one, 0 * one, one).smooth(dtype(sigma))
+    at = jnp.full(1, sigma**2, dtype)
+    wanted = [score_at_the_kink(sigma)]
+    np.testing.assert_allclose(law.score(at), wanted, rtol=tolerance)
+    np.testing.assert_allclose(jax.grad(law.log_density)(at), wanted, rtol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_points_far_beyond_every_sample_give_finite_scores(dtype):
     law, _ = every_ratio(dtype)

@@ -49,7 +49,6 @@ def test_bytes_are_kept_and_get_a_channel_axis(tmp_path):
         (2.0, -1.0, (-1.0, 1.0)),
         (1e-3, 0.0, (0.0, 1e-3)),
         (3000.0, -1000.0, (-1000.0, 2000.0)),
-        (250.0, 3.0, (0.0, 255.0)),
     ],
 )
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, ">f4"])

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from hos_jax.config import load as load_config
 from hos_jax.data import batch_at, to_float
-from hos_jax.errors import UserError
+from hos_jax.errors import OtherRunError, UserError
 from hos_jax.noise import example_keys, stream_key
 from hos_jax.training import parallel
 from hos_jax.training.logs import read_history
@@ -241,6 +241,17 @@ def test_another_model_noise_or_data_is_refused(small_config, tmp_path):
         train_and_evaluate(small_config(), tmp_path)
     with pytest.raises(UserError, match="no run in"):
         train_and_evaluate(small_config(), tmp_path / "nothing", resume=True)
+
+
+def test_a_run_whose_images_have_another_shape_now_is_refused_by_name(small_config, tmp_path):
+    config = small_config(training__steps=1)
+    train_and_evaluate(config, tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["image_form"]["shape"] = [8, 8, 3]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    for call in (load_run, lambda folder: train_and_evaluate(config, folder, resume=True)):
+        with pytest.raises(OtherRunError, match=r"were \[8, 8, 3\] when .* are \[8, 8, 1\] now"):
+            call(tmp_path)
 
 
 def test_parameters_from_elsewhere_have_the_learning_rate_of_their_step(small_config):
