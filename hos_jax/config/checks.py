@@ -220,11 +220,6 @@ def _validate_unused(config: ml_collections.ConfigDict) -> None:
         config.model.classes is not None or dropout == default.training.label_dropout,
         f"training.label_dropout={dropout} needs model.classes",
     )
-    law = config.training.level_law
-    _require(
-        config.model.smallest_noise is not None or law == default.training.level_law,
-        f"training.level_law={law} needs a range of levels, model.smallest_noise and largest_noise",
-    )
 
 
 def _validate_denoiser(config: ml_collections.ConfigDict) -> None:

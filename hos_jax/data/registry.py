@@ -95,7 +95,7 @@ def load(
             raise UserError(f"{option} is an option of {whose}, not of {name}: leave it unset")
     if root is not None and name in (*_PACKAGED, "photos"):
         logger.warning(
-            "data.root=%s is not used: %s comes in a package; data.name says which images are taken",
+            "data.root=%s is not used: %s comes in a package, and data.name says what is taken",
             *(root, name),
         )
     if name == "image_folder":

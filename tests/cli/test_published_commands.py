@@ -5,6 +5,7 @@ import json
 import pytest
 from command_line import as_flags
 
+from hos_jax.config import validate
 from hos_jax.errors import UserError
 
 PUBLISHED = {
@@ -110,6 +111,27 @@ def test_none_takes_an_optional_setting_away_and_the_last_of_a_key_counts(overri
 
     argv = ["main.py", "--runner", "LowRankHybridRunner", "--config", "diffusion_mnist5k"]
     assert make_config(parse([*argv, *overrides])).model.classes == classes
+
+
+def test_the_second_order_of_a_denoiser_has_a_marginal_weight_where_there_is_one():
+    from hos_jax.cli.commands import parse
+    from hos_jax.cli.second_order import make_config as make_second_order
+
+    words = ["second_order", "--denoiser=mine.py:blur", "--sigma=0.1", "--data=digits", "--doc=x"]
+    for flags, weight in (
+        ((), 0.3),
+        (("--config.model.tails=student",), 0.0),
+        (("--config.loss.second_order=d2sm_residual",), 0.0),
+        (("--config.loss.marginal_weight=0.1",), 0.1),
+    ):
+        config = make_second_order(parse([*words, *flags])[0])
+        assert config.loss.marginal_weight == weight
+        validate(config)
+    config = make_second_order(
+        parse([*words, "--config.model.tails=student", "--config.loss.marginal_weight=0.1"])[0]
+    )
+    with pytest.raises(UserError, match=r"loss\.marginal_weight=0\.1 needs loss\.second_order"):
+        validate(config)
 
 
 def test_none_is_read_by_the_other_commands_too():

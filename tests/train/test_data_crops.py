@@ -156,6 +156,11 @@ def test_black_and_white_are_known_before_loading(name):
         assert known == data.load(name).value_range
 
 
+def test_a_root_of_images_that_come_in_a_package_is_named(caplog):
+    data.load("digits", root="/nowhere")
+    assert "data.root=/nowhere is not used: digits comes in a package" in caplog.text
+
+
 def test_photos_in_grey():
     pytest.importorskip("skimage")
     pytest.importorskip("sklearn")

@@ -67,6 +67,9 @@ def test_named_configs_are_found_everywhere_and_a_users_own_come_first(tmp_path,
     own.parent.mkdir()
     own.touch()
     assert find_config("demo") == find_config("demo.yml") == own
+    Path("mine.yml").touch()
+    with pytest.raises(hos_jax.UserError, match=r"its name ends in \.py"):
+        find_config("mine.yml")
     for name in ("demos", "other/demo.py"):
         with pytest.raises(hos_jax.UserError, match="known are"):
             find_config(name)
