@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
         if said := errors.raised_in_callback(error):
             message = f"the denoiser fails: {said}"
         elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            smaller = SMALLER.get(argv[1], "a smaller training.batch_size or model.ngf")
+            smaller = SMALLER.get("".join(argv[1:2]), "a smaller training.batch_size or model.ngf")
             message = f"too little memory: choose {smaller}"
         else:
             raise

@@ -10,8 +10,8 @@ __getattr__, __dir__ = lazily(
     named="find_config named_config",
     networks="",
     run_file="CONFIG_FILE IDENTITY SAME_ANSWER check_same_denoiser check_same_images "
-    "check_same_run differences from_plain image_form load save saved_denoiser_answer to_plain "
-    "versions",
+    "check_same_run differences from_plain image_form image_identity load save "
+    "saved_denoiser_answer to_plain versions",
     runners="RUNNERS apply_runner",
     saved_config="",
 )

@@ -26,7 +26,10 @@ def find_config(name: str) -> Path:
             path = folder / f"{stem}.py"
             if path.is_file():
                 return path
-    if given.is_file() or given.with_suffix(".py").is_file():
+    beside = given.parent / f"{stem}.py"
+    if beside.is_file():
+        return beside
+    if given.is_file():
         raise UserError(
             f"the config {name!r}: a config file is of Python, and its name ends in .py"
         )

@@ -195,6 +195,11 @@ def check_same_images(
     raise OtherRunError(f"the images are not those that this run was trained on ({what})")
 
 
+def image_identity(workdir: Path) -> dict[str, Any] | None:
+    """The `ImageData.identity` of a run's images, or None of a run that does not say."""
+    return json.loads((workdir / CONFIG_FILE).read_bytes()).get("images")
+
+
 def image_form(workdir: Path) -> dict[str, Any] | None:
     """The `ImageData.form` of a run's images, or None of a run that does not say."""
     return json.loads((workdir / CONFIG_FILE).read_bytes()).get("image_form")

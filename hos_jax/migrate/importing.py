@@ -102,13 +102,13 @@ def import_checkpoint(
     if not source.is_file():
         raise UserError(f"no file {source}: {did_you_mean(str(source), NAMES)}check the path")
     content, metadata = tensor_files.read(source)
-    found, answer = None, None
+    found, answer, trained_on = None, None, None
     if "format" in metadata:
         exported = from_arrays(source, content, metadata)
         _check_overrides(exported.config, overrides or {})
         named = (overrides or {}).get("model.denoiser")
         config, step = with_denoiser(source, exported.config, named), exported.step
-        answer = exported.denoiser_answer
+        answer, trained_on = exported.denoiser_answer, exported.images
         params, ema = exported.params, exported.params if exported.config.optim.ema else None
         description = f"exported parameters of {config.runner or 'a run'}, step {step}"
     else:
@@ -129,8 +129,14 @@ def import_checkpoint(
     run_config.check_same_denoiser(source, answer, denoiser_answer(problem))
     best = params if ema is None else ema
     mse = _denoise_mse(problem, best["score1"], checked_images) if found else None
+    if trained_on is not None and trained_on != problem.identity():
+        logger.warning(
+            "the images here are not those that these parameters were trained on: of those that "
+            "are held out here they may have seen some"
+        )
+        trained_on = None
     prepare()
-    _write_run(problem, workdir, params, ema, step, answer)
+    _write_run(problem, workdir, params, ema, step, answer, trained_on)
     return Imported(description, config, mse, min(checked_images, len(problem.data.held_out)))
 
 
@@ -177,6 +183,7 @@ def _write_run(
     ema: Any,
     step: int,
     answer: list[float] | None = None,
+    images: dict[str, Any] | None = None,
 ) -> None:
     """The run folder as training leaves it: config, and one checkpoint of an optimizer at rest."""
     check_run_path(workdir)
@@ -198,4 +205,5 @@ def _write_run(
             # Of a run that training saves there would be something to go on from.
             raise UserError(str(error)) from error
         # Last: a folder without it is no run.
-        run_config.save(problem.config, workdir, denoiser=answer)
+        form = None if images is None else problem.data.form
+        run_config.save(problem.config, workdir, images, form, answer)

@@ -40,7 +40,8 @@ class Parameters:
 
     `data` stands for the images that the run was made of: of their shape and range, with those
     held-out images that are in the file, or one black one. `denoiser_answer` is what a denoiser
-    from outside said of one image when the run was begun, of a run that has one.
+    from outside said of one image when the run was begun, of a run that has one. `images` tells
+    those that it was trained on from others, see `ImageData.identity`, of a run that says it.
     """
 
     config: ml_collections.ConfigDict
@@ -49,6 +50,7 @@ class Parameters:
     step: int
     data: ImageData
     denoiser_answer: list[float] | None = None
+    images: dict[str, Any] | None = None
 
 
 def export_parameters(
@@ -75,12 +77,13 @@ def export_parameters(
     config = run_config.load(workdir)
     run = load_run(workdir, images=examples > 0)
     shape, data = run.image_shape, run.problem.data
-    answer = run_config.saved_denoiser_answer(workdir)
+    answer, images = run_config.saved_denoiser_answer(workdir), run_config.image_identity(workdir)
     metadata = {
         "format": EXPORT_FORMAT,
         "config": json.dumps({**run_config.to_plain(config), "versions": run_config.versions()}),
         "image_shape": json.dumps(list(shape)),
         "image_form": json.dumps(data.form),
+        "images": json.dumps(images),
         "denoiser_answer": json.dumps(answer),
         "step": str(run.step),
     }
@@ -95,7 +98,7 @@ def export_parameters(
         data = dataclasses.replace(data, held_out=data.held_out[:examples], held_out_labels=None)
         arrays[f"{_IMAGES}/held_out"] = data.held_out
     tensor_files.write(output, arrays, metadata)
-    return Parameters(config, params, shape, run.step, data, answer)
+    return Parameters(config, params, shape, run.step, data, answer, images)
 
 
 def read_parameters(path: Path | str) -> Parameters:
@@ -159,7 +162,9 @@ def from_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, st
         low, high = map(float, form["value_range"])
         if tuple(form["shape"]) != shape or not 0 < high - low < np.inf or step < 0:
             raise ValueError(f"shape {shape} and {form}, step {step}")
-        answer = json.loads(metadata.get("denoiser_answer", "null"))
+        answer, images = (
+            json.loads(metadata.get(key, "null")) for key in ("denoiser_answer", "images")
+        )
         data = ImageData.without_images(config.data.name, form)
         tree = traverse_util.unflatten_dict(dict(arrays), sep="/")
         examples = tree.pop(_IMAGES, {}).get("held_out")
@@ -173,7 +178,7 @@ def from_arrays(path: Path, arrays: Mapping[str, Any], metadata: Mapping[str, st
             raise UserError(f"array {name} of {path} holds what is no finite number")
     params = jax.tree.map(lambda array: np.asarray(array, np.float32), tree)
     check_fits(path, config, shape, params)
-    return Parameters(config, params, shape, step, data, answer)
+    return Parameters(config, params, shape, step, data, answer, images)
 
 
 def _is_finite(array: np.ndarray) -> bool:

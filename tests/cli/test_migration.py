@@ -60,7 +60,8 @@ def small_run(tmp_path):
     problem = Problem.from_config(config)
     params = problem.init().params["params"]
     averages = jax.tree.map(lambda leaf: leaf + 1.0, params)
-    importing._write_run(problem, tmp_path / "a", params, averages, 40)
+    images = problem.identity()
+    importing._write_run(problem, tmp_path / "a", params, averages, 40, images=images)
     return tmp_path / "a", averages
 
 
@@ -111,12 +112,31 @@ def test_export_reads_back_and_becomes_the_same_run(main, small_run, tmp_path):
     same(load_file(workdir / "parameters.safetensors"), load_file(tmp_path / "p.st"))
     assert main("import_checkpoint", str(tmp_path / "p.st"), "--doc", "b")[0] == 0
     config = load_config(tmp_path / "b")
+    for key in ("images", "image_form"):
+        begun, imported = (
+            json.loads((folder / "config.json").read_text())[key]
+            for folder in (workdir, tmp_path / "b")
+        )
+        assert begun == imported and begun
     run = load_run(tmp_path / "b")
     assert run.step == 40 and "exported parameters of LowRankHybridRunner" in config.comment
     same(run.params["params"], averages)
     values = parse(["main.py", "--run", str(tmp_path), "--doc", "b", "--test", "--rank=4"])
     assert make_config(values).model.rank == 4
     assert make_config(values).comment == config.comment
+
+
+def test_parameters_of_other_images_are_named(small_run, tmp_path, caplog):
+    migrate.export_parameters(small_run[0], tmp_path / "p.st")
+    content, metadata = tensor_files.read(tmp_path / "p.st")
+    other = metadata | {"images": json.dumps({"train": 1, "held_out": 1, "checksum": "0"})}
+    for name, known, kept in (("p", metadata, True), ("other", other, False)):
+        caplog.clear()
+        tensor_files.write(tmp_path / f"{name}.safetensors", content, known)
+        migrate.import_checkpoint(tmp_path / f"{name}.safetensors", tmp_path / name)
+        saved = json.loads((tmp_path / name / "config.json").read_text())
+        assert (saved["images"] is not None) == ("image_form" in saved) == kept
+        assert ("the images here are not those that these" in caplog.text) == (not kept)
 
 
 def test_an_export_is_a_run_without_its_folder_and_images(main, small_run, tmp_path):
