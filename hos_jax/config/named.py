@@ -16,7 +16,8 @@ FOLDERS = (
 
 
 def find_config(name: str) -> Path:
-    """The file of a config by path, or by name with or without .py or .yml; see `named_config`."""
+    """The file of a config by name, with or without .py or .yml, in `configs` or the package, or by
+    path; see `named_config`."""
     given = Path(name)
     if given.suffix == ".py" and given.is_file():
         return given
@@ -26,8 +27,9 @@ def find_config(name: str) -> Path:
             path = folder / f"{stem}.py"
             if path.is_file():
                 return path
+    # Not a script of that name in the folder where one is.
     beside = given.parent / f"{stem}.py"
-    if beside.is_file():
+    if (given.suffix or given.parent != Path()) and beside.is_file():
         return beside
     if given.is_file():
         raise UserError(

@@ -59,9 +59,7 @@ def load_crops(
 
     def prepare(path: Path, image: Image.Image) -> tuple[np.ndarray, bool]:
         pictures[path] = _squares(np.asarray(image), np.asarray(image.reduce(2)), image_size, share)
-        apart, overlapping, _ = pictures[path]
-        # A colour is mostly found in the first.
-        return apart, all_grey(apart) and all_grey(overlapping)
+        return pictures[path].apart, all_grey(pictures[path].apart)
 
     def keep(_: int, path: Path, crops: np.ndarray) -> None:
         if not len(crops):
@@ -87,7 +85,7 @@ def load_crops(
     held_out = held_out[~copies]
     train = [each.overlapping for (_, each), out in zip(kept, held_out, strict=True) if not out]
     test = [each.apart for (_, each), out in zip(kept, held_out, strict=True) if out]
-    channels = 1 if found.grey else 3
+    channels = 1 if all(map(all_grey, [*train, *test])) else 3
 
     def joined(crops: list[np.ndarray], what: str) -> np.ndarray:
         if not sum(map(len, crops)):

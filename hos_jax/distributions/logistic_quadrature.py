@@ -67,25 +67,31 @@ def _rise(centre: Array, t: Array) -> Array:
 def _limits(centre: Array, gap: Array, b: Array, drop: float) -> Array:
     """How far left and right of the centre psi has fallen by `drop`, (D, K, 2), the left negative.
 
-    psi is concave: from a point outside, Newton's method stays outside, so stopping early costs
-    some nodes and no accuracy. The start is where one of its two terms alone has fallen by `drop`.
+    psi is concave: from a point outside, Newton's method stays outside but for rounding, which ends
+    it there. The start is where bounds of psi by straight lines and parabolas have fallen so far:
+    with p = |gap| / b, g is below -|v| + 2 log 2, of which -|v| falls by t on the way to a, and on
+    the other rises by t, or by 2 |centre| - t.
     """
     centre, gap, b = centre[..., None], gap[..., None], b[..., None]
 
     def slope(t: Array) -> Array:  # b psi'(centre + t)
         return -(gap + t) - b * jnp.tanh(0.5 * (centre + t))
 
-    start = slope(jnp.zeros_like(centre))
-    reach = jnp.sqrt(jnp.square(start) + 2.0 * drop * b)
-    t = start + jnp.concatenate([-reach, reach], axis=-1)
-    # On the way to 0 the logistic rises, on the way to a the Gaussian, by at most half of the gap.
-    rest = drop + 4.0 * math.log(2.0)
-    to_zero, to_a = 2.0 * jnp.abs(centre) + rest, jnp.abs(gap) + rest
-    rising = gap <= 0  # then 0 is on the left
-    t = jnp.clip(t, -jnp.where(rising, to_zero, to_a), jnp.where(rising, to_a, to_zero))
+    pull, least = jnp.abs(gap) / b, drop + 2.0 * math.log(2.0)
+
+    def root(linear: Array, most: Array | float) -> Array:  # of t^2 / (2 b) + linear t = most
+        return 2.0 * most / (linear + jnp.sqrt(jnp.square(linear) + 2.0 * most / b))
+
+    to_a = root(1.0 - pull, least)
+    rising = b * ((1.0 - pull) + jnp.sqrt(jnp.square(1.0 - pull) + 2.0 * least / b))
+    to_zero = jnp.minimum(rising, root(1.0 + pull, 2.0 * jnp.abs(centre) + least))
+    right = gap <= 0  # a is on that side
+    t = jnp.concatenate([-jnp.where(right, to_zero, to_a), jnp.where(right, to_a, to_zero)], -1)
+    side = jnp.array([[[-1.0, 1.0]]], t.dtype)
     for _ in range(LIMIT_STEPS):
         psi = _rise(centre, t) - t * (gap + 0.5 * t) / b
-        t = t - (psi + drop) * b / slope(t)
+        nearer = t - (psi + drop) * b / jnp.where(slope(t) == 0, 1.0, slope(t))
+        t = jnp.where((psi + drop < 0) & (side * slope(t) < 0) & (side * nearer > 0), nearer, t)
     return t
 
 

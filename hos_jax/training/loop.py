@@ -271,8 +271,8 @@ def train_and_evaluate(
       on_evaluation: called as `(problem, parameters, step, log)` after every evaluation, with
         parameters on the host: for pictures.
       make_room: called once the config is known to work, before anything is written.
-      should_stop: asked before every call of the step, by several processes about every tenth step;
-        where it says so, the state is saved and returned as it is.
+      should_stop: asked before every call of the step, by several processes before the first one
+        after every tenth step; where it says so, the state is saved and returned as it is.
       on_compiled: called whenever a training step has been compiled.
 
     Returns:
@@ -359,7 +359,8 @@ def _begin(
         seconds = details["seconds"]
     if resume and int(state.step) < config.training.steps:
         # Not sooner: settings with which no step is taken are not those of the run.
-        run_config.save(config, workdir, problem.identity(), problem.data.form, answer)
+        images = run_config.image_identity(workdir)
+        run_config.save(config, workdir, images, problem.data.form, answer)
     log = RunLog(workdir, int(state.step))
     open_files.callback(log.close)
     return state, RunFiles(checkpoints, log, seconds)

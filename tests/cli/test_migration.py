@@ -24,6 +24,7 @@ from hos_jax.config.runners import apply_runner
 from hos_jax.errors import UserError
 from hos_jax.migrate import importing, tensor_files
 from hos_jax.migrate.refinenet_weights import refinenet_params
+from hos_jax.training.loop import train_and_evaluate
 from hos_jax.training.problem import Problem
 from hos_jax.training.runs import load_run
 
@@ -137,6 +138,11 @@ def test_parameters_of_other_images_are_named(small_run, tmp_path, caplog):
         saved = json.loads((tmp_path / name / "config.json").read_text())
         assert (saved["images"] is not None) == ("image_form" in saved) == kept
         assert ("the images here are not those that these" in caplog.text) == (not kept)
+    # To go on does not make them those that it began with.
+    config = load_config(tmp_path / "other")
+    config.training.update(steps=41, batch_size=8)
+    train_and_evaluate(config, tmp_path / "other", resume=True)
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["images"] is None
 
 
 def test_an_export_is_a_run_without_its_folder_and_images(main, small_run, tmp_path):

@@ -211,34 +211,57 @@ def test_scores_in_float32_keep_their_digits_at_every_distance(scale, sigma, poi
         np.testing.assert_allclose(law.log_density(at), wanted, rtol=1e-6)
 
 
-def score_at_the_kink(sigma):
-    """That of scale 1 at y = sigma^2, by Gauss and Legendre's rule on 320 pieces."""
-    edges = np.concatenate([np.linspace(-60, 60, 121), 60 + np.linspace(0, 12 * sigma, 200)[1:]])
+def near_the_kink(sigma, y):
+    """Score and log density of scale 1 at y, by Gauss and Legendre's rule on 520 pieces."""
+    furthest = max(0.0, y - sigma**2) + 12 * sigma
+    edges = np.concatenate([np.linspace(-60, 60, 121), 60 + np.linspace(0, furthest, 401)[1:]])
     nodes, weights = np.polynomial.legendre.leggauss(30)
     half = 0.5 * np.diff(edges)[:, None]
     v = edges[:-1, None] + half * (1 + nodes)
-    exponent = v - np.abs(v) - 2 * np.log1p(np.exp(-np.abs(v))) - 0.5 * np.square(v / sigma)
-    density = half * weights * np.exp(exponent)
-    return -np.sum(density * np.tanh(v / 2)) / np.sum(density)
+    exponent = y * v / sigma**2 - np.abs(v) - 2 * np.log1p(np.exp(-np.abs(v)))
+    exponent -= 0.5 * np.square(v / sigma)
+    density = half * weights * np.exp(exponent - exponent.max())
+    log_density = np.log(density.sum()) + exponent.max() - 0.5 * np.square(y / sigma)
+    score = -np.sum(density * np.tanh(v / 2)) / density.sum()
+    return score, log_density - 0.5 * np.log(2 * np.pi * sigma**2)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "sigma", "tolerance"),
+    ("dtype", "sigma", "off", "off_log"),
     [
-        (jnp.float64, 1e2, 2e-5),
-        (jnp.float64, 1e4, 2e-5),
-        (jnp.float32, 1e2, 3e-4),
-        (jnp.float32, 1e3, 1e-4),
-        (jnp.float32, 1e5, 1e-4),
+        (jnp.float64, 50, 4e-4, 2e-4),
+        (jnp.float64, 100, 1e-3, 4e-3),
+        (jnp.float64, 1e4, 3e-6, 0.03),
+        (jnp.float32, 50, 9e-3, 0.03),
+        (jnp.float32, 1e3, 1e-4, 0.15),
+        (jnp.float32, 1e5, 1e-4, 1e3),
     ],
 )
-def test_at_the_kink_of_the_integrand_scores_lose_digits_and_no_more(dtype, sigma, tolerance):
+def test_near_the_kink_of_the_integrand_digits_are_lost_and_no_more(dtype, sigma, off, off_log):
     one = jnp.ones((1, 1), dtype)
     law = LogisticMixture(one, 0 * one, one).smooth(dtype(sigma))
-    at = jnp.full(1, sigma**2, dtype)
-    wanted = [score_at_the_kink(sigma)]
-    np.testing.assert_allclose(law.score(at), wanted, rtol=tolerance)
-    np.testing.assert_allclose(jax.grad(law.log_density)(at), wanted, rtol=tolerance)
+    points = dtype(np.array([0.5, 0.8, 0.94, 0.97, 0.985, 1.0, 1.01, 1.03, 1.1]) * sigma**2)
+    known = [near_the_kink(sigma, float(y)) for y in points]
+    scores, logs = np.array(known).T
+    found = jax.vmap(jax.value_and_grad(law.log_density))(jnp.asarray(points)[:, None])
+    np.testing.assert_allclose(found[0], logs, rtol=3e-7, atol=off_log)
+    for gradients in (found[1], jax.vmap(law.score)(jnp.asarray(points)[:, None])):
+        np.testing.assert_allclose(gradients[:, 0], scores, rtol=off)
+
+
+@pytest.mark.parametrize("sigma", [1e6, 1e8, 1e9])
+def test_in_float32_far_above_the_scale_the_law_is_that_of_the_noise(sigma):
+    one = jnp.ones((1, 1), jnp.float32)
+    law = LogisticMixture(one, 0 * one, one).smooth(np.float32(sigma))
+    multiples = np.array([1.0, 5, 6, 7, 8, 12, 800], np.float32)
+    found = jax.vmap(jax.value_and_grad(law.log_density))(jnp.asarray(multiples * sigma)[:, None])
+    wanted = -0.5 * multiples**2 - np.log(sigma) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-6, atol=1e-3)
+    np.testing.assert_allclose(found[1][:, 0] * sigma, -multiples, rtol=1e-5)
+    # Near the kink, sigma^2, only the score is told apart.
+    shares = np.array([0.5, 0.7, 0.8, 0.9, 0.99, 1.01], np.float32)
+    at = jnp.asarray(shares * np.float32(sigma) ** 2)[:, None]
+    np.testing.assert_allclose(jax.vmap(law.score)(at)[:, 0], -np.minimum(shares, 1.0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])

@@ -92,15 +92,19 @@ def test_colour_anywhere_makes_colour_crops_and_what_is_left_out_none(tmp_path):
     grey = {name: np.repeat(picture(seed)[..., :1], 3, -1) for seed, name in enumerate("abc")}
     write(tmp_path, grey | {"small": picture(3, 5, 5), "tiny": picture(4, 2, 2)})
     assert data.load("image_crops", root=tmp_path, image_size=8).image_shape == (8, 8, 1)
-    # In the last columns, of which no square of the grid that tells squares apart has any.
-    for name, pixels in grey.items():
-        width = pixels.shape[1] + 4
-        wider = np.pad(pixels, ((0, 0), (0, 4), (0, 0)), mode="edge")
-        wider[:, width - width % 8 :, 1:] = 0
-        grey[name] = wider
+    # In the last of 20 rows, of which squares of 8 that do not overlap have none, of neither size.
+    for pixels in grey.values():
+        pixels[17:, :, 1:] = 0
     write(tmp_path, grey)
     loaded = data.load("image_crops", root=tmp_path, image_size=8)
     assert loaded.image_shape == (8, 8, 3)
+    # Of what is held out there are the squares of the grid alone.
+    held_out = {name: grey.pop(name) for name in ("b", "c")}
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "c.png").unlink()
+    write(tmp_path, {"a": np.repeat(picture(0)[..., :1], 3, -1)})
+    write(tmp_path / "held_out", held_out)
+    assert data.load("image_crops", root=tmp_path, image_size=8).image_shape == (8, 8, 1)
 
 
 def test_small_pictures_are_no_crops_and_none_at_all_is_an_error(tmp_path):

@@ -71,9 +71,9 @@ def test_named_configs_are_found_everywhere_and_a_users_own_come_first(tmp_path,
     with pytest.raises(hos_jax.UserError, match=r"its name ends in \.py"):
         find_config("mine.yml")
     Path("mine.py").touch()
-    for name in ("mine", "mine.yml", str(tmp_path / "mine")):
+    for name in ("mine.py", "mine.yml", str(tmp_path / "mine")):
         assert find_config(name).resolve() == (tmp_path / "mine.py").resolve()
-    for name in ("demos", "other/demo.py", "", "."):
+    for name in ("mine", "demos", "other/demo.py", "", "."):
         with pytest.raises(hos_jax.UserError, match="known are"):
             find_config(name)
 
