@@ -263,7 +263,7 @@ def make_config(values: flags.FlagValues):
     asked for in its place.
     """
     from hos_jax.config import default_config
-    from hos_jax.config.checks import takes_marginal_weight
+    from hos_jax.config.checks import leave_out_marginal_weight
     from hos_jax.config.keys import check_keys_and_types
     from hos_jax.config.runners import apply_runner
     from hos_jax.losses.objective import RESIDUAL
@@ -285,6 +285,5 @@ def make_config(values: flags.FlagValues):
     config.update_from_flattened_dict(overrides)
     if config.loss.second_order not in RESIDUAL and "loss.jacobian_weight" not in overrides:
         config.loss.jacobian_weight = 0.0
-    if not takes_marginal_weight(config) and "loss.marginal_weight" not in overrides:
-        config.loss.marginal_weight = 0.0
+    leave_out_marginal_weight(config, overrides)
     return config

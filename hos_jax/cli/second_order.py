@@ -70,7 +70,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> int:
 def make_config(values: flags.FlagValues):
     """The config of the run: the file, then the flags, then the overrides."""
     from hos_jax import data
-    from hos_jax.config.checks import takes_marginal_weight
+    from hos_jax.config.checks import leave_out_marginal_weight
     from hos_jax.config.denoiser import absolute_name
 
     config = values.config
@@ -106,8 +106,7 @@ def make_config(values: flags.FlagValues):
         config.model.update(smallest_noise=levels[0], largest_noise=levels[1])
     config.model.data_std *= high - low
     config.update_from_flattened_dict(overrides)
-    if not takes_marginal_weight(config) and "loss.marginal_weight" not in overrides:
-        config.loss.marginal_weight = 0.0
+    leave_out_marginal_weight(config, overrides)
     return config
 
 

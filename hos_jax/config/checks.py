@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from operator import attrgetter
 
 import ml_collections
@@ -54,6 +55,13 @@ def networks_per_evaluation(sampling: ml_collections.ConfigDict) -> int:
 def takes_marginal_weight(config: ml_collections.ConfigDict) -> bool:
     """Whether the loss of s2 is the likelihood that `loss.marginal_weight` is a part of."""
     return config.loss.second_order == "residual_nll" and config.model.tails == "gaussian"
+
+
+def leave_out_marginal_weight(config: ml_collections.ConfigDict, overrides: Collection) -> None:
+    """Set a weight of the config's own, which is not among the overrides, to 0 where there is no
+    such part."""
+    if not takes_marginal_weight(config) and "loss.marginal_weight" not in overrides:
+        config.loss.marginal_weight = 0.0
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

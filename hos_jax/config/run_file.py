@@ -180,8 +180,7 @@ def check_same_images(
     Those it was trained on could be among the held-out ones. A run that does not say, such as an
     imported one, goes on with any.
     """
-    begun = json.loads((workdir / CONFIG_FILE).read_bytes())
-    saved, known = begun.get("images"), begun.get("image_form")
+    saved, known = image_identity(workdir), image_form(workdir)
     if saved is None or saved == images:
         if form and isinstance(known, dict) and known.get("shape", form["shape"]) != form["shape"]:
             shapes = f"{known['shape']} when this run was begun, and are {form['shape']} now"
@@ -197,17 +196,21 @@ def check_same_images(
 
 def image_identity(workdir: Path) -> dict[str, Any] | None:
     """The `ImageData.identity` of a run's images, or None of a run that does not say."""
-    return json.loads((workdir / CONFIG_FILE).read_bytes()).get("images")
+    return _beside_config(workdir, "images")
 
 
 def image_form(workdir: Path) -> dict[str, Any] | None:
     """The `ImageData.form` of a run's images, or None of a run that does not say."""
-    return json.loads((workdir / CONFIG_FILE).read_bytes()).get("image_form")
+    return _beside_config(workdir, "image_form")
 
 
 def saved_denoiser_answer(workdir: Path) -> list[float] | None:
     """What a denoiser from outside said when the run was begun, of a run that has one."""
-    return json.loads((workdir / CONFIG_FILE).read_bytes()).get("denoiser_answer")
+    return _beside_config(workdir, "denoiser_answer")
+
+
+def _beside_config(workdir: Path, key: str) -> Any:
+    return json.loads((workdir / CONFIG_FILE).read_bytes()).get(key)
 
 
 def check_same_denoiser(where: Path, saved: list[float] | None, answer: list[float] | None) -> None:

@@ -188,17 +188,6 @@ def condition(
     `max_iterations` products with S. Raises as `Observation.check`.
     """
     observation.check(posterior.mean)
-    return _condition(posterior, observation, tolerance=tolerance, max_iterations=max_iterations)
-
-
-def _condition(
-    posterior: Posterior,
-    observation: Observation,
-    *,
-    tolerance: float = 1e-5,
-    max_iterations: int = 100,
-) -> Conditioned:
-    """`condition` of an observation that was checked."""
     predicted = observation.forward(posterior.mean)
     residual = jnp.asarray(observation.values, predicted.dtype) - predicted
 
@@ -263,6 +252,7 @@ def conditional_sample(
     2021). One solve, and no root of the conditional covariance. With `return_converged` it is
     (draw, whether the solve converged, as `condition` tells it).
     """
+    # Before the values are shaken: then they may be traced.
     observation.check(posterior.mean)
     draw_key, noise_key = jax.random.split(key)
     draw = posterior.sample(draw_key, 1)[0]
@@ -270,7 +260,7 @@ def conditional_sample(
     std = jnp.asarray(observation.noise_std, values.dtype)
     noise = std * jax.random.normal(noise_key, values.shape, values.dtype)
     shaken = dataclasses.replace(observation, values=values - noise)
-    found = _condition(dataclasses.replace(posterior, mean=draw), shaken, **solver)
+    found = condition(dataclasses.replace(posterior, mean=draw), shaken, **solver)
     return (found.mean, found.converged) if return_converged else found.mean
 
 
