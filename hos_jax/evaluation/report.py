@@ -28,7 +28,7 @@ LARGEST_DIM = 20_000
 
 MEANINGS = {
     "denoise_mse": "mean squared error of the denoised image, data units squared",
-    "predicted_mse": "what the predicted variances make it",
+    "predicted_mse": "what the predicted variances make denoise_mse",
     "nll_per_dim": "NLL of error / sigma under the predicted law",
     "calibration": "e^T K^-1 e / D: 1 when the covariance is right",
     "residual_loss": "(|K|^2 / 2 - e^T K e) / D: of two runs the nearer K has the lower one",
