@@ -15,7 +15,8 @@ all.
 
 Errors are against the exact score of the smoothed law at fresh noisy points, the same for every
 method and seed:
-mse = mean of nF(estimate - exact) / D^2, relative = mean nF(estimate - exact) / mean nF(exact).
+mse = mean of ||estimate - exact||_F^2 / D^2,
+relative = mean of ||estimate - exact||_F^2 / mean of ||exact||_F^2.
 Both are averaged over seeds, with the standard error over seeds. "held_out" is the mean residual
 loss per dimension at other fresh points, of the residuals of autodiff's s1, which needs no truth
 (`fit.held_out_losses`): the last column takes, seed by seed, the direct method and head that it

@@ -78,7 +78,7 @@ def simulate(seed: int, dim: int, degree: float, count: int, noise: str):
 
 
 def gaussian_process(rng, points: np.ndarray, features: int = 1000) -> np.ndarray:
-    """A draw of a Gaussian process with kernel exp(-n2(x - y) / 2) at points (N, D), nearly."""
+    """A draw of a Gaussian process with kernel exp(-||x - y||^2 / 2) at points (N, D), nearly."""
     slopes = rng.standard_normal((points.shape[1], features))
     phases = rng.uniform(0.0, 2.0 * np.pi, features)
     weights = rng.standard_normal(features) * np.sqrt(2.0 / features)

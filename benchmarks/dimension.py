@@ -133,7 +133,7 @@ def in_parts(fn: Callable, params: Any, keys: jax.Array, clean: np.ndarray, sigm
 
 
 def errors_fn(problem: Any, params: Any, key: jax.Array, clean: jax.Array, sigma: Any) -> Any:
-    """The true error, n2(zhat) - D, tr C, z^T r and n2(z) - D, in units of sigma^2."""
+    """The true error, ||zhat||^2 - D, tr C, z^T r and ||z||^2 - D, in units of sigma^2."""
     noise = jax.random.normal(key, clean.shape, clean.dtype)
     score1, score2 = of_run.make_derivatives_fn(problem, params)(clean + sigma * noise, sigma)
     residual = noise + sigma * score1

@@ -4,7 +4,7 @@ r"""Variance of the gradient of each second-order loss at the exact scores, by n
 
 The model is S(y) = S_exact(y) + Theta with a symmetric matrix Theta of parameters, at Theta = 0 and
 with the exact s1: what is left is the noise of the loss itself. Losses of different curvature
-compare by their Newton step: the gradient divided by the number of terms nF(S) / 2 in the loss,
+compare by their Newton step: the gradient divided by the number of terms ||S||_F^2 / 2 in the loss,
 and for the likelihood 2 C G C. The table shows the total variance of one example's step (the trace
 of its covariance), times the number of points per example that the loss evaluates, so that equal
 numbers of network evaluations compare; and the largest deviation of the mean step from zero, in

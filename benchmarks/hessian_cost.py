@@ -17,8 +17,8 @@ and r columns, or `shared`, where one trunk gives s1 and s2 (r = 50). The others
 s1 is trained for a moment, so that its Jacobian is one of a denoiser. The number of Hutchinson's
 probes is what its expected relative squared error of the diagonal needs to be --diagonal-error,
 0.01: about the error that learned diagonals have where the exact one is known (accuracy.py). By its
-variance, (nF(s2) - n2(diag s2)) / n, that is the ratio of off-diagonal to diagonal squares, found
-from 32 probes, over the error. It can exceed D: then the exact diagonal is the cheaper one.
+variance, (||s2||_F^2 - ||diag s2||^2) / n, that is the ratio of off-diagonal to diagonal squares,
+found from 32 probes, over the error. It can exceed D: then the exact diagonal is the cheaper one.
 
 All methods of one size and number of points are called in turn in one process. Memory is what XLA
 plans beside the arguments: temporary arrays and results. A method that would take too long or

@@ -25,5 +25,5 @@ def get_config():
     config.optim.update(lr=4e-3, schedule="cosine", warmup=50, final_lr=4e-4, ema=0.98)
     config.training.update(steps=1000, batch_size=16, log_every=20)
     config.training.update(evaluate_every=500, checkpoint_every=500)
-    config.sampling.chains = 16
+    config.sampling.update(chains=16, images=4)
     return config

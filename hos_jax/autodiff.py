@@ -299,7 +299,7 @@ def hutchinson_trace(
 ) -> Estimate:
     r"""tr s2(y), a scalar: the mean of v^T s2 v over Rademacher probes v, with a standard error.
 
-    Unbiased. One probe has variance 2 (nF(s2) - sum_i s2_ii^2), so a diagonal s2 is found exactly.
+    Unbiased. One probe has variance 2 (tr s2^2 - sum_i s2_ii^2): a diagonal s2 is found exactly.
     With one probe alone the standard error is infinite. Memory does not grow with the number of
     probes; the value depends on `chunk_size` through rounding alone. See Hutchinson, "A Stochastic
     Estimator of the Trace of the Influence Matrix", 1990.

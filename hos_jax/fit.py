@@ -468,9 +468,9 @@ def held_out_losses(
     r"""How good an s2 is without knowing the truth: `losses.d2sm_residual` at fresh points, (N,).
 
     For the covariance C(y) = E[r r^T | y] of the residuals of s1 the mean is that of
-    nF(I + sigma^2 s2 - C), half of it for either point of the pair y+ and y-, up to a constant that
-    is the same for every s2. With one key the points are the same for all, so that the difference
-    of two has a small standard error.
+    tr (I + sigma^2 s2 - C)^2, half of it for either point of the pair y+ and y-, up to a constant
+    that is the same for every s2. With one key the points are the same for all, so that the
+    difference of two has a small standard error.
 
     Args:
       score_fn, hessian_fn: s1 and s2 at one point, whoever they come from.

@@ -1,7 +1,7 @@
 r"""Tweedie's formula: from scores of the smoothed density to moments of the clean point, and back.
 
 With y = x + sigma z, the law of x given y is an exponential family in eta = y / sigma^2 whose
-log-partition is log q(y) + n2(y) / (2 sigma^2) + const. Its derivatives by eta are the cumulants:
+log-partition is log q(y) + y^T y / (2 sigma^2) + const. Its derivatives by eta are the cumulants:
 
 .. math:: \kappa_1 = y + \sigma^2 s_1(y), \qquad \kappa_2 = \sigma^4 s_2(y) + \sigma^2 I, \qquad
     \kappa_n = \sigma^{2n} s_n(y) \quad (n \ge 3)

@@ -1,5 +1,6 @@
 """The types that every numerical module accepts, and the checks of arguments that they share."""
 
+import dataclasses
 import numbers
 from collections.abc import Callable
 from typing import Any, Literal, TypeGuard, get_args
@@ -184,6 +185,13 @@ def check_rising_levels(sigmas: Array) -> None:
         if not (np.all(np.diff(known) > 0) and known[0] > 0 and known[-1] < np.inf):
             raise ValueError(f"expected positive noise levels that rise, got {known}")
     check_falling_levels(sigmas[::-1] if np.ndim(sigmas) else sigmas)
+
+
+def short_repr(value: Any) -> str:
+    """What a dataclass prints of itself: its fields, of long arrays their ends."""
+    with np.printoptions(threshold=32, edgeitems=2):
+        fields = (f"{f.name}={getattr(value, f.name)!r}" for f in dataclasses.fields(value))
+        return f"{type(value).__name__}({', '.join(fields)})"
 
 
 def nan_unless(known: Array | bool, value: Array | float) -> Array:

@@ -67,7 +67,8 @@ class Empirical(_Points):
 class SmoothedEmpirical(_Points):
     r"""q(y) = 1/N sum_i N(y; x_i, sigma^2 I): the exact smoothed density of a finite data set.
 
-    The posterior of x given y puts the weight r_i = softmax(-n2(y - x_i) / (2 sigma^2)) on x_i, so
+    The posterior of x given y puts the weight r_i on x_i, a softmax of the squared distances of y
+    over -2 sigma^2, so
 
     .. math:: s_1 = \frac{\mu - y}{\sigma^2}, \quad s_2 = \frac{K}{\sigma^4} - \frac{I}{\sigma^2},
         \quad \mu = \sum_i r_i x_i, \quad K = \sum_i r_i (x_i - \mu)(x_i - \mu)^T .
@@ -152,7 +153,7 @@ class SmoothedEmpirical(_Points):
         return (self.posterior_covariance_matvec(point, vector) / square - vector) / square
 
     def _log_kernels(self, point: Array, block: Array) -> Array:
-        """-n2(y - x_i) / (2 sigma^2), (M,), from differences: norms would cancel in float32."""
+        """The squared distances over -2 sigma^2, (M,), by differences: norms would cancel."""
         return -0.5 * jnp.sum(jnp.square((point[None, :] - block) / self.sigma), axis=1)
 
     def _weights(self, point: Array, block: Array, kernels: tuple[Array, Array]) -> Array:

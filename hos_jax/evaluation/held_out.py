@@ -216,7 +216,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     """How much of the error the posterior's leading directions hold, against other directions.
 
     Over at most `DIRECTION_IMAGES` held-out images, for 1 ... k directions: `model`, the share of
-    n2(e) in each image's own leading directions, with `standard_error`; `refined`, in those after
+    e^T e in each image's own leading directions, with `standard_error`; `refined`, in those after
     one step of `autodiff.refine_eigenpairs`, k products with the derivative of s1, if it has one;
     `predicted`, the share of the predicted variance in the model's own; `pca`, in the leading
     principal components of the training images if there are two or more; `random`, in random ones:

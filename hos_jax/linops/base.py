@@ -33,7 +33,7 @@ from hos_jax.linops.matrix_functions import (
     gauss_quadrature,
     lanczos_product,
 )
-from hos_jax.types import Array, PRNGKey, check_counts, check_floating
+from hos_jax.types import Array, PRNGKey, check_counts, check_floating, short_repr
 
 OTHER_BATCHES = "use vmap for other batches"
 
@@ -88,6 +88,8 @@ class SymmetricMatrix(abc.ABC):
 
     # NumPy's scalars and arrays leave products with a structure to `__rmul__`.
     __array_ufunc__ = None
+
+    __repr__ = short_repr
 
     @property
     @abc.abstractmethod
@@ -196,7 +198,7 @@ class SymmetricMatrix(abc.ABC):
         return self._inner(other)
 
     def squared_norm(self) -> Array:
-        """Squared Frobenius norm nF(A) = <A, A>, (...)."""
+        """Squared Frobenius norm, tr A^2, (...)."""
         return self._inner(self)
 
     def norm(self) -> Array:

@@ -16,7 +16,7 @@ from hos_jax.types import Array
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dense(Solvable):
     """A symmetric `matrix`, (..., D, D); the symmetry is the caller's promise."""
 

@@ -15,7 +15,7 @@ from hos_jax.types import Array
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Diagonal(Solvable):
     """diag(a), with `diag` a of shape (..., D)."""
 
@@ -83,7 +83,7 @@ class Diagonal(Solvable):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DiagonalPlusLowRank(PlusLowRank):
     """diag(a) + U U^T, with `diag` a of shape (..., D) and `factor` U of shape (..., D, r)."""
 
@@ -118,7 +118,7 @@ class DiagonalPlusLowRank(PlusLowRank):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class IsotropicPlusLowRank(DiagonalPlusLowRank):
     """c I + U U^T, `diag` having c in every place (see `from_multiple`): the low-rank structure
     whose matrix functions are of the same structure."""

@@ -181,7 +181,7 @@ def _anti_diagonals(height: int, width: int, slope: int) -> tuple[np.ndarray, np
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Local(Solvable):
     """L L^T + diag(b) with L = diag(l) (I + N).
 
@@ -407,7 +407,7 @@ def _inner_of_bands(first: Local, second: Local) -> Array:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LocalPlusLowRank(PlusLowRank):
     """L L^T + diag(b) + U U^T, with `local` a `Local` and `factor` U of shape (..., D, r)."""
 

@@ -32,7 +32,7 @@ _ALL_THIRD_POWERS = 256
 
 @jax.custom_jvp
 def _gram_squared_norm(factor: Array) -> Array:
-    """nF(U^T U) = nF(U U^T), (...)."""
+    """The squared Frobenius norm of U^T U, which is that of U U^T, (...)."""
     return jnp.sum(jnp.square(factor.mT @ factor), axis=(-2, -1))
 
 

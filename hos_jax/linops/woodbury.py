@@ -130,7 +130,7 @@ def root_third_powers(base: Solvable, factor: Array) -> Array:
 def _form_and_logdet(base: Solvable, parts: Factorization, white: Array):
     """Both values for W v, (D, 1), and W^-T A^-1 v, (D, 1).
 
-    With w = M^-1 U^T B^-1 v the form is n2(W (v - U w)) + n2(w): a sum of squares, where
+    With w = M^-1 U^T B^-1 v the form is ||W (v - U w)||^2 + ||w||^2: a sum of squares, where
     Woodbury's difference of two large numbers would lose float32's digits.
     """
     rest, weights = parts.solve(white)

@@ -283,10 +283,11 @@ def jacobian_regression(
     .. math:: \tfrac12 \| S(y) v - \sigma^2 J(y) v \|^2, \qquad J = \nabla s_1
 
     For probes v of independent entries of mean 0 and variance 1, drawn apart from y, its mean is
-    half of nF(S - sigma^2 J), so the minimizer in a family of structures is the one nearest to
-    sigma^2 (J + J^T) / 2. It has none of the noise of the residual losses, and all errors of the
-    derivative of s1, which they have not. Random signs have the least variance; for a diagonal S
-    they make it "optimal covariance matching", v * (S v) against v * (sigma^2 J v).
+    half of the squared Frobenius norm of S - sigma^2 J, so the minimizer in a family of structures
+    is the one nearest to sigma^2 (J + J^T) / 2. It has none of the noise of the residual losses,
+    and all errors of the derivative of s1, which they have not. Random signs have the least
+    variance; for a diagonal S they make it "optimal covariance matching", v * (S v) against
+    v * (sigma^2 J v).
 
     `scaled_product` is sigma^2 J(y) v, (D,), used as a constant.
 

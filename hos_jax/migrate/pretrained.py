@@ -10,7 +10,7 @@ _FOLDER = Path(__file__).parent
 # By name: what the weights are of. `export_parameters --half --examples=16` made the files. Of
 # `diffusion_mnist5k` itself, with 48 features, the file would be larger than the 3 MB allowed here.
 NAMES = {
-    "demo": "`demo` without loss.marginal_weight: MNIST digits, sigma 0.5, local + low rank",
+    "demo": "`demo`: MNIST digits, sigma 0.5, local + low rank",
     "diffusion": "`diffusion_mnist5k` with model.ngf=40: MNIST digits by class, sigma 0.05 to 5",
 }
 

@@ -19,7 +19,7 @@ from hos_jax.training.checkpoint import Checkpoints
 from hos_jax.training.problem import Problem, denoiser_answer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LoadedRun:
     """A run read back from its folder; `hos_jax.pointwise` evaluates it at one point.
 
@@ -34,6 +34,11 @@ class LoadedRun:
     params: Any
     step: int
     training_seconds: float
+
+    def __repr__(self) -> str:
+        low, high = self.sigma_range
+        sigma = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        return f"LoadedRun(sigma={sigma}, image_shape={self.image_shape}, step={self.step})"
 
     @property
     def model(self) -> ScoreModel | FixedScoreModel:

@@ -145,7 +145,7 @@ def recalibrated_interval(
 
 
 def captured_shares(error: Array, directions: Array) -> Array:
-    """Share of n2(e) in the span of the first j directions, (k,), j = 1 ... k, for an error e of
+    """Share of e^T e in the span of the first j directions, (k,), j = 1 ... k, for an error e of
     shape (D,), not zero, and orthonormal columns, (D, k)."""
     if directions.ndim != 2 or directions.shape[0] != error.shape[0] or error.ndim != 1:
         raise ValueError(

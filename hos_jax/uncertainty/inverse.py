@@ -184,7 +184,7 @@ def condition(
 ) -> Conditioned:
     """The posterior mean given the observation too, with what the solver says of itself.
 
-    Conjugate gradients stop at a residual of `tolerance`, relative to n2(b - A m)^(1/2), or after
+    Conjugate gradients stop at a residual of `tolerance`, relative to the norm of b - A m, or after
     `max_iterations` products with S. Raises as `Observation.check`.
     """
     observation.check(posterior.mean)

@@ -10,7 +10,7 @@ from hos_jax.types import Array, check_structured, check_tails, check_vectors
 class CovarianceScores(NamedTuple):
     """(e^T C^-1 e + log det C) / (2 D), the Gaussian NLL without its constant, or that of Student's
     tails without the same constant; e^T C^-1 e / D, which is 1 on average when the covariance is
-    right; and (nF(C) / 2 - e^T C e) / D, whose mean is half of nF(C - E[e e^T]) / D up to a
+    right; and (tr C^2 / 2 - e^T C e) / D, whose mean is half of tr (C - E[e e^T])^2 / D up to a
     constant: the covariance that is nearest in Frobenius norm has the lowest, whatever it was
     trained for, and need not be positive definite for that."""
 

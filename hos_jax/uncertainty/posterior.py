@@ -32,6 +32,7 @@ from hos_jax.types import (
     check_vectors,
     is_number,
     nan_unless,
+    short_repr,
 )
 from hos_jax.uncertainty import student
 
@@ -49,7 +50,7 @@ class Interval(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Posterior:
     """The law of x given y at one point, to second order, with skewness where it is known.
 
@@ -72,6 +73,8 @@ class Posterior:
 
     def __post_init__(self) -> None:
         check_tails(self.tails)
+
+    __repr__ = short_repr
 
     @property
     def dim(self) -> int:

@@ -185,7 +185,7 @@ def confirmed_and_stated(
 
 
 def likelihood_slope(score1: Array, covariance: SymmetricMatrix, sigma: Array | float) -> Array:
-    r"""d log q_sigma(y) / d log sigma = sigma^2 n2(s1) - D + tr C, a scalar.
+    r"""d log q_sigma(y) / d log sigma = sigma^2 s1^T s1 - D + tr C, a scalar.
 
     The equation of Fokker and Planck for the law smoothed by sigma. Its mean over y ~ q_sigma is 0;
     it is positive where the noise in y is stronger than sigma.
@@ -223,8 +223,8 @@ def noise_level(
 
     `likelihood_slope` at each given level, integrated over log sigma, is the log likelihood of
     sigma up to a constant, whose largest value is where the search begins. Its derivative vanishes
-    where n2(zhat) = D - tr C, and each step goes to where that would hold if zhat scaled as noise
-    does and tr C stayed,
+    where zhat^T zhat = D - tr C, and each step goes to where that would hold if zhat scaled as
+    noise does and tr C stayed,
 
     .. math:: \sigma \leftarrow \sigma \sqrt{n_2(\hat z) / (D - \mathrm{tr}\, C)} ,
 
@@ -253,7 +253,7 @@ def noise_level(
     levels = jnp.asarray(sigmas, noisy.dtype)
 
     def sizes(sigma: Array) -> tuple[Array, Array]:
-        """n2(zhat) and tr C at one level."""
+        """zhat^T zhat and tr C at one level."""
         score1, score2 = derivatives_at(derivatives_fn, noisy, sigma)
         return jnp.sum(jnp.square(sigma * score1)), scaled_covariance(score2, sigma).trace()
 

@@ -7,7 +7,7 @@ that it makes, which is known, as x is:
 
 - `trace`, `leading`: log tr C and the log of the sum of the k largest eigenvalues of C. The model
   is unsure where it knows little (EigenScore).
-- `ratio`: log of n2(s1) / -tr s2 = n2(zhat) / (D - tr C), which is near 0 for data (SCOPED).
+- `ratio`: log of s1^T s1 / -tr s2 = zhat^T zhat / (D - tr C), which is near 0 for data (SCOPED).
 - `spread`: log of the mean of r_i^2 / C_ii, near 0 for data: the error in units of what the model
   expects of each value. It and the following numbers need a covariance, the others y alone.
 - `distance`: log of r^T C^-1 r / D, the same with the correlations.

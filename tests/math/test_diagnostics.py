@@ -71,7 +71,7 @@ def test_sliced_wasserstein_of_shifted_gaussians():
 
     assert distance(first, first) == 0.0
     assert distance(first, second) < 0.05
-    # W_2 between shifted copies is |theta . shift|, whose mean square is n2(shift) / D.
+    # W_2 between shifted copies is |theta . shift|, whose mean square is ||shift||^2 / D.
     shift = jnp.array([3.0, 0.0, 0.0])
     np.testing.assert_allclose(distance(first, first + shift[None]), np.sqrt(3.0), rtol=0.1)
     np.testing.assert_allclose(distance(first, 2.0 * first), 1.0, rtol=0.03)

@@ -484,3 +484,16 @@ def test_a_batch_of_posteriors_with_students_tails_is_each_of_them():
     assert not np.allclose(draws[0], draws[1])
     interval = batch.marginal_interval(0.9)
     np.testing.assert_allclose(interval.upper[1], found.marginal_interval(0.9).upper, rtol=1e-12)
+
+
+def test_a_posterior_prints_in_lines_and_not_pages():
+    """Of a small matrix all numbers, of a large one its ends; without values where it is traced."""
+    diag = jnp.linspace(0.1, 0.2, 784)
+    large = Posterior(diag, DiagonalPlusLowRank(diag, jnp.ones((784, 16))))
+    assert 100 < len(repr(large)) < 1000
+    assert repr(large).startswith("Posterior(mean=") and "DiagonalPlusLowRank(diag=" in repr(large)
+    matrix = Dense(jnp.arange(4.0).reshape(2, 2))
+    assert all(f"{value}." in repr(matrix) for value in range(4))
+    seen = []
+    jax.make_jaxpr(lambda matrix: seen.append(repr(matrix)))(matrix)
+    assert seen[0].startswith("Dense(matrix=")
