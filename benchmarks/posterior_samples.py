@@ -43,7 +43,8 @@ def picture(folders: list[Path], chosen: list[int]):
     plot, axes = plt.subplots(
         lines, len(widths), figsize=(1.07 * sum(widths), 1.1 * lines), width_ratios=widths
     )
-    plot.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.06, hspace=0.06)
+    top = 1 - 0.3 / (1.1 * lines)
+    plot.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=top, wspace=0.06, hspace=0.06)
     for axis in axes.flat:
         axis.set_axis_off()
 

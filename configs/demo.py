@@ -3,12 +3,13 @@
 make demo
 
 1,000 steps of 0.05 to 0.21 s on two cores, and another run with another seed, machine or number of
-threads. On two cores the config's seed, 1234, has, held out, denoise_mse 0.0088, nll_per_dim -2.96,
-calibration 0.96 (0.04), coverage_90 0.931 (recalibrated 0.901); the 5 and 12 leading directions
-hold 0.225 and 0.426 of the squared error, refined by 12 products 0.257 and 0.465. On one core it
-had nll_per_dim -2.93 and coverage_90 0.931; seeds 0 to 2 had -2.86, -3.35, -3.40 and 0.942, 0.898,
-0.901, each on half of the held-out images. Without marginal_weight seeds 1 (on two cores) and 2
-had -3.52, -3.42 and 0.676, 0.667.
+threads. On two cores the config's seed, 1234, has, held out, denoise_mse 0.0088, nll_per_dim -2.98,
+calibration 0.96 (0.05), coverage_90 0.930 (recalibrated 0.902); the 5 and 12 leading directions
+hold 0.229 and 0.428 of the squared error, refined by 12 products 0.255 and 0.461. These weights
+come with the package. On two cores of another machine the seed had nll_per_dim -2.96 and
+coverage_90 0.931, on one core -2.93 and 0.931; seeds 0 to 2 had -2.86, -3.35, -3.40 and 0.942,
+0.898, 0.901, each on half of the held-out images. Without marginal_weight seeds 1 (on two cores)
+and 2 had -3.52, -3.42 and 0.676, 0.667.
 """
 
 from hos_jax.config import default_config
