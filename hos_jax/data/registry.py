@@ -92,7 +92,11 @@ def load(
         having = [each for each, known in _OPTIONS.items() if option in known]
         if option not in _OPTIONS.get(name, ("image_size",)):
             whose = " and ".join(having)
-            raise UserError(f"{option} is an option of {whose}, not of {name}: leave it unset")
+            unset = False if option in ("grey", "skip_unreadable") else None
+            raise UserError(
+                f"{option} is an option of {whose}, not of {name}: leave it unset, "
+                f"data.{option}={unset}"
+            )
     if root is not None and name in (*_PACKAGED, "photos"):
         logger.warning(
             "data.root=%s is not used: %s comes in a package, and data.name says what is taken",

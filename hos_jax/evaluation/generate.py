@@ -217,7 +217,14 @@ def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
     # The last evaluation denoises.
     evaluations = sampling.evaluations // networks_per_evaluation(sampling)
     steps = (evaluations - 1) // EVALUATIONS_PER_STEP[sampling.sampler]
-    sigmas = karras_sigmas(model.largest_noise, model.smallest_noise, steps + 1)
+    # Churn raises each level, and the model knows none above its largest.
+    largest = model.largest_noise / (1.0 + sampling.churn)
+    if largest <= model.smallest_noise:
+        raise UserError(
+            f"sampling.churn={sampling.churn} raises levels beyond the model's: lower it below "
+            f"{model.largest_noise / model.smallest_noise - 1.0:.3g}"
+        )
+    sigmas = karras_sigmas(largest, model.smallest_noise, steps + 1)
     sigmas = sigmas.astype(jnp.float32)
     chains = samplers.reverse_chains(
         chain_key,

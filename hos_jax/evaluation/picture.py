@@ -109,8 +109,14 @@ def multipliers_of(workdir: Path, run: LoadedRun, sigma: float | None) -> np.nda
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): test the run again") from error
-    same = sigma is None or abs(sigma / run.sigma - 1.0) < 0.01
-    return table if same else None
+    if table is None or sigma is None or abs(sigma / run.sigma - 1.0) < 0.01:
+        return table
+    logger.warning(
+        "intervals are the model's own: --test learned their widths at sigma %.4g, this is %.4g "
+        "(in the units of the run's data)",
+        *(run.sigma, sigma),
+    )
+    return None
 
 
 def denoise_file(

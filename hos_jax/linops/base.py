@@ -12,7 +12,7 @@ Of 16 bits there are products and sums; what factorizes a matrix, as `solve` doe
 64 alone: `jax.tree.map(lambda x: x.astype(jnp.float32), matrix)`.
 
 Products run at JAX's own matrix precision. Gradients are finite wherever the values are, zero
-matrices and repeated eigenvalues included.
+matrices and repeated eigenvalues included; of functions of a matrix, first ones alone.
 """
 
 from __future__ import annotations

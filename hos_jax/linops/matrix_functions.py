@@ -9,9 +9,10 @@ r"""Functions of symmetric matrices times a vector, f(A) v: the ways that struct
   T = Q^T A Q it is \|v\| Q f(T) e_1, exact when K reaches the number of distinct eigenvalues that v
   sees.
 
-Derivatives are those of the function of a matrix (Daleckii and Krein), through the divided
+First derivatives are those of the function of a matrix (Daleckii and Krein), through the divided
 differences of f: finite and right at repeated eigenvalues and at 0, where those of eigenvectors are
-not.
+not. Second ones go through eigenvectors: they are NaN, or with Lanczos inaccurate, at repeated
+eigenvalues.
 
 See Higham, "Functions of Matrices", 2008, theorem 3.11; Kressner, "A Krylov subspace method for the
 approximation of bivariate matrix functions", 2019.

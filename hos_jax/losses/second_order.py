@@ -41,7 +41,8 @@ def matrix_rows(matrix: SymmetricMatrix) -> tuple[int, ...]:
     return matrix.shape[:-1]
 
 
-def _wide(*values: Any) -> Any:
+def widened(*values: Any) -> Any:
+    """The same, of 32 bits where they are of 16."""
     return jax.tree.map(at_least_float32, values)
 
 
@@ -66,7 +67,7 @@ def d2sm(score1: Array, score2: SymmetricMatrix, noise: Array, sigma: Array | fl
     Denoising", NeurIPS 2021, theorem 2.
     """
     check_floating_vectors(score1=score1, noise=noise, score2_rows=matrix_rows(score2))
-    score1, score2, noise = _wide(score1, score2, noise)
+    score1, score2, noise = widened(score1, score2, noise)
     # The norm of psi and its contrast, term by term: no copy of the factor with one more column.
     size = jnp.sum(jnp.square(score1))
     norm = score2.squared_norm() + 2.0 * score2.quadratic_form(score1) + size**2
@@ -95,7 +96,7 @@ def d2sm_vr(
     )
     pair = d2sm(score1_plus, score2_plus, noise, sigma)
     pair += d2sm(score1_minus, score2_minus, noise, sigma)
-    score1_clean, score2_clean, noise = _wide(score1_clean, score2_clean, noise)
+    score1_clean, score2_clean, noise = widened(score1_clean, score2_clean, noise)
     return pair - 2.0 * _psi_contrast(score1_clean, score2_clean, noise) / as_positive(sigma) ** 2
 
 
@@ -138,10 +139,10 @@ def d2sm_residual_terms(
     matrices += [] if scaled_hessian_clean is None else [scaled_hessian_clean]
     rows = {f"scaled_hessian_{i}": matrix_rows(matrix) for i, matrix in enumerate(matrices)}
     check_floating_vectors(plus=residual_plus, minus=residual_minus, noise=noise, **rows)
-    scaled_hessian_plus, scaled_hessian_minus, scaled_hessian_clean, noise = _wide(
+    scaled_hessian_plus, scaled_hessian_minus, scaled_hessian_clean, noise = widened(
         scaled_hessian_plus, scaled_hessian_minus, scaled_hessian_clean, noise
     )
-    plus, minus = jax.lax.stop_gradient(_wide(residual_plus, residual_minus))
+    plus, minus = jax.lax.stop_gradient(widened(residual_plus, residual_minus))
     correlation = -_noise_contrast(scaled_hessian_plus, plus)
     correlation -= _noise_contrast(scaled_hessian_minus, minus)
     fit = 0.5 * (scaled_hessian_plus.squared_norm() + scaled_hessian_minus.squared_norm())
@@ -227,7 +228,7 @@ def residual_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     left out), minimized by C(y) = E[r r^T | y]. `covariance` is C at y, positive definite.
     """
     check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
-    residual, covariance = _wide(residual, covariance)
+    residual, covariance = widened(residual, covariance)
     constant = jax.lax.stop_gradient(residual)
     form, logdet = covariance.inverse_quadratic_form_and_logdet(constant)
     return 0.5 * (form + logdet)
@@ -249,7 +250,7 @@ def residual_student_nll(residual: Array, covariance: SymmetricMatrix) -> Array:
     `covariance` is C at y, positive definite.
     """
     check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
-    residual, covariance = _wide(residual, covariance)
+    residual, covariance = widened(residual, covariance)
     constant = jax.lax.stop_gradient(residual)
     white, logdet = covariance.whiten_and_logdet(constant)
     constants = math.log(2.0 / math.pi) + 0.5 * math.log(2.0 * math.pi)

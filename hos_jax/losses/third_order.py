@@ -11,8 +11,8 @@ most of the variance away where the posterior is nearly Gaussian. C may be left 
 Three forms of one loss, all for one example, and all valid at y- with the residual there
 (-z + sigma s1(y-)): an antithetic pair is a sum of two calls, in which the control variate at the
 clean point cancels. `residual` is r at y, (D,), and `covariance` a model of C there, a structure of
-`hos_jax.linops`; gradients stop at both. ||.|| is the Euclidean norm of all entries. ValueError for
-shapes that differ and for integers::
+`hos_jax.linops`; gradients stop at both. ||.|| is the Euclidean norm of all entries. Numbers of 16
+bits are taken as float32. ValueError for shapes that differ and for integers::
 
     loss = losses.d3sm_diagonal(third, residual, covariance)  # one example, third: (D,)
 """
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from hos_jax.linops import SymmetricMatrix
-from hos_jax.losses.second_order import matrix_rows
+from hos_jax.losses.second_order import matrix_rows, widened
 from hos_jax.types import Array, check_floating, check_floating_vectors
 
 
@@ -47,9 +47,11 @@ def d3sm(scaled_third: Array, residual: Array, covariance: SymmetricMatrix | Non
         raise ValueError(
             f"expected scaled_third of shape {(dim,) * 3}, got {tuple(scaled_third.shape)}"
         )
+    scaled_third, residual = widened(scaled_third, residual)
     target = jnp.einsum("i,j,k->ijk", residual, residual, residual)
     if covariance is not None:
         check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+        (covariance,) = widened(covariance)
         outer = jnp.einsum("ij,k->ijk", covariance.to_dense(), residual)
         target -= outer + outer.transpose(0, 2, 1) + outer.transpose(2, 1, 0)
     return _least_squares(scaled_third, target)
@@ -65,9 +67,11 @@ def d3sm_diagonal(
     `scaled_third_diagonal` is T_iii = sigma^3 s3_iii at y, (D,).
     """
     check_floating_vectors(scaled_third_diagonal=scaled_third_diagonal, residual=residual)
+    scaled_third_diagonal, residual = widened(scaled_third_diagonal, residual)
     target = residual**3
     if covariance is not None:
         check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+        (covariance,) = widened(covariance)
         target -= 3.0 * covariance.diagonal() * residual
     return _least_squares(scaled_third_diagonal, target)
 
@@ -87,10 +91,12 @@ def d3sm_contraction(
     independently of the noise.
     """
     check_floating_vectors(scaled_contraction=scaled_contraction, residual=residual, probe=probe)
+    scaled_contraction, residual, probe = widened(scaled_contraction, residual, probe)
     along = jnp.sum(probe * residual)
     target = along**2 * residual
     if covariance is not None:
         check_floating_vectors(residual=residual, covariance_rows=matrix_rows(covariance))
+        (covariance,) = widened(covariance)
         product = covariance.matvec(probe)
         target -= jnp.sum(probe * product) * residual + 2.0 * along * product
     return _least_squares(scaled_contraction, target)

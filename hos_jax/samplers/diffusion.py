@@ -260,7 +260,8 @@ def _heun(churn: float, low: float, high: float) -> Callable:
     ) -> tuple[ReverseState, ReverseInfo]:
         y, level = state.position, state.sigma
         if churn:
-            inside = (level >= low) & (level <= high)
+            # A step to the level where it is goes nowhere.
+            inside = (level >= low) & (level <= high) & (sigma < level)
             raised = jnp.where(inside, 1.0 + churn, 1.0) * level
             noise = jax.random.normal(rng_key, y.shape, y.dtype)
             y = y + jnp.sqrt((raised - level) * (raised + level)) * noise

@@ -90,10 +90,11 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     predicted variance the multiplier is, of the n values of |e| / sd in rising order, the one with
     number ceil((n + 1) level), for each of `LEVELS` (split conformal prediction within bins), so
     that new values from the same data are covered at the level or a little more, whatever their law
-    and even where the variance is off. A bin with fewer than `LEAST_COUNT` values gets the
-    multiplier of all values. Where there are too few of them for a level, below 19 for 0.95, it is
-    the largest value, which covers n / (n + 1). ValueError if there are no values, or ones that are
-    masked, not finite, or of no variance.
+    and even where the variance is off. Bins with fewer than `LEAST_COUNT` values share the
+    multiplier of their values together: these are covered as a whole. Where together they are fewer
+    than that too, it is at least that of all values. Of too few values for a level, below 19 for
+    0.95, it is the largest one, which covers n / (n + 1). ValueError if there are no values, or
+    ones that are masked, not finite, or of no variance.
 
     From the predicted variances of values that training did not see, (N,), units of sigma^2, and
     their errors, (N,), units of sigma: (bins, levels), for `recalibrated_interval`. See Vovk,
@@ -107,11 +108,15 @@ def interval_multipliers(variance: np.ndarray, error: np.ndarray) -> np.ndarray:
     if not (np.isfinite(error) & np.isfinite(variance) & (variance > 0)).all():
         raise ValueError("expected finite errors and positive, finite variances: leave others out")
     ratio = np.abs(error) / np.sqrt(variance)
-    places = np.asarray(bin_of(variance))
-    table = np.tile(_conformal(ratio), (len(VARIANCE_EDGES) - 1, 1))
-    for index, count in enumerate(np.bincount(places, minlength=len(table))):
-        if count >= LEAST_COUNT:
-            table[index] = _conformal(ratio[places == index])
+    places, bins = np.asarray(bin_of(variance)), len(VARIANCE_EDGES) - 1
+    large = np.bincount(places, minlength=bins) >= LEAST_COUNT
+    rest = ratio[~large[places]]
+    shared = _conformal(rest) if len(rest) else np.zeros(len(LEVELS))
+    if len(rest) < LEAST_COUNT:
+        shared = np.maximum(shared, _conformal(ratio))
+    table = np.tile(shared, (bins, 1))
+    for index in np.flatnonzero(large):
+        table[index] = _conformal(ratio[places == index])
     return table
 
 

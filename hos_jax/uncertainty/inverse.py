@@ -199,13 +199,15 @@ def condition(
 
     # The rounding of float32 ends the iteration above any tighter bound.
     tolerance = max(tolerance, 4.0 * float(jnp.finfo(residual.dtype).eps))
-    solution, _ = cg(product, residual, tol=tolerance, maxiter=max_iterations)
+    # The solver multiplies what is of the residual's size twice with what is of S's.
+    size = jnp.max(jnp.abs(jax.lax.stop_gradient(residual)))
+    unit = jnp.where(size > 0, size, 1.0)
+    solution, _ = cg(product, residual / unit, tol=tolerance, maxiter=max_iterations)
     # The solver leaves its loop at once where a number is not finite, as if nothing were measured.
-    size = jnp.linalg.norm(jax.lax.stop_gradient(residual))
     solution = nan_unless(jnp.isfinite(size), solution)
-    left = jnp.linalg.norm(jax.lax.stop_gradient(product(solution) - residual))
-    left = left / jnp.where(size > 0, size, 1.0)
-    guidance = observation.adjoint(solution, posterior.mean)
+    unsolved, whole = jax.lax.stop_gradient((product(solution) - residual / unit, residual / unit))
+    left = jnp.linalg.norm(unsolved) / jnp.where(size > 0, jnp.linalg.norm(whole), 1.0)
+    guidance = observation.adjoint(unit * solution, posterior.mean)
     mean = posterior.mean + posterior.matvec(guidance)
     return Conditioned(mean, guidance, left, left <= 10.0 * tolerance)
 

@@ -88,6 +88,23 @@ def test_an_empty_bin_takes_the_quantiles_of_all_values():
         calibration.interval_multipliers(np.ones(3), np.ones(4))
 
 
+@pytest.mark.parametrize("counts", [(400, 300), (300, 0)])
+def test_values_of_small_bins_are_covered_together(counts):
+    """Where their errors are other than those of all: the mean coverage of 200 tables."""
+    variances, wrong = np.repeat([0.1, 0.001, 0.5], (4500, *counts)), (1.0, 10.0, 3.0)
+    deviations = np.sqrt(variances) * np.repeat(wrong, (4500, *counts))
+    rng, few, trials = np.random.default_rng(0), variances != 0.1, 200
+    covered = []
+    for _ in range(trials):
+        table = calibration.interval_multipliers(variances, deviations * rng.normal(size=len(few)))
+        widths = table[np.asarray(calibration.bin_of(jnp.asarray(variances)))]
+        fresh = np.abs(deviations * rng.normal(size=len(few))) / np.sqrt(variances)
+        covered.append((fresh[:, None] <= widths)[few].mean(0))
+    for level, found in zip(calibration.LEVELS, np.transpose(covered), strict=True):
+        spread = 4.0 * found.std() / np.sqrt(trials)
+        assert level - spread < found.mean() < level + 1 / few.sum() + spread
+
+
 @pytest.mark.parametrize("count", [5, 20, 99])
 def test_few_values_cover_new_ones_as_often_as_they_can(count):
     # Of Student's law with 3 degrees of freedom; the mean coverage of 500 tables.

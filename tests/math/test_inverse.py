@@ -333,6 +333,29 @@ def test_results_say_whether_the_solve_converged():
         np.testing.assert_array_equal(draw, inverse.sample_posterior(*arguments, **options))
 
 
+@pytest.mark.parametrize("unit", [1e-16, 1e-10, 1e10, 1e16])
+def test_the_unit_of_the_data_changes_nothing_in_float32(unit):
+    plain, observation = posterior_fn(jnp.zeros(DIM), 1.0), observe(jax.random.key(3))
+    matrix = jnp.float32(MATRIX)
+    factor = jnp.linalg.cholesky(plain.covariance.to_dense()).astype(jnp.float32)
+
+    def found(unit):
+        diag = unit**2 * jnp.full(DIM, 1e-4, jnp.float32)
+        covariance = DiagonalPlusLowRank(diag, unit * factor)
+        return inverse.condition(
+            uncertainty.Posterior(unit * plain.mean.astype(jnp.float32), covariance),
+            inverse.Observation(
+                unit * observation.values.astype(jnp.float32),
+                unit * NOISE_STD,
+                lambda point: matrix @ point,
+            ),
+        )
+
+    one, other = found(jnp.float32(1.0)), found(jnp.float32(unit))
+    assert other.converged
+    np.testing.assert_allclose(other.mean / unit, one.mean, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_heuristic_posterior_of_16_bits_is_that_of_float32(dtype):
     found = inverse.isotropic(jnp.ones(3, dtype), 0.5, 1.0).marginal_interval(0.9)

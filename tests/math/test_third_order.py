@@ -56,6 +56,29 @@ def test_the_three_forms_equal_the_dense_formula(kind):
     np.testing.assert_allclose(got, expected(vector, contracted), rtol=1e-12)
 
 
+def test_numbers_of_16_bits_are_taken_as_float32():
+    """Whose third powers are beyond float16 from 41 on."""
+    dim = 5
+    rng = np.random.default_rng(3)
+    vector, residual, probe, tensor = (
+        jnp.asarray(rng.normal(size=shape), jnp.float16) for shape in (dim, dim, dim, (dim,) * 3)
+    )
+    matrix = covariance("low_rank", rng, dim)
+    given = vector, 50 * residual, probe, tensor, jax.tree.map(jnp.float16, matrix)
+
+    def everything(vector, residual, probe, tensor, matrix):
+        return (
+            losses.d3sm(tensor, residual, matrix),
+            losses.d3sm_diagonal(vector, residual, matrix),
+            losses.d3sm_contraction(vector, residual, probe, matrix),
+        )
+
+    expected = everything(*jax.tree.map(jnp.float32, given))
+    assert all(np.isfinite(value) for value in expected)
+    for found, value in zip(everything(*given), expected, strict=True):
+        assert found.dtype == jnp.float32 and found == value
+
+
 def test_gradients_stop_at_residual_and_covariance():
     vector = jnp.asarray([0.3, -0.2])
 

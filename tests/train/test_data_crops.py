@@ -145,7 +145,10 @@ def test_crops_beyond_the_bound_of_memory_are_an_even_choice(tmp_path, monkeypat
 
 def test_options_belong_to_data_sets(tmp_path):
     write(tmp_path, {"a": picture(0), "b": picture(1)})
-    with pytest.raises(UserError, match="crop is an option of image_folder, not of image_crops"):
+    with pytest.raises(
+        UserError,
+        match=r"crop is an option of image_folder, not of image_crops: .*, data\.crop=None",
+    ):
         data.load("image_crops", root=tmp_path, crop=3)
     with pytest.raises(UserError, match="grey is an option of image_crops and photos"):
         data.load("digits", grey=True)

@@ -14,6 +14,7 @@ from hos_jax import pointwise
 from hos_jax.config import validate
 from hos_jax.config.networks import make_model
 from hos_jax.errors import UserError
+from hos_jax.evaluation import generate
 from hos_jax.evaluation.generate import (
     _noisy_start,
     course_curves,
@@ -140,6 +141,26 @@ def test_samples_by_reverse_diffusion_within_their_evaluations(small_config):
     config.seed += 1
     other = draw_samples(Problem.from_config(config), params)
     assert np.abs(other.images - samples.images).max() > 1e-3
+
+
+def test_churn_asks_the_model_of_none_but_its_levels(small_config, monkeypatch):
+    settings = {"sampling__sampler": "heun", "sampling__churn": 0.4, **FIRST_ORDER}
+    config = small_config(**{**RANGE, "model__multipliers": (1,), **settings})
+    asked = []
+
+    def derivatives_fn(noisy, sigma, condition=None):
+        jax.debug.callback(lambda level: asked.extend(np.atleast_1d(level).tolist()), sigma)
+        return -noisy / (1.0 + sigma**2), None
+
+    monkeypatch.setattr(generate, "_reverse_derivatives_fn", lambda *_: derivatives_fn)
+    problem = Problem.from_config(config)
+    draw_samples(problem, problem.init().params)
+    jax.effects_barrier()
+    assert max(asked) == pytest.approx(5.0) and min(asked) == pytest.approx(0.05)
+    config.model.largest_noise, config.noise = 0.06, 0.05
+    problem = Problem.from_config(config)
+    with pytest.raises(UserError, match=r"churn=0\.4 raises levels .* below 0\.2"):
+        draw_samples(problem, None)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import types
 
 import jax
 import matplotlib
@@ -15,10 +16,12 @@ from hos_jax.errors import UserError
 from hos_jax.evaluation import figures, report
 from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.evaluation.held_out import held_out_examples
+from hos_jax.evaluation.picture import multipliers_of
 from hos_jax.linops import Dense
 from hos_jax.training import loop
 from hos_jax.training.problem import Problem
 from hos_jax.training.runs import load_run
+from hos_jax.uncertainty import calibration
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 
@@ -212,3 +215,18 @@ def test_the_numbers_are_kept_where_a_figure_fails(run_folder, monkeypatch):
     with pytest.raises(RuntimeError, match="no figure"):
         evaluate_run(load_run(run_folder).problem.config, run_folder)
     assert json.loads((run_folder / report.METRICS_FILE).read_text())["sampling"]["finite"] > 0
+
+
+def test_learned_widths_are_of_the_level_that_was_tested(tmp_path, caplog):
+    run = types.SimpleNamespace(sigma=0.3, step=5)
+    assert multipliers_of(tmp_path, run, None) is None and not caplog.records
+    table = calibration.interval_multipliers(np.ones(9), np.arange(9.0)).tolist()
+    metrics = {"step": 5, "recalibrated": {"multipliers": table}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    for sigma in (None, 0.3001):
+        np.testing.assert_array_equal(multipliers_of(tmp_path, run, sigma), table)
+    assert not caplog.records
+    assert multipliers_of(tmp_path, run, 0.2) is None
+    assert "learned their widths at sigma 0.3, this is 0.2" in caplog.text
+    run.step = 6
+    assert multipliers_of(tmp_path, run, 0.3) is None and "tested at step 5" in caplog.text
