@@ -1,11 +1,11 @@
 r"""Fit scores in one compiled loop: for vectors, for small problems, for a score of your own.
 
-`fit_score` learns s1 from samples, `fit_hessian` s2 for any given s1, of a network trained
-elsewhere, a law, a simulator, and `fit_scores` both together, as diffusion, likelihoods and inverse
-problems want them of a whole range of noise levels. They return parameters and are functions of
-arrays, so that seeds and single noise levels run under `vmap`; `pointwise` makes functions of
-parameters. `train_second_order` does both for s2. Image runs with checkpoints are
-`hos_jax.training`.
+`fit_score` learns s1 from samples. `fit_hessian` learns s2 for any given s1: that of a network
+trained elsewhere, of a known distribution, of a simulator. `fit_scores` learns both together for a
+whole range of noise levels, as diffusion, likelihoods and inverse problems need them. They return
+parameters and are functions of arrays, so that seeds and single noise levels run under `vmap`;
+`pointwise` turns parameters into functions. `train_second_order` does both steps for s2. For image
+runs with checkpoints, see `hos_jax.training`.
 
 Example, on a score that was not trained here::
 

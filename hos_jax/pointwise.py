@@ -18,16 +18,18 @@ functions take the same arguments:
 - image_shape: (H, W, C) of a model of images; None for a model of vectors.
 - score_fn: the score beside which a `HessianModel` was trained.
 
-Each returns a function of `noisy` and, for models of many noise levels, `sigma` again, and for
-models that are told it, the class: ``fn(noisy)``, ``fn(noisy, sigma)``, ``fn(noisy, sigma,
+Each returns a function of `noisy`. For models of many noise levels it also takes `sigma`, and for
+models that are told the class, the class: ``fn(noisy)``, ``fn(noisy, sigma)``, ``fn(noisy, sigma,
 label)``. `noisy` is one image or one vector, floating-point numbers in data units. Results are of
 the D values flattened, in (H, W, C) order. The function is compiled when it is first called, so
-make it once; batch it with `jax.vmap`. Points of 16 bits are taken as float32, or their rounding
-would be that of the covariance too. A call raises ValueError for a point of another shape, for a
-class that the model does not take, for a level that a run was not trained at, or another than
-`sigma` of a model without `noise_conditional` (within a trace, where it is not known, all results
-are NaN then), for parameters of another model, and where an order is asked for that the model has
-not.
+make it once; batch it with `jax.vmap`. Points of 16 bits are taken as float32, because otherwise
+the covariance would have their rounding too.
+
+A call raises ValueError for a point of another shape, for a class that the model does not take, for
+parameters of another model, and for an order that the model does not have. It also raises
+ValueError for a level that a run was not trained at, and, for a model without `noise_conditional`,
+for a level other than `sigma`. Within a trace, where the level is not known, all results are NaN
+instead.
 """
 
 from __future__ import annotations
