@@ -25,6 +25,7 @@ from hos_jax.types import (
     PRNGKey,
     ScoreFn,
     as_positive,
+    at_least_float32,
     check_counts,
     check_floating_vectors,
     check_structured,
@@ -261,12 +262,14 @@ def _monte_carlo_mean(
     """
     check_counts(probes=probes, chunk_size=chunk_size)
     chunk_size = min(chunk_size, probes)
+    shape = jax.eval_shape(sample_fn, key)
 
     def step(index, state):
         count, mean, squares = state
         indices = index * chunk_size + jnp.arange(chunk_size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
-        samples = jax.vmap(sample_fn)(keys)
+        # In 16 bits counts would stop growing.
+        samples = at_least_float32(jax.vmap(sample_fn)(keys))
         # The last chunk may reach past the number of probes.
         kept = (indices < probes).astype(samples.dtype)
         kept = kept.reshape(kept.shape + (1,) * (samples.ndim - 1))
@@ -278,9 +281,8 @@ def _monte_carlo_mean(
         squares = squares + chunk_squares + count * share * jnp.square(shift)
         return count + chunk_count, mean + share * shift, squares
 
-    shape = jax.eval_shape(sample_fn, key)
-    zeros = jnp.zeros(shape.shape, shape.dtype)
-    start = (jnp.zeros((), shape.dtype), zeros, zeros)
+    zeros = at_least_float32(jnp.zeros(shape.shape, shape.dtype))
+    start = (jnp.zeros((), zeros.dtype), zeros, zeros)
     _, mean, squares = jax.lax.fori_loop(0, -(-probes // chunk_size), step, start)
     if probes == 1:
         return Estimate(mean, jnp.full_like(mean, jnp.inf))
@@ -299,13 +301,18 @@ def hutchinson_trace(
 ) -> Estimate:
     r"""tr s2(y), a scalar: the mean of v^T s2 v over Rademacher probes v, with a standard error.
 
-    Unbiased. One probe has variance 2 (tr s2^2 - sum_i s2_ii^2): a diagonal s2 is found exactly.
+    Unbiased, in float32 for 16 bits. One probe has variance 2 (tr s2^2 - sum_i s2_ii^2): a diagonal
+    s2 is found exactly.
     With one probe alone the standard error is infinite. Memory does not grow with the number of
     probes; the value depends on `chunk_size` through rounding alone. See Hutchinson, "A Stochastic
     Estimator of the Trace of the Influence Matrix", 1990.
     """
     probe = functools.partial(_probe, score_fn, noisy)
-    return _monte_carlo_mean(lambda one: jnp.sum(probe(one)), key, probes, chunk_size)
+
+    def total(one: PRNGKey) -> Array:
+        return jnp.sum(at_least_float32(probe(one)))
+
+    return _monte_carlo_mean(total, key, probes, chunk_size)
 
 
 @key_first

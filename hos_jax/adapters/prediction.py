@@ -58,8 +58,9 @@ class AdaptedScore:
     def __call__(self, noisy: Array, sigma: Array | float | None = None) -> Array:
         """s1 at one point, (D,) or an image (H, W, C); sigma is a positive scalar, data units.
 
-        For a point of 16 bits the network is shown 16 bits and told the time in float32. NaN where
-        a traced sigma is outside of what the process has.
+        For a point of 16 bits the network is shown 16 bits and told the time in float32, but for a
+        channel, which has the 16 bits of the image. NaN where a traced sigma is outside of what the
+        process has.
 
         Raises:
           ValueError: for integers, a point of another shape, a sigma that is not positive or is

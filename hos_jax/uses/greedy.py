@@ -174,6 +174,10 @@ def choose(
 ) -> Choice:
     """The `count` measurements that greedily remove most of tr K, each candidate at most once.
 
+    A product with K for each candidate, and two for each choice. Where little is left of K, in
+    float32 at 3% of the deviations, what was carried along is rounding: then, and each time it has
+    fallen as far again, the products of all candidates are made anew.
+
     Args:
       product, dim, noise_std, candidates, dtype: as `variance_removed` takes them. Noise of less
         variance than the rounding of a^T K a counts as that.
@@ -204,12 +208,20 @@ def choose(
             batch_size=_AT_ONCE,
         )
 
+    rounding = 3.0 * float(jnp.finfo(form.dtype).eps) ** 0.5
+
     def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
-        form, norm, free, columns = carry
+        form, norm, begun, free, columns = carry
 
         def current(vector: Array) -> Array:
             return (product(vector) - columns @ (columns.T @ vector)).astype(dtype)
 
+        def anew() -> tuple[Array, Array, Array]:
+            form, norm = _variances(current, dim, candidates, size, dtype)
+            return jnp.maximum(form, 0.0), norm, jnp.max(norm, where=free, initial=0.0)
+
+        left = jnp.max(norm, where=free, initial=0.0)
+        form, norm, begun = jax.lax.cond(left < rounding * begun, anew, lambda: (form, norm, begun))
         gains = jnp.where(free, norm / (variance + form), -jnp.inf)
         place = jnp.argmax(gains).astype(jnp.int32)
         row = _row(dim, candidates, place, dtype)
@@ -218,13 +230,13 @@ def choose(
         column = jnp.where(free[place], column, 0.0)
         # What a candidate has left follows from one product more, not from one for each.
         seen, further = of_candidates(column), of_candidates(current(column))
-        size = jnp.sum(jnp.square(column))
-        norm = jnp.maximum(norm - 2.0 * seen * further + jnp.square(seen) * size, 0.0)
+        removed = jnp.sum(jnp.square(column))
+        norm = jnp.maximum(norm - 2.0 * seen * further + jnp.square(seen) * removed, 0.0)
         form = jnp.maximum(form - jnp.square(seen), 0.0)
-        carry = form, norm, free.at[place].set(False), columns.at[:, number].set(column)
-        return carry, (place, size)
+        free = free.at[place].set(False)
+        return (form, norm, begun, free, columns.at[:, number].set(column)), (place, removed)
 
-    start = form, norm, free, jnp.zeros((dim, count), dtype)
+    start = form, norm, jnp.max(norm), free, jnp.zeros((dim, count), dtype)
     (*_, columns), (places, removed) = jax.lax.scan(step, start, jnp.arange(count, dtype=jnp.int32))
     return Choice(places, removed, columns)
 

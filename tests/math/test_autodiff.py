@@ -178,6 +178,21 @@ def test_hutchinson_finds_a_diagonal_matrix_exactly():
     np.testing.assert_allclose(got.standard_error, 0.0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_hutchinson_counts_on_in_16_bits(dtype):
+    """Whose counts end at 256 or 2048, and whose sums of squares at 65,504."""
+    matrix = 8.0 * jax.random.normal(jax.random.key(0), (7, 7)).astype(dtype)
+    exact = np.asarray(matrix, float)
+    exact = 0.5 * (exact + exact.T)
+    spread = np.sqrt(2 * (np.sum(exact**2) - np.sum(np.diag(exact) ** 2)) / 4000)
+    got = autodiff.hutchinson_trace(
+        jax.random.key(1), lambda y: matrix @ y, jnp.ones(7, dtype), probes=4000, chunk_size=500
+    )
+    assert got.estimate.dtype == jnp.float32
+    assert got.standard_error == pytest.approx(spread, rel=0.1)
+    assert abs(got.estimate - np.trace(exact)) < 4.5 * spread
+
+
 def test_hutchinson_keeps_its_standard_error_in_float32():
     # The mean is 1e4 times the spread of a probe: mean squares would cancel to rounding noise.
     matrix = 1e4 * np.eye(3) + np.asarray([[0.0, 1, 0], [1, 0, 0], [0, 0, 0]])

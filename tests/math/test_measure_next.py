@@ -515,3 +515,23 @@ def test_noise_above_the_rounding_counts_as_it_is():
     found = measure_next.choose(lambda v: matrix @ v, 4, 1.0, 3, dtype=jnp.float32)
     right = measure_next.choose(lambda v: matrix.astype(float) @ v, 4, 1.0, 3)
     np.testing.assert_allclose(found.removed, right.removed, rtol=0.1)
+
+
+@pytest.mark.parametrize("noise_std", [0.1, 1e-3])
+def test_choices_stay_the_best_where_little_is_left_in_float32(noise_std):
+    """A smooth signal, of which ten values say nearly all: against double precision."""
+    place = np.linspace(0.0, 1.0, 100)
+    matrix = 100.0 * np.exp(-0.5 * np.square((place[:, None] - place) / 0.1))
+    low = jnp.asarray(matrix, jnp.float32)
+    found = measure_next.choose(lambda v: low @ v, 100, noise_std, 30, dtype=jnp.float32)
+    assert len(set(found.places.tolist())) == 30
+    best = measure_next.choose(lambda v: matrix @ v, 100, noise_std, 30)
+
+    def left(places):
+        seen = matrix[places]
+        inner = seen[:, places] + noise_std**2 * np.eye(len(places))
+        return np.trace(matrix - seen.T @ np.linalg.solve(inner, seen))
+
+    # Noise below the rounding of the variances counts as that: 100 * 8 * 2^-23, of 100 values.
+    floor = 100 * 100 * 8 * 2.0**-23
+    assert left(np.asarray(found.places)) < 1.2 * left(np.asarray(best.places)) + floor
