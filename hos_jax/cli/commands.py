@@ -168,6 +168,9 @@ def run_command(argv: list[str]) -> int:
 
         start_logging("info")
         keep_compiled(None)
+        if argv[0] == "second_order":
+            # It trains, as several processes may that the environment tells of one another.
+            parallel.connect()
         parallel.find_devices()
         return COMMANDS[argv[0]].run(*parsed) or 0
     return 0

@@ -109,4 +109,6 @@ def main(argv: list[str]) -> int:
         else:
             raise
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if parallel := sys.modules.get("hos_jax.training.parallel"):
+        parallel.leave(2)
     return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ def train(config: Any, workdir: Path, *, resume: bool, no_interaction: bool) -> 
     from hos_jax.training import parallel
     from hos_jax.training.loop import train_and_evaluate
 
+    parallel.check_agreement("--resume_training", resume)
     if not resume:
         parallel.from_first_process(lambda: ask_for_room(workdir, no_interaction), lambda: None)
     with interruption.requested() as stop:
@@ -38,6 +40,10 @@ def train(config: Any, workdir: Path, *, resume: bool, no_interaction: bool) -> 
             file=sys.stderr,
         )
         return 128 + stop.signal
+    if step < config.training.steps:
+        what = f"stopped at step {step}, as another process was told to"
+        print(f"{what}: --resume_training goes on from it", file=sys.stderr)
+        return 128 + signal.SIGTERM
     if parallel.process_index() == 0:
         print(f"{workdir}: {step} steps done")
     return 0

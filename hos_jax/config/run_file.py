@@ -60,11 +60,15 @@ def to_plain(config: ml_collections.ConfigDict) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _with_full_root(config: ml_collections.ConfigDict) -> dict:
+def _with_full_paths(config: ml_collections.ConfigDict) -> dict:
     plain = to_plain(config)
-    root = plain["data"]["root"]
-    if root is not None:
+    if (root := plain["data"]["root"]) is not None:
         plain["data"]["root"] = str(expanded(root).absolute())
+    if (denoiser := plain["model"]["denoiser"]) is not None:
+        # Runs without one need not load what calls it.
+        from hos_jax.config.denoiser import absolute_name
+
+        plain["model"]["denoiser"] = absolute_name(denoiser)
     return plain
 
 
@@ -78,8 +82,9 @@ def save(
     """Write what makes the run to `config.json`: all keys, versions, `ImageData.identity`,
     `ImageData.form`, and what a denoiser from outside says of one image.
 
-    `data.root` is written as a full path, which holds from any folder."""
-    content = {**_with_full_root(config), "versions": versions(), "images": images}
+    `data.root` and the file of `model.denoiser` are written as full paths, which hold from any
+    folder."""
+    content = {**_with_full_paths(config), "versions": versions(), "images": images}
     beside = {"image_form": image_form, "denoiser_answer": denoiser}
     content |= {key: value for key, value in beside.items() if value is not None}
     write_atomically(workdir / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
@@ -153,7 +158,7 @@ def from_plain(content: dict) -> ml_collections.ConfigDict:
 
 def check_same_run(saved: ml_collections.ConfigDict, asked: ml_collections.ConfigDict) -> None:
     """Raise OtherRunError where settings of `IDENTITY` differ; what else differs is logged."""
-    changed = differences(_with_full_root(saved), _with_full_root(asked))
+    changed = differences(_with_full_paths(saved), _with_full_paths(asked))
 
     def refused(line: str) -> bool:
         key = line.partition(":")[0]

@@ -183,11 +183,13 @@ def make_evaluation(problem: Problem) -> Callable[[Any], dict[str, float]]:
 
 
 class RunFiles(NamedTuple):
-    """What the first process writes to, and the seconds that the run has trained before."""
+    """What the first process writes to, the seconds that the run has trained before, and what
+    `_Averages` kept of its last window."""
 
     checkpoints: Checkpoints
     log: RunLog
     seconds: float
+    window: dict[str, Any] | None
 
 
 def _check_finite(problem, state: TrainState, workdir: Path, files: RunFiles | None) -> None:
@@ -227,12 +229,15 @@ def _stop_nonfinite(what: str, step: int, workdir: Path, files: RunFiles | None)
 
 
 class _Averages:
-    """Metrics averaged over steps; the last stay on the devices: the host need not wait."""
+    """Metrics averaged over steps; the last stay on the devices: the host need not wait.
 
-    def __init__(self) -> None:
+    `kept` is what `keep` gave in a process that was interrupted.
+    """
+
+    def __init__(self, kept: dict[str, Any] | None = None) -> None:
         self._recent: list[dict] = []
-        self._sums: dict[str, float] = {}
-        self.steps = 0
+        self._sums: dict[str, float] = {} if kept is None else dict(kept["sums"])
+        self.steps = 0 if kept is None else kept["steps"]
 
     def add(self, metrics: dict) -> None:
         """Those of one call of the train step, of one step or several."""
@@ -247,9 +252,13 @@ class _Averages:
 
     def values(self) -> dict[str, float]:
         """The averages."""
+        return {name: value / self.steps for name, value in self.keep()["sums"].items()}
+
+    def keep(self) -> dict[str, Any]:
+        """What goes on after an interruption, of JSON types."""
         while self._recent:
             self._fetch()
-        return {name: value / self.steps for name, value in self._sums.items()}
+        return {"sums": self._sums, "steps": self.steps}
 
 
 def train_and_evaluate(
@@ -330,7 +339,7 @@ def _begin(
         run_config.check_same_denoiser(workdir, saved, answer)
         # What it said when the run was begun, so that a change is told of every time.
         answer = answer if saved is None else saved
-    state, seconds = None if resume else problem.init(), 0.0
+    state, seconds, window = None if resume else problem.init(), 0.0, None
     try:
         if make_room is not None:
             make_room()
@@ -356,14 +365,14 @@ def _begin(
     elif state is None:
         step, state, details = checkpoints.restore(problem.abstract_state(), move_unreadable=True)
         logger.info("resumed from step %d", step)
-        seconds = details["seconds"]
+        seconds, window = details["seconds"], details.get("window")
     if resume and int(state.step) < config.training.steps:
         # Not sooner: settings with which no step is taken are not those of the run.
         images = run_config.image_identity(workdir)
         run_config.save(config, workdir, images, problem.data.form, answer)
     log = RunLog(workdir, int(state.step))
     open_files.callback(log.close)
-    return state, RunFiles(checkpoints, log, seconds)
+    return state, RunFiles(checkpoints, log, seconds, window)
 
 
 def _check_none_is_lost(workdir: Path, checkpoint_every: int) -> None:
@@ -421,7 +430,8 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
     state = parallel.replicate(state)
     compiled: dict[int, Callable] = {}
     evaluate = make_evaluation(problem)
-    begun, window_begun, averages = time.monotonic(), time.monotonic(), _Averages()
+    averages = _Averages(files.window if files is not None else None)
+    begun, window_begun, window_step = time.monotonic(), time.monotonic(), step
     shown = files is not None and shows_progress()
     bar = tqdm(total=total, initial=step, unit="step", disable=not shown, dynamic_ncols=True)
     stride = training.steps_per_dispatch
@@ -441,13 +451,11 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
             values = averages.values()
             _check_finite(problem, state, workdir, files)
             elapsed = time.monotonic() - window_begun
-            values["images_per_second"] = averages.steps * training.batch_size / elapsed
-            if files is not None:
-                files.checkpoints.check()
-                files.log.scalars(step, values, "train")
+            values["images_per_second"] = (step - window_step) * training.batch_size / elapsed
+            _in_first_process(_log, files, step, values)
             speed = f"{values['images_per_second']:.0f}"
             bar.set_postfix(loss=f"{values['loss']:.4g}", images_s=speed)
-            averages, window_begun = _Averages(), time.monotonic()
+            averages, window_begun, window_step = _Averages(), time.monotonic(), step
         bar.update(count)
         evaluated = step % training.evaluate_every == 0 or step == total
         saved = step % training.checkpoint_every == 0 or step == total
@@ -457,25 +465,36 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
             held_out = evaluate(state.best_params)
             if not np.isfinite(held_out["loss"]):
                 _stop_nonfinite("the held-out loss", step, workdir, files)
-            if files is not None:
-                files.log.scalars(step, held_out, "held_out")
-                if saved:
-                    _save(files, step, state, held_out["loss"], begun)
-                if evaluated and on_evaluation is not None:
-                    params = parallel.unreplicate(state.best_params)
-                    on_evaluation(problem, params, step, files.log)
-            parallel.wait_for_all()
+            _in_first_process(_log, files, step, held_out, "held_out")
+            if saved:
+                _in_first_process(_save, files, step, state, held_out["loss"], begun, averages)
+            if evaluated and on_evaluation is not None:
+                _in_first_process(_show, files, step, state, problem, on_evaluation)
             window_begun += time.monotonic() - paused
     bar.close()
     if first < step < total and not saved:
         _check_finite(problem, state, workdir, files)
-        if files is not None:
-            # Without the held-out loss: who asks to stop may not wait for it.
-            _save(files, step, state, None, begun)
+        # Without the held-out loss: who asks to stop may not wait for it.
+        _in_first_process(_save, files, step, state, None, begun, averages)
     return parallel.unreplicate(state)
 
 
-def _save(files: RunFiles, step, state, held_out_loss: float | None, begun: float) -> None:
-    details = {"seconds": files.seconds + time.monotonic() - begun}
+def _in_first_process(write: Callable[..., None], *arguments: Any) -> None:
+    """Let the first process write; the others wait, and stop where it fails."""
+    parallel.from_first_process(functools.partial(write, *arguments), lambda: None)
+
+
+def _log(files: RunFiles, step: int, values: dict[str, float], kind: str = "train") -> None:
+    files.checkpoints.check()
+    files.log.scalars(step, values, kind)
+
+
+def _show(files: RunFiles, step: int, state: TrainState, problem: Problem, draw: Callable) -> None:
+    draw(problem, parallel.unreplicate(state.best_params), step, files.log)
+
+
+def _save(files, step, state, held_out_loss: float | None, begun: float, averages) -> None:
+    seconds = files.seconds + time.monotonic() - begun
+    details = {"seconds": seconds, "window": averages.keep()}
     state = parallel.unreplicate(state)
     files.checkpoints.save(step, state, held_out_loss=held_out_loss, details=details)

@@ -311,7 +311,11 @@ def standardized(data: Any, names: Sequence[str] | None = None) -> np.ndarray:
     table, _ = _in_range(table)
     spread = table.std(axis=0)
     if not (spread > 1e-12).all():
-        column = called(int(np.argmin(spread > 1e-12)))
+        index = int(np.argmin(spread > 1e-12))
+        column, values = called(index), table[:, index]
+        if values.min() < values.max():
+            what = f"column {column} varies by less than 1e-12 of its size"
+            raise UserError(f"{what}: take a constant off it, or leave it out")
         raise UserError(f"column {column} has one value alone: leave it out")
     table = (table - table.mean(axis=0)) / spread
     same = np.argwhere(np.triu(np.abs(table.T @ table) > (1.0 - 1e-9) * len(table), 1))

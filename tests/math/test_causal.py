@@ -162,6 +162,7 @@ def test_the_table_names_the_leaf_of_each_step():
         ([[1.0, 2.0], [3.0, 5.0]], "at least 3 rows and 2 columns"),
         ([[1.0, 2.0], [1.0, np.nan], [0.0, 1.0]], "row 2 has a value that is not finite"),
         ([[1.0, 2.0], [0.0, 2.0], [1.0, 2.0]], "column 1 has one value alone"),
+        ([[1.0, 1e14], [0.0, 1e14 + 1], [1.0, 1e14]], "column 1 varies by less than 1e-12 of"),
         ([["a", "b"], ["c", "d"]], "no number"),
         ([[1.0, 5.0, 0.0], [0.0, 2.0, 1.0], [2.0, 8.0, 0.0]], "columns 0 and 1 are one"),
         (np.eye(3) + 1j, "no number"),

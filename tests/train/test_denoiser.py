@@ -165,6 +165,10 @@ def test_files_are_named_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute_name("mine.py:half") == f"{tmp_path}/mine.py:half"
     assert absolute_name("package.module:half") == "package.module:half"
+    config = run_config.default_config()
+    config.model.denoiser = "mine.py:half"
+    run_config.save(config, tmp_path)
+    assert run_config.load(tmp_path).model.denoiser == f"{tmp_path}/mine.py:half"
 
 
 def fixed_model(score_fn, **options):

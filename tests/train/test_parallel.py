@@ -3,15 +3,19 @@
 import json
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from hos_jax.cli import main as cli
 from hos_jax.data import batch_at
 from hos_jax.errors import UserError
 from hos_jax.training import parallel
@@ -26,6 +30,7 @@ import json, sys
 import jax
 from hos_jax.training import parallel
 from hos_jax.config import default_config
+from hos_jax.cli import main as cli
 from hos_jax.data import batch_at
 from hos_jax.training.problem import Problem
 from hos_jax.training.loop import Batch, make_evaluation, make_train_step, train_and_evaluate
@@ -110,14 +115,14 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start_process(index, coordinator, folder, *arguments):
+def start_process(index, coordinator, folder, *arguments, devices=2):
     flags = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
     several = [f"--coordinator={coordinator}", "--processes=2", f"--process_index={index}"]
     command = [sys.executable, str(ROOT / "main.py"), "--runner", "LowRankHybridRunner"]
     command += ["--config", "default", "--run", str(folder), "--doc", "run", *several, *flags]
     return subprocess.Popen(
         [*command, *arguments],
-        env=environment(2),
+        env=environment(devices),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -185,6 +190,60 @@ def test_processes_that_differ_or_fail_stop_together(tmp_path):
     (first, first_error), (second, second_error) = both()
     assert first == second == 2
     assert "is left as it is" in first_error and "the first process stopped" in second_error
+
+
+@pytest.mark.slow
+def test_no_process_waits_for_one_that_fails_or_was_told_to_stop(tmp_path):
+    def both(*arguments, of_the_second=None, devices=(2, 2), then=None, folder=tmp_path / "a"):
+        more = arguments, arguments if of_the_second is None else of_the_second
+        coordinator = f"127.0.0.1:{free_port()}"
+        processes = [
+            start_process(index, coordinator, folder, *more[index], devices=devices[index])
+            for index in (0, 1)
+        ]
+        if then is not None:
+            history = folder / "run" / "history.jsonl"
+            while not history.exists() or not history.read_text():
+                assert processes[0].poll() is None
+                time.sleep(0.1)
+            then(processes[1])
+        return finish(processes)
+
+    for status, error in both(devices=(2, 1)):
+        assert status == 2 and "the same number of devices, they have 2, 1" in error
+    long = "--config.training.steps=1000000", "--config.training.checkpoint_every=30"
+
+    (status, error), (second, second_error) = both(
+        *long, then=lambda process: process.send_signal(signal.SIGINT)
+    )
+    assert status == 143 and "as another process was told to: --resume_training" in error
+    assert second == 130 and "SIGINT at step" in second_error
+    for status, error in both(*long, of_the_second=(*long, "--resume_training")):
+        assert status == 2 and "processes 0 and 1 differ in --resume_training" in error
+
+    folder = tmp_path / "b" / "run" / "checkpoints"
+
+    def take_away(_):
+        folder.rename(folder.with_name("elsewhere"))
+        folder.touch()
+
+    (status, error), (second, second_error) = both(*long, then=take_away, folder=tmp_path / "b")
+    assert status == second == 2 and "cannot write to" in error
+    assert "the first process stopped" in second_error
+
+
+def test_devices_are_as_many_in_every_process(monkeypatch):
+    devices = [types.SimpleNamespace(process_index=index) for index in (0, 0, 1)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(UserError, match="the same number of devices, they have 2, 1"):
+        parallel.find_devices()
+
+
+def test_second_order_joins_the_processes_of_the_environment(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    arguments = ["--denoiser", "mine.py:half", "--sigma", "0.1", "--doc", "mine"]
+    assert cli.main(["hos-jax", "second_order", *arguments]) == 2
+    assert "several processes need --coordinator" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

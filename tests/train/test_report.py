@@ -218,7 +218,7 @@ def test_the_numbers_are_kept_where_a_figure_fails(run_folder, monkeypatch):
 
 
 def test_learned_widths_are_of_the_level_that_was_tested(tmp_path, caplog):
-    run = types.SimpleNamespace(sigma=0.3, step=5)
+    run = types.SimpleNamespace(sigma=0.3, sigma_range=(0.1, 0.9), step=5)
     assert multipliers_of(tmp_path, run, None) is None and not caplog.records
     table = calibration.interval_multipliers(np.ones(9), np.arange(9.0)).tolist()
     metrics = {"step": 5, "recalibrated": {"multipliers": table}}

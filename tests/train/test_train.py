@@ -68,6 +68,24 @@ def test_history_of_a_resumed_run_has_every_step_once(small_config, tmp_path):
     assert steps == sorted(set(steps)) and steps[-1] == 6
 
 
+def test_an_interruption_leaves_no_mark_in_the_history(small_config, tmp_path):
+    """Averages over the steps of a window are those of all its steps."""
+    config = small_config(training__log_every=4, training__evaluate_every=6, training__steps=12)
+    train_and_evaluate(config, tmp_path / "whole")
+    asked = iter([False] * 6 + [True] + [False] * 3 + [True])
+    for resume in (False, True, True):
+        train_and_evaluate(
+            config, tmp_path / "parts", resume=resume, should_stop=lambda: next(asked, False)
+        )
+
+    def rows(name):
+        history = read_history(tmp_path / name)
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in history]
+
+    assert rows("parts") == rows("whole")
+    assert [row["step"] for row in rows("whole") if row["group"] == "train"] == [4, 8, 12]
+
+
 def test_held_out_losses_are_the_average_over_every_image(small_config, tmp_path):
     # 180 images do not divide by 32: the padded last batch must not count twice.
     config = small_config(training__batch_size=32)
