@@ -321,9 +321,9 @@ def hutchinson_diagonal(
 ) -> Estimate:
     r"""The diagonal of s2(y), (D,): the mean of v * (s2 v) over Rademacher probes v.
 
-    Unbiased, with a standard error for each entry: one probe has variance sum_{j != i} s2_ij^2 at
-    entry i. Memory and one probe alone as in `hutchinson_trace`. See Bekas, Kokiopoulou, Saad, "An
-    Estimator for the Diagonal of a Matrix", 2007.
+    Unbiased, in float32 for 16 bits, with a standard error for each entry: one probe has variance
+    sum_{j != i} s2_ij^2 at entry i. Memory and one probe alone as in `hutchinson_trace`. See Bekas,
+    Kokiopoulou, Saad, "An Estimator for the Diagonal of a Matrix", 2007.
     """
     probe = functools.partial(_probe, score_fn, noisy)
     return _monte_carlo_mean(probe, key, probes, chunk_size)

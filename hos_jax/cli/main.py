@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
     """Run the command line; returns the exit status.
 
     0; 2 for a user's mistake or what the system refuses (a full disk, too little memory); 130 for
-    Ctrl-C and 143 for SIGTERM. A `BrokenPipeError` passes.
+    Ctrl-C and 143 for SIGTERM, or where another process of the run was told to stop. Of several
+    processes one with an error ends here. A `BrokenPipeError` passes.
     """
     try:
         if argv[1:2] and not argv[1].startswith("-"):

@@ -83,7 +83,7 @@ def save(
     `ImageData.form`, and what a denoiser from outside says of one image.
 
     `data.root` and the file of `model.denoiser` are written as full paths, which hold from any
-    folder."""
+    folder of this machine."""
     content = {**_with_full_paths(config), "versions": versions(), "images": images}
     beside = {"image_form": image_form, "denoiser_answer": denoiser}
     content |= {key: value for key, value in beside.items() if value is not None}

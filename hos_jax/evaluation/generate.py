@@ -217,7 +217,7 @@ def _reverse(problem: Problem, params: Any, key: jax.Array, label: str | None):
     # The last evaluation denoises.
     evaluations = sampling.evaluations // networks_per_evaluation(sampling)
     steps = (evaluations - 1) // EVALUATIONS_PER_STEP[sampling.sampler]
-    # Churn raises each level, and the model knows none above its largest.
+    # Churn raises each level, and the model knows none above its largest, but for rounding.
     largest = model.largest_noise / (1.0 + sampling.churn)
     if largest <= model.smallest_noise:
         raise UserError(

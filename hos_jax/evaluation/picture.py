@@ -111,8 +111,7 @@ def multipliers_of(workdir: Path, run: LoadedRun, sigma: float | None) -> np.nda
         raise UserError(f"{path} cannot be read ({error}): test the run again") from error
     if table is None or sigma is None or abs(sigma / run.sigma - 1.0) < 0.01:
         return table
-    low, high = run.sigma_range
-    if low < sigma < high:  # others are refused
+    if is_within(sigma, run.sigma_range):  # others are refused
         logger.warning(
             "intervals are the model's own: --test learned their widths at sigma %.4g, this is "
             "%.4g (in the units of the run's data)",

@@ -258,7 +258,8 @@ class _Averages:
         """What goes on after an interruption, of JSON types."""
         while self._recent:
             self._fetch()
-        return {"sums": self._sums, "steps": self.steps}
+        # A copy: what saves it works in the background.
+        return {"sums": dict(self._sums), "steps": self.steps}
 
 
 def train_and_evaluate(

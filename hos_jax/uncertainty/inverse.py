@@ -199,8 +199,8 @@ def condition(
 
     # The rounding of float32 ends the iteration above any tighter bound.
     tolerance = max(tolerance, 4.0 * float(jnp.finfo(residual.dtype).eps))
-    # The solver multiplies what is of the residual's size twice with what is of S's.
-    size = jnp.max(jnp.abs(jax.lax.stop_gradient(residual)))
+    # The solver's products, of the residual's size squared times S, would leave float32's range.
+    size = jnp.max(jnp.abs(jax.lax.stop_gradient(residual)), initial=0.0)
     unit = jnp.where(size > 0, size, 1.0)
     solution, _ = cg(product, residual / unit, tol=tolerance, maxiter=max_iterations)
     # The solver leaves its loop at once where a number is not finite, as if nothing were measured.

@@ -175,7 +175,7 @@ def choose(
     """The `count` measurements that greedily remove most of tr K, each candidate at most once.
 
     A product with K for each candidate, and two for each choice. Where little is left of K, in
-    float32 at 3% of the deviations, what was carried along is rounding: then, and each time it has
+    float32 3% of the variances, what was carried along is rounding: then, and each time it has
     fallen as far again, the products of all candidates are made anew.
 
     Args:
@@ -216,12 +216,16 @@ def choose(
         def current(vector: Array) -> Array:
             return (product(vector) - columns @ (columns.T @ vector)).astype(dtype)
 
-        def anew() -> tuple[Array, Array, Array]:
+        def anew(_: Any) -> tuple[Array, Array, Array, Array]:
             form, norm = _variances(current, dim, candidates, size, dtype)
-            return jnp.maximum(form, 0.0), norm, jnp.max(norm, where=free, initial=0.0)
+            left = jnp.max(norm, where=free, initial=0.0)
+            return jnp.maximum(form, 0.0), norm, left, jnp.zeros((), bool)
 
-        left = jnp.max(norm, where=free, initial=0.0)
-        form, norm, begun = jax.lax.cond(left < rounding * begun, anew, lambda: (form, norm, begun))
+        lost = jnp.max(norm, where=free, initial=0.0) < rounding * begun
+        # A loop of one turn or none: mapped, a condition would take both ways at every choice.
+        form, norm, begun, _ = jax.lax.while_loop(
+            lambda state: state[3], anew, (form, norm, begun, lost)
+        )
         gains = jnp.where(free, norm / (variance + form), -jnp.inf)
         place = jnp.argmax(gains).astype(jnp.int32)
         row = _row(dim, candidates, place, dtype)

@@ -333,6 +333,14 @@ def test_results_say_whether_the_solve_converged():
         np.testing.assert_array_equal(draw, inverse.sample_posterior(*arguments, **options))
 
 
+def test_no_measurement_at_all_leaves_the_posterior_as_it_is():
+    posterior = posterior_fn(jnp.ones(DIM), 1.0)
+    nothing = inverse.Observation(jnp.zeros(0), NOISE_STD, lambda point: point[:0])
+    found = inverse.condition(posterior, nothing)
+    assert found.converged
+    np.testing.assert_array_equal(found.mean, posterior.mean)
+
+
 @pytest.mark.parametrize("unit", [1e-16, 1e-10, 1e10, 1e16])
 def test_the_unit_of_the_data_changes_nothing_in_float32(unit):
     plain, observation = posterior_fn(jnp.zeros(DIM), 1.0), observe(jax.random.key(3))

@@ -226,7 +226,10 @@ def test_learned_widths_are_of_the_level_that_was_tested(tmp_path, caplog):
     for sigma in (None, 0.3001):
         np.testing.assert_array_equal(multipliers_of(tmp_path, run, sigma), table)
     assert not caplog.records
-    assert multipliers_of(tmp_path, run, 0.2) is None
-    assert "learned their widths at sigma 0.3, this is 0.2" in caplog.text
+    for sigma in (0.1, 0.2, 0.9):
+        assert multipliers_of(tmp_path, run, sigma) is None
+        assert f"learned their widths at sigma 0.3, this is {sigma}" in caplog.text
+    count = len(caplog.records)
+    assert multipliers_of(tmp_path, run, 1.0) is None and len(caplog.records) == count
     run.step = 6
     assert multipliers_of(tmp_path, run, 0.3) is None and "tested at step 5" in caplog.text
