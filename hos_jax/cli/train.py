@@ -40,7 +40,7 @@ def train(config: Any, workdir: Path, *, resume: bool, no_interaction: bool) -> 
             file=sys.stderr,
         )
         return 128 + stop.signal
-    if step < config.training.steps:
+    if parallel.process_count() > 1 and step < config.training.steps:
         what = f"stopped at step {step}, as another process was told to"
         print(f"{what}: --resume_training goes on from it", file=sys.stderr)
         return 128 + signal.SIGTERM
