@@ -20,7 +20,7 @@ def train(config: Any, workdir: Path, *, resume: bool, no_interaction: bool) -> 
 
     parallel.check_agreement("--resume_training", resume)
     if not resume:
-        parallel.from_first_process(lambda: ask_for_room(workdir, no_interaction), lambda: None)
+        parallel.in_first_process(ask_for_room, workdir, no_interaction)
     with interruption.requested() as stop:
         state = train_and_evaluate(
             config,

@@ -453,7 +453,7 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
             _check_finite(problem, state, workdir, files)
             elapsed = time.monotonic() - window_begun
             values["images_per_second"] = (step - window_step) * training.batch_size / elapsed
-            _in_first_process(_log, files, step, values)
+            parallel.in_first_process(_log, files, step, values)
             speed = f"{values['images_per_second']:.0f}"
             bar.set_postfix(loss=f"{values['loss']:.4g}", images_s=speed)
             averages, window_begun, window_step = _Averages(), time.monotonic(), step
@@ -466,23 +466,20 @@ def _loop(problem, state, workdir, files, on_evaluation, should_stop, on_compile
             held_out = evaluate(state.best_params)
             if not np.isfinite(held_out["loss"]):
                 _stop_nonfinite("the held-out loss", step, workdir, files)
-            _in_first_process(_log, files, step, held_out, "held_out")
+            parallel.in_first_process(_log, files, step, held_out, "held_out")
             if saved:
-                _in_first_process(_save, files, step, state, held_out["loss"], begun, averages)
+                parallel.in_first_process(
+                    _save, files, step, state, held_out["loss"], begun, averages
+                )
             if evaluated and on_evaluation is not None:
-                _in_first_process(_show, files, step, state, problem, on_evaluation)
+                parallel.in_first_process(_show, files, step, state, problem, on_evaluation)
             window_begun += time.monotonic() - paused
     bar.close()
     if first < step < total and not saved:
         _check_finite(problem, state, workdir, files)
         # Without the held-out loss: who asks to stop may not wait for it.
-        _in_first_process(_save, files, step, state, None, begun, averages)
+        parallel.in_first_process(_save, files, step, state, None, begun, averages)
     return parallel.unreplicate(state)
-
-
-def _in_first_process(write: Callable[..., None], *arguments: Any) -> None:
-    """Let the first process write; the others wait, and stop where it fails."""
-    parallel.from_first_process(functools.partial(write, *arguments), lambda: None)
 
 
 def _log(files: RunFiles, step: int, values: dict[str, float], kind: str = "train") -> None:

@@ -183,6 +183,11 @@ def from_first_process(make: Callable[[], Any], template: Callable[[], Any]) -> 
     return multihost_utils.broadcast_one_to_all(value)
 
 
+def in_first_process(act: Callable[..., Any], *arguments: Any) -> None:
+    """Let the first process act; the others wait, and raise UserError where it fails."""
+    from_first_process(functools.partial(act, *arguments), lambda: None)
+
+
 def check_agreement(what: str, content: Any) -> None:
     """Raise UserError in every process if one has other content, of JSON types, than the first."""
     if process_count() == 1:

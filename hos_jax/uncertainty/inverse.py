@@ -202,10 +202,11 @@ def condition(
     # The solver's products, of the residual's size squared times S, would leave float32's range.
     size = jnp.max(jnp.abs(jax.lax.stop_gradient(residual)), initial=0.0)
     unit = jnp.where(size > 0, size, 1.0)
-    solution, _ = cg(product, residual / unit, tol=tolerance, maxiter=max_iterations)
+    scaled = residual / unit
+    solution, _ = cg(product, scaled, tol=tolerance, maxiter=max_iterations)
     # The solver leaves its loop at once where a number is not finite, as if nothing were measured.
     solution = nan_unless(jnp.isfinite(size), solution)
-    unsolved, whole = jax.lax.stop_gradient((product(solution) - residual / unit, residual / unit))
+    unsolved, whole = jax.lax.stop_gradient((product(solution) - scaled, scaled))
     left = jnp.linalg.norm(unsolved) / jnp.where(size > 0, jnp.linalg.norm(whole), 1.0)
     guidance = observation.adjoint(unit * solution, posterior.mean)
     mean = posterior.mean + posterior.matvec(guidance)

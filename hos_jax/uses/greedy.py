@@ -210,6 +210,9 @@ def choose(
 
     rounding = 3.0 * float(jnp.finfo(form.dtype).eps) ** 0.5
 
+    def largest(norm: Array, free: Array) -> Array:
+        return jnp.max(norm, where=free, initial=0.0)
+
     def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
         form, norm, begun, free, columns = carry
 
@@ -218,10 +221,9 @@ def choose(
 
         def anew(_: Any) -> tuple[Array, Array, Array, Array]:
             form, norm = _variances(current, dim, candidates, size, dtype)
-            left = jnp.max(norm, where=free, initial=0.0)
-            return jnp.maximum(form, 0.0), norm, left, jnp.zeros((), bool)
+            return jnp.maximum(form, 0.0), norm, largest(norm, free), jnp.zeros((), bool)
 
-        lost = jnp.max(norm, where=free, initial=0.0) < rounding * begun
+        lost = largest(norm, free) < rounding * begun
         # A loop of one turn or none: mapped, a condition would take both ways at every choice.
         form, norm, begun, _ = jax.lax.while_loop(
             lambda state: state[3], anew, (form, norm, begun, lost)
@@ -240,7 +242,7 @@ def choose(
         free = free.at[place].set(False)
         return (form, norm, begun, free, columns.at[:, number].set(column)), (place, removed)
 
-    start = form, norm, jnp.max(norm), free, jnp.zeros((dim, count), dtype)
+    start = form, norm, largest(norm, free), free, jnp.zeros((dim, count), dtype)
     (*_, columns), (places, removed) = jax.lax.scan(step, start, jnp.arange(count, dtype=jnp.int32))
     return Choice(places, removed, columns)
 

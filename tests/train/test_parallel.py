@@ -30,7 +30,6 @@ import json, sys
 import jax
 from hos_jax.training import parallel
 from hos_jax.config import default_config
-from hos_jax.cli import main as cli
 from hos_jax.data import batch_at
 from hos_jax.training.problem import Problem
 from hos_jax.training.loop import Batch, make_evaluation, make_train_step, train_and_evaluate
