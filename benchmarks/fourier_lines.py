@@ -119,11 +119,13 @@ class Bench:
         return jax.jit(best)
 
     def belief(self, name, key, seen):
-        keys = jax.random.split(key, self.options.samples)
+        count = self.options.samples
         if name == "samples":
-            posteriors = self.ends(keys, seen, self.sigmas)
-            draw_keys = jax.random.split(jax.random.fold_in(key, 1), len(keys))
+            chain_key, draw_key = jax.random.split(key)
+            posteriors = self.ends(jax.random.split(chain_key, count), seen, self.sigmas)
+            draw_keys = jax.random.split(draw_key, count)
             return measure_next.belief_of_draws(draw_keys, posteriors, seen)
+        keys = jax.random.split(key, count)
         return measure_next.belief_of_chains(self.ends(keys, seen, self.short), seen)
 
     def choose(self, name, key, seen, taken):

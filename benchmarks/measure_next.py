@@ -129,8 +129,9 @@ class Bench:
         return lambda key, seen: by(key, seen) if seen.valid.any() else at_first()
 
     def by_samples(self, key, seen):
-        posteriors = self.ends(key, seen, self.sigmas)
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(posteriors.mean))
+        chain_key, draw_key = jax.random.split(key)
+        posteriors = self.ends(chain_key, seen, self.sigmas)
+        keys = jax.random.split(draw_key, len(posteriors.mean))
         return belief_of_draws(keys, posteriors, seen)
 
     def by_second_order(self, key, seen):
