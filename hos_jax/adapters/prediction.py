@@ -17,6 +17,7 @@ import numpy as np
 
 from hos_jax.adapters.black_box import BlackBox
 from hos_jax.adapters.processes import Process, variance_exploding
+from hos_jax.noise import is_within
 from hos_jax.types import (
     Array,
     at_least_float32,
@@ -113,8 +114,7 @@ class AdaptedScore:
     def _knows(self, level: Any) -> Any:
         """Whether the process has a level, but for rounding: of levels that are powers, or were
         divided by a scale, more than the last digit."""
-        low, high = self.process.smallest * (1.0 - 1e-5), self.process.largest * (1.0 + 1e-5)
-        return (low <= level) & (level <= high)
+        return is_within(level, (self.process.smallest, self.process.largest), 1e-5)
 
     def _evaluate(self, shown: Array, time: Array) -> Array:
         """What the network predicts, of the shape of what it is shown, in its own layout."""

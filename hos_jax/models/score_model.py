@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from hos_jax.linops import SymmetricMatrix
 from hos_jax.linops.local import ImageShape
 from hos_jax.models.heads import SecondOrderHead
-from hos_jax.types import Array, Tails
+from hos_jax.types import Array, Tails, at_least_float32
 
 Networks = Literal["shared", "per_order", "cascade", "per_output"]
 NETWORKS = get_args(Networks)
@@ -57,8 +57,7 @@ def as_images(noisy: Array, sigma: Array | float) -> tuple[Array, Array]:
         raise ValueError(f"expected {wanted}, got the shape {jnp.shape(sigma)}")
     images = noisy if noisy.ndim == 4 else noisy[:, None, None, :]
     # What is made of a network's output needs more digits than 16 bits have.
-    if jnp.finfo(images.dtype).bits < 32:
-        images = images.astype(jnp.float32)
+    images = at_least_float32(images)
     return images, jnp.broadcast_to(jnp.asarray(sigma, images.dtype), images.shape[:1])
 
 
