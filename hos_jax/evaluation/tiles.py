@@ -14,7 +14,7 @@ from hos_jax import pointwise
 from hos_jax.errors import UserError
 from hos_jax.models.hessian_model import FixedScoreModel
 from hos_jax.models.score_model import outputs_of
-from hos_jax.noise import stream_key
+from hos_jax.noise import example_keys, stream_key
 from hos_jax.training.runs import LoadedRun
 from hos_jax.types import check_counts
 from hos_jax.uncertainty import Posterior
@@ -149,14 +149,10 @@ def examine(
 
 def _white(key: jax.Array, window: tuple, channels: int, samples: int) -> jax.Array:
     """White noise of a window, (h, w, C, k); that of each pixel of the picture is its own."""
-    row_keys = _numbered(key, window[0], window[1])
-    keys = jax.vmap(lambda key: _numbered(key, window[2], window[3]))(row_keys)
+    top, bottom, left, right = window
+    row_keys = example_keys(key, top, bottom - top)
+    keys = jax.vmap(lambda key: example_keys(key, left, right - left))(row_keys)
     return jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (channels, samples))))(keys)
-
-
-def _numbered(key: jax.Array, start: int, stop: int) -> jax.Array:
-    numbers = jnp.arange(start, stop, dtype=jnp.uint32)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def _colored(posterior: Posterior, white: jax.Array, weights: jax.Array) -> jax.Array:

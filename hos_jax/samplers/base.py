@@ -14,6 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
+from hos_jax.noise import example_keys
 from hos_jax.samplers.devices import over_devices
 from hos_jax.types import Array, PRNGKey, check_counts, check_function
 
@@ -197,9 +198,7 @@ def advance(step: Step, key: PRNGKey, carry: Carry, start: Array | int, count: A
 
     def one_step(t, carry):
         states, finite, finite_steps, error = carry
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.fold_in(key, t), jnp.arange(len(finite))
-        )
+        keys = example_keys(jax.random.fold_in(key, t), 0, len(finite))
         states, info = jax.vmap(step)(keys, states)
         finite = finite & info.is_finite
         now = jnp.asarray(getattr(info, "lanczos_error", 0.0), error.dtype)
