@@ -22,12 +22,11 @@ from hos_jax.files import write_atomically
 from hos_jax.noise import is_within, stream_key
 from hos_jax.training.runs import LoadedRun
 from hos_jax.types import check_counts
-from hos_jax.uncertainty import Interval, Posterior, calibration
+from hos_jax.uncertainty import Posterior, calibration
 
 logger = logging.getLogger(__name__)
 
 PAGE = "page.html"
-LEVEL = 0.9
 # Pixels of a picture that is examined as a whole, and the side of the parts of a larger one.
 LARGEST_WHOLE = 2**20
 TILE = 512
@@ -166,12 +165,7 @@ def denoise_file(
     noise = sigma * jax.random.normal(key, picture.shape) if add_noise else 0.0
     noisy = jnp.asarray(picture) + noise
     directions = min(directions, picture.size)
-
-    def interval_of(posterior: Posterior) -> Interval:
-        if multipliers is None:
-            return posterior.marginal_interval(LEVEL)
-        table = jnp.asarray(multipliers, jnp.float32)
-        return calibration.recalibrated_interval(posterior, sigma, table, LEVEL)
+    interval_of = report.interval_fn(multipliers, sigma)
 
     @jax.jit
     def examine(posterior: Posterior) -> tuple:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.resources
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hos_jax.uncertainty import Interval, Posterior, calibration
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 DIRECTIONS = 6
+LEVEL = 0.9  # of intervals
 # Values per image beyond which the page would grow by megabytes for each image.
 LARGEST_DIM = 20_000
 
@@ -79,6 +80,15 @@ def _parts(covariance: SymmetricMatrix) -> dict[str, Any]:
     return {}
 
 
+def interval_fn(multipliers: Any, sigma: float) -> Callable[[Posterior], Interval]:
+    """The interval of each value at `LEVEL`: by `calibration.recalibrated_interval` with these
+    multipliers, or the model's own without any."""
+    if multipliers is None:
+        return lambda posterior: posterior.marginal_interval(LEVEL)
+    table = jnp.asarray(multipliers, jnp.float32)
+    return lambda posterior: calibration.recalibrated_interval(posterior, sigma, table, LEVEL)
+
+
 def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:
     """What the page needs of each of the held-out images, as base64 of float32; nothing where it
     would be too much: for large images, and for a dense covariance of any."""
@@ -90,13 +100,8 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
     if not parts:
         return []
 
-    def interval_fn(posterior: Posterior) -> Interval:
-        if multipliers is None:
-            return posterior.marginal_interval(0.9)
-        table, sigma = jnp.asarray(multipliers), problem.config.noise
-        return calibration.recalibrated_interval(posterior, sigma, table, 0.9)
-
-    intervals = jax.jit(jax.vmap(interval_fn))(denoised.posterior)
+    intervals_of = interval_fn(multipliers, problem.config.noise)
+    intervals = jax.jit(jax.vmap(intervals_of))(denoised.posterior)
     arrays = {
         "clean": clean,
         "noisy": denoised.noisy,
