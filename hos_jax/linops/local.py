@@ -105,7 +105,7 @@ class _Stencil:
         """(I + N)^-1 V, with the derivative of a linear solve."""
 
         def transposed_solve(_: Callable, right: Array) -> Array:
-            return self.transposed()._substitute(right[::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
+            return _flipped(self.transposed()._substitute, right)
 
         return jax.lax.custom_linear_solve(
             lambda solved: solved + self.apply(solved),
@@ -156,6 +156,11 @@ class _Stencil:
 
 def _turned(matrices: Array) -> Array:
     return jax.lax.rev(matrices, range(4))
+
+
+def _flipped(function: Callable[[Array], Array], columns: Array) -> Array:
+    """A function of columns (H, W, C, k) of the image that `_Stencil.transposed` is of."""
+    return function(columns[::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
 
 
 @functools.lru_cache(maxsize=32)
@@ -256,12 +261,8 @@ class Local(Solvable):
 
     def _whiten_transposed(self, columns: Array) -> Array:
         self._check_no_shift()
-
-        def solve(stencil: _Stencil, v: Array) -> Array:
-            turned = stencil.transposed().solve(v[::-1, ::-1, ::-1])
-            return turned[::-1, ::-1, ::-1]
-
-        return self._on_maps(solve, columns) / self.scales[..., None]
+        solved = self._on_maps(lambda n, v: _flipped(n.transposed().solve, v), columns)
+        return solved / self.scales[..., None]
 
     def _color(self, columns: Array) -> Array:
         self._check_no_shift()
@@ -367,12 +368,8 @@ class Local(Solvable):
 
     def _factor_transposed(self, columns: Array) -> Array:
         """L^T V."""
-
-        def apply(stencil: _Stencil, v: Array) -> Array:
-            turned = stencil.transposed().apply(v[::-1, ::-1, ::-1])
-            return v + turned[::-1, ::-1, ::-1]
-
-        return self._on_maps(apply, self.scales[..., None] * columns)
+        scaled = self.scales[..., None] * columns
+        return self._on_maps(lambda n, v: v + _flipped(n.transposed().apply, v), scaled)
 
 
 def _bands(matrix: Local) -> dict[Offset, Array]:
