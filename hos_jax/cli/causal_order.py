@@ -192,8 +192,6 @@ def _check_output(output: Path, table: Path) -> None:
 
 def run(values: flags.FlagValues, rest: list[str]) -> None:
     """Read the table, and print the order and the evidence."""
-    if len(rest) != 1:
-        raise UserError("causal_order needs the path of one table (see --help)")
     if values.steps < 1:
         raise UserError(f"--steps must be positive, got {values.steps}")
     if not 0.001 <= values.sigma <= 1000:

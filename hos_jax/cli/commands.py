@@ -29,6 +29,8 @@ class _Command(NamedTuple):
     usage: str
     define: Callable[[flags.FlagValues, list[str]], None]
     run: Callable[[flags.FlagValues, list[str]], int | None]
+    # What the one argument without a flag is the path of; None for a command that has none.
+    argument: str | None = None
     has_run: bool = True
 
 
@@ -67,8 +69,6 @@ def _define_export(values: flags.FlagValues, argv: list[str]) -> None:
 def _import(values: flags.FlagValues, rest: list[str]) -> None:
     from hos_jax.migrate import import_checkpoint
 
-    if len(rest) != 1:
-        raise UserError("import_checkpoint needs the path of one checkpoint (see --help)")
     overrides = config_flags.get_override_values(values["config"])
     if values.noise is not None:
         overrides["noise"] = values.noise
@@ -103,8 +103,6 @@ def _import(values: flags.FlagValues, rest: list[str]) -> None:
 def _export(values: flags.FlagValues, rest: list[str]) -> None:
     from hos_jax.migrate import export_parameters
 
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
     workdir = run_folder(values)
     output = expanded(values.output or workdir / "parameters.safetensors")
     options = {"half": values.half, "examples": values.examples}
@@ -120,6 +118,7 @@ COMMANDS = {
         "export_parameters, or of the weights of the package: FILE is demo or diffusion.",
         _define_import,
         _import,
+        "checkpoint",
     ),
     "export_parameters": _Command(
         "export_parameters --doc NAME: the parameters of a run, averaged where averages are kept, "
@@ -128,9 +127,9 @@ COMMANDS = {
         _export,
     ),
     "second_order": _Command(second_order.USAGE, second_order.define, second_order.run),
-    "denoise": _Command(denoise.USAGE, denoise.define, denoise.run),
+    "denoise": _Command(denoise.USAGE, denoise.define, denoise.run, "picture"),
     "causal_order": _Command(
-        causal_order.USAGE, causal_order.define, causal_order.run, has_run=False
+        causal_order.USAGE, causal_order.define, causal_order.run, "table", has_run=False
     ),
 }
 
@@ -157,6 +156,10 @@ def parse(argv: list[str]) -> tuple[flags.FlagValues, list[str]] | None:
         raise UserError("--doc is needed (see --help)")
     if unset and "config" not in values:
         raise UserError(f"unknown flag --config.{next(iter(unset))} (see --help)")
+    if command.argument is None and rest:
+        raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
+    if command.argument is not None and len(rest) != 1:
+        raise UserError(f"{argv[0]} needs the path of one {command.argument} (see --help)")
     set_to_none(values, unset)
     return values, rest
 

@@ -52,8 +52,6 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
     from hos_jax.evaluation import picture
     from hos_jax.training.runs import load_run
 
-    if len(rest) != 1:
-        raise UserError("denoise needs the path of one picture (see --help)")
     for name in ("samples", "directions"):
         if values[name].value < 1:
             raise UserError(f"--{name} must be positive, got {values[name].value}")

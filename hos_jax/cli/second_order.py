@@ -57,8 +57,6 @@ def run(values: flags.FlagValues, rest: list[str]) -> int:
     """Train the run that the flags describe."""
     from hos_jax import config as run_config
 
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r} (see --help)")
     for name in ("denoiser", "sigma"):
         if values[name].value is None:
             raise UserError(f"--{name} is needed (see --help)")
