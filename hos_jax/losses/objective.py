@@ -144,8 +144,6 @@ class Objective:
     ) -> dict[str, Array]:
         """The losses of a batch, each (N,): "loss", the weighted sum, and "score1" to "score3".
 
-        ValueError for shapes that do not belong together, or integers.
-
         Args:
           model: `model(points, sigma)` gives `ModelOutputs` at a batch of points.
           clean: x, (N, H, W, C) or (N, D), data units.
@@ -194,12 +192,9 @@ class Objective:
                 denoised = self._second_order(at, flat_noise, sigma, mean)
                 second += (1.0 - self.jacobian_weight) * denoised
             if self._has_jacobian:
-                points = locations["plus"]
-                if not self.needs_probes:
-                    probes = _along_residual(at["plus"].score1, flat_noise, sigma)
-                    probes = probes.reshape(clean.shape)
                 score_fn = score_fn or (lambda y, sigma: model(y, sigma).score1)
-                derived = self._jacobian(score_fn, points, at["plus"], sigma, probes)
+                place = locations["plus"], at["plus"]
+                derived = self._jacobian(score_fn, *place, flat_noise, sigma, probes)
                 second += derived * (self.jacobian_weight or 1.0)
             values["score2"] = second / dim
             total = total + values["score2"]
@@ -262,9 +257,11 @@ class Objective:
         return d2sm_residual(terms, control_coefficients(terms, mean=mean))
 
     def _jacobian(
-        self, score_fn, points: Array, outputs, sigma: Array, probes: Array | None
+        self, score_fn, points: Array, outputs, noise: Array, sigma: Array, probes: Array | None
     ) -> Array:
         """`jacobian_regression` at the points y+, (N,)."""
+        if not self.needs_probes:
+            probes = _along_residual(outputs.score1, noise, sigma).reshape(points.shape)
         if probes is None or probes.shape != points.shape:
             found = None if probes is None else probes.shape
             raise ValueError(f"expected probes of shape {points.shape}, got {found}")
