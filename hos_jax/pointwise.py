@@ -131,15 +131,7 @@ def _at_a_point(
     """`fn(noisy, sigma, label)`: `read(points, outputs, sigma)` at a batch of one, without it."""
     known, of_run = None, not hasattr(model, "apply")
     if of_run:
-        if not hasattr(model, "params"):
-            kind = type(model).__name__
-            raise TypeError(f"expected a model or a run, got a {kind}: hos_jax.load_run loads one")
-        params = model.params if params is None else params
-        known = model.sigma_range
-        # Of several levels none is the usual one.
-        sigma = model.sigma if sigma is None and known[0] == known[1] else sigma
-        image_shape = model.image_shape if image_shape is None else image_shape
-        model = model.model
+        model, params, sigma, image_shape, known = _of_run(model, params, sigma, image_shape)
 
     if params is not None and not hasattr(params, "keys"):
         raise TypeError(f"params are a {type(params).__name__}: a noise level is given as sigma=")
@@ -189,6 +181,20 @@ def _at_a_point(
         return evaluate(params, at_least_float32(noisy), sigma, *_checked_label(label, model))
 
     return at_a_point
+
+
+def _of_run(run: Any, params: Any, sigma: Level, image_shape: Shape) -> tuple:
+    """The model of a run, what it has of the other three where they are not given, and its levels;
+    TypeError for what is no run."""
+    if not hasattr(run, "params"):
+        kind = type(run).__name__
+        raise TypeError(f"expected a model or a run, got a {kind}: hos_jax.load_run loads one")
+    known = run.sigma_range
+    params = run.params if params is None else params
+    # Of several levels none is the usual one.
+    sigma = run.sigma if sigma is None and known[0] == known[1] else sigma
+    image_shape = run.image_shape if image_shape is None else image_shape
+    return run.model, params, sigma, image_shape, known
 
 
 def _check_all_are_used(params: Any, model: Any, *inputs: Array | float) -> None:
