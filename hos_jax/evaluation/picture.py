@@ -148,18 +148,7 @@ def denoise_file(
     problem = run.problem
     check_counts(0, samples=samples, directions=directions, tile=tile or 0)
     sigma = _checked_level(run, sigma)
-    pixels = _read(path, run.image_shape[2] == 1, warn=not add_noise)
-    head = problem.model.head
-    assert head is not None
-    if head.is_local and min(pixels.shape[:2]) <= head.reach:
-        least = head.reach + 1
-        raise UserError(f"{path} is too small: the model needs {least} x {least} pixels")
-    if pixels.shape != run.image_shape and not problem.config.model.local:
-        height, width, _ = run.image_shape
-        raise UserError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} and the model is one of {width} x "
-            f"{height}: model.local=True makes one for all sizes"
-        )
+    pixels = _checked_pixels(run, path, warn=not add_noise)
     picture = np.asarray(data.to_float(pixels, problem.data.value_range))
     key = stream_key("added noise", problem.config.seed)
     noise = sigma * jax.random.normal(key, picture.shape) if add_noise else 0.0
@@ -222,6 +211,23 @@ def _read(path: Path, grey: bool, warn: bool) -> np.ndarray:
             path,
         )
     return np.asarray(Image.fromarray(pixels).convert("L"))[..., None] if grey else pixels
+
+
+def _checked_pixels(run: LoadedRun, path: Path, *, warn: bool) -> np.ndarray:
+    """The pixels as `_read`, or UserError for a picture of a size that the model does not take."""
+    pixels = _read(path, run.image_shape[2] == 1, warn)
+    head = run.model.head
+    assert head is not None
+    if head.is_local and min(pixels.shape[:2]) <= head.reach:
+        least = head.reach + 1
+        raise UserError(f"{path} is too small: the model needs {least} x {least} pixels")
+    if pixels.shape != run.image_shape and not run.problem.config.model.local:
+        height, width, _ = run.image_shape
+        raise UserError(
+            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} and the model is one of {width} x "
+            f"{height}: model.local=True makes one for all sizes"
+        )
+    return pixels
 
 
 def _checked_level(run: LoadedRun, sigma: float | None) -> float:
