@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,11 @@ class ImageData:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of one image."""
         return self.train.shape[1:]
+
+    @property
+    def dim(self) -> int:
+        """D, the number of values of one image."""
+        return math.prod(self.image_shape)
 
     @property
     def form(self) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def _make_class_denoiser(problem: Problem, guidance: float) -> Callable:
 def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | None):
     config, sampling = problem.config, problem.config.sampling
     start_key, noise_key, chain_key = jax.random.split(key, 3)
-    size = (sampling.chains, int(np.prod(problem.data.image_shape)))
+    size = (sampling.chains, problem.data.dim)
     low, high = problem.data.value_range
     start = jax.random.uniform(start_key, size, jnp.float32, low, high)
     start += config.noise * jax.random.normal(noise_key, size, jnp.float32)
@@ -192,7 +192,7 @@ def _single_level(problem: Problem, params: Any, key: jax.Array, label: str | No
 def _annealed(problem: Problem, params: Any, key: jax.Array, label: str | None):
     model, sampling = problem.config.model, problem.config.sampling
     noise_key, chain_key = jax.random.split(key)
-    size = (sampling.chains, int(np.prod(problem.data.image_shape)))
+    size = (sampling.chains, problem.data.dim)
     sigmas = geometric_sigmas(model.largest_noise, model.smallest_noise, sampling.levels)
     sigmas = sigmas.astype(jnp.float32)
     start = jnp.mean(_some_images(problem), axis=0)
@@ -315,7 +315,7 @@ def course_curves(problem: Problem, params: Any, samples: Samples) -> dict[str, 
     noise_key, directions_key = jax.random.split(key)
     labels = None if samples.labels is None else samples.labels[:count]
     denoise = _denoiser_of_classes(problem, params, labels)
-    clean = data.to_float(data.train[rows]).reshape(2, count, int(np.prod(data.image_shape)))
+    clean = data.to_float(data.train[rows]).reshape(2, count, data.dim)
     noise = jax.random.normal(noise_key, clean.shape, clean.dtype)
     wasserstein = samplers.diagnostics.sliced_wasserstein
     distance_fn = jax.jit(functools.partial(wasserstein, projections=200))

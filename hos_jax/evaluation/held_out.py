@@ -223,7 +223,7 @@ def direction_scores(problem: Problem, params: Any) -> dict[str, Any]:
     k / D.
     """
     data = problem.data
-    dim = int(np.prod(data.image_shape))
+    dim = data.dim
     flat = data.train[:PCA_IMAGES].reshape(-1, dim)
     count = min(DIRECTIONS, dim, max(len(flat) - 1, 1))
     principal = None

@@ -98,7 +98,7 @@ def make_nats(problem: Problem, width: float) -> Callable[..., tuple]:
     """`nats(params, clean, keys, ratios)`: of each of N flat images the bound on -log p by the flow
     ODE and what the solver said of it, and the `Bound` of chains of `BOUND_STEPS` by covariance.
     `ratios` are of `measured_ratios`, or None for a model of s1 alone."""
-    model, dim = problem.config.model, int(np.prod(problem.data.image_shape))
+    model, dim = problem.config.model, problem.data.dim
     smallest, largest = model.smallest_noise, model.largest_noise
     end, floor = law_at_largest(problem), smallest_variance(problem, width)
     has_head = problem.model.head is not None

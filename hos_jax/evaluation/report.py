@@ -92,9 +92,8 @@ def interval_fn(multipliers: Any, sigma: float) -> Callable[[Posterior], Interva
 def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:
     """What the page needs of each of the held-out images, as base64 of float32; nothing where it
     would be too much: for large images, and for a dense covariance of any."""
-    dim = int(np.prod(problem.data.image_shape))
     clean, denoised, pairs = examples
-    if pairs is None or denoised.posterior is None or dim > LARGEST_DIM:
+    if pairs is None or denoised.posterior is None or problem.data.dim > LARGEST_DIM:
         return []
     parts = _parts(denoised.posterior.covariance)
     if not parts:

@@ -51,7 +51,7 @@ class Problem:
         run_config.validate(config)
         given, data = data is not None, _load(config.data) if data is None else data
         model = _make_model(config, data)
-        dim = int(np.prod(data.image_shape))
+        dim = data.dim
         if model.head is not None and model.head.has_columns and config.model.rank > dim:
             raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
         if not given:
