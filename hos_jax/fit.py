@@ -489,13 +489,9 @@ def held_out_losses(
         hessians = [hessian_fn(point) for point in (plus, minus, clean)]
         check_structured(hessians[0], "s2")
         scaled = [hessian.scale(sigma**2) for hessian in hessians]
-        residuals = (
-            losses.residual(score_fn(point), drawn, sigma)
-            for point, drawn in ((plus, noise), (minus, -noise))
-        )
-        return losses.d2sm_residual_terms(
-            next(residuals), scaled[0], next(residuals), scaled[1], noise, scaled[2]
-        )
+        ahead = losses.residual(score_fn(plus), noise, sigma)
+        behind = losses.residual(score_fn(minus), -noise, sigma)
+        return losses.d2sm_residual_terms(ahead, scaled[0], behind, scaled[1], noise, scaled[2])
 
     found = jax.jit(lambda keys: jax.lax.map(terms, keys, batch_size=min(count, 256)))(
         jax.random.split(key, count)

@@ -139,9 +139,7 @@ def examine(
         inner = np.s_[
             part[0] - window[0] : part[1] - window[0], part[2] - window[2] : part[3] - window[2]
         ]
-        for target, values in zip(maps, rows, strict=True):
-            target[whole] = values[inner]
-        for target, values in zip(draws, drawn, strict=True):
+        for target, values in zip((*maps, *draws), (*rows, *drawn), strict=True):
             target[whole] = values[inner]
     mean, deviation, lower, upper = maps
     return Examined(mean, deviation, lower, upper, draws)
