@@ -227,11 +227,8 @@ class ScoreModel(nn.Module):
     classes: int = 0
     precondition_covariance: bool = False
 
-    # No attribute: whether s1 has a derivative, which a `FixedScoreModel` may lack.
-    @property
-    def differentiable(self) -> bool:
-        """True."""
-        return True
+    # No field, as it has no type: whether s1 has a derivative, which a `FixedScoreModel` may lack.
+    differentiable = True
 
     @property
     def has_score1_apart(self) -> bool:
