@@ -114,6 +114,20 @@ def _row(dim: int, candidates: Candidates, place: Array, dtype: Any) -> Array:
     return candidates(place[None])[0] if callable(candidates) else candidates[place]
 
 
+def _along(candidates: Candidates, vector: Array, size: int) -> Array:
+    """a^T v of each of `size` candidates, (size,), for v of shape (D,)."""
+    if candidates is None:
+        return vector
+    if not callable(candidates):
+        return candidates @ vector
+    places = jnp.arange(size, dtype=jnp.int32)
+
+    def one(place: Array) -> Array:
+        return jnp.sum(candidates(place[None])[0] * vector)
+
+    return jax.lax.map(one, places, batch_size=_AT_ONCE)
+
+
 def _variances(
     product: Product, dim: int, candidates: Candidates, size: int, dtype: Any
 ) -> tuple[Array, Array]:
@@ -196,18 +210,6 @@ def choose(
     form, norm = _variances(product, dim, candidates, size, dtype)
     variance = _noise_variance(noise_std, form)
 
-    def of_candidates(vector: Array) -> Array:
-        if candidates is None:
-            return vector
-        if not callable(candidates):
-            return candidates @ vector
-        places = jnp.arange(size, dtype=jnp.int32)
-        return jax.lax.map(
-            lambda place: jnp.sum(_row(dim, candidates, place, dtype) * vector),
-            places,
-            batch_size=_AT_ONCE,
-        )
-
     rounding = 3.0 * float(jnp.finfo(form.dtype).eps) ** 0.5
 
     def largest(norm: Array, free: Array) -> Array:
@@ -235,7 +237,7 @@ def choose(
         column = spread / jnp.sqrt(variance[place] + jnp.maximum(jnp.sum(row * spread), 0.0))
         column = jnp.where(free[place], column, 0.0)
         # What a candidate has left follows from one product more, not from one for each.
-        seen, further = of_candidates(column), of_candidates(current(column))
+        seen, further = _along(candidates, column, size), _along(candidates, current(column), size)
         removed = jnp.sum(jnp.square(column))
         norm = jnp.maximum(norm - 2.0 * seen * further + jnp.square(seen) * removed, 0.0)
         form = jnp.maximum(form - jnp.square(seen), 0.0)
