@@ -94,17 +94,18 @@ def _checked(candidates: Candidates, dim: int) -> tuple[Candidates, int]:
     return candidates, len(candidates)
 
 
-def _left(size: int, allowed: Any) -> tuple[Array, int]:
-    """Which of so many candidates may be taken, and how many; all that there are where it is
-    traced."""
-    if allowed is None:
-        return jnp.ones(size, bool), size
+def _free(size: int, allowed: Any, count: int, what: str) -> Array:
+    """Which of so many candidates may be taken, bool (size,); ValueError where fewer than `count`
+    may, unless it is traced."""
+    allowed = np.ones(size, bool) if allowed is None else allowed
     allowed = allowed if isinstance(allowed, jax.Array) else np.asarray(allowed)
     if allowed.shape != (size,) or allowed.dtype != bool:
         got = f"{allowed.dtype} of shape {allowed.shape}"
         raise ValueError(f"expected bool allowed of shape ({size},), got {got}")
-    known = not isinstance(allowed, jax.core.Tracer)
-    return jnp.asarray(allowed), int(np.sum(np.asarray(allowed))) if known else size
+    left = size if isinstance(allowed, jax.core.Tracer) else int(np.sum(np.asarray(allowed)))
+    if not 1 <= count <= left:
+        raise ValueError(f"expected 1 <= count <= {left}, the {what} left, got {count}")
+    return jnp.asarray(allowed)
 
 
 def _row(dim: int, candidates: Candidates, place: Array, dtype: Any) -> Array:
@@ -204,9 +205,7 @@ def choose(
     dtype = jnp.result_type(dtype or float)
     _check_product(product, dim, dtype)
     candidates, size = _checked(candidates, dim)
-    free, left = _left(size, allowed)
-    if not 1 <= count <= left:
-        raise ValueError(f"expected 1 <= count <= {left}, the candidates left, got {count}")
+    free = _free(size, allowed, count, "candidates")
     form, norm = _variances(product, dim, candidates, size, dtype)
     variance = _noise_variance(noise_std, form)
 
@@ -282,9 +281,7 @@ def choose_groups(
         raise ValueError(f"expected groups of shape (groups, r), got {groups.shape}")
     if not jnp.issubdtype(groups.dtype, jnp.integer):
         raise ValueError(f"expected groups of integers, got {groups.dtype}")
-    free, left = _left(len(groups), allowed)
-    if not 1 <= count <= left:
-        raise ValueError(f"expected 1 <= count <= {left}, the groups left, got {count}")
+    free = _free(len(groups), allowed, count, "groups")
     rows = _check_rows(rows_fn, groups.shape[1])
     _check_product(product, rows.shape[1], rows.dtype)
     width = groups.shape[1]
