@@ -50,10 +50,13 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
             raise UserError(f"{path}: {name} is a second array of {part}: leave one of them out")
         else:
             chosen[part] = array
+    if "train" in images:
+        unused += [f"labels of {part}, without images" for part in labels.keys() - images.keys()]
     if unused and images:
         logger.warning("%s: not used: %s", path, ", ".join(unused))
     if "train" not in images:
         remedy = "reshape it; for vectors there is hos_jax.fit.rows"
+        remedy += ", and a table of N rows of D values is one of images as rows[:, None, :]"
         raise UserError(f"{path} has no images, an array (N, H, W) or (N, H, W, C): {remedy}")
     found = {
         part: _part(f"{path}, {part}", array, labels.get(part)) for part, array in images.items()
@@ -135,6 +138,8 @@ def _not_trained(path: Path, train: np.ndarray, held_out: np.ndarray) -> np.ndar
     """Which images of the held-out part are not among those to train on."""
     if not len(held_out):
         raise UserError(f"{path}: the held-out part has no images: leave it out or fill it")
+    if not len(train):
+        raise UserError(f"{path}: the part to train on has no images: fill it")
     trained = set(digests(train))
     new = np.array([digest not in trained for digest in digests(held_out)], bool)
     if not new.any():

@@ -1,5 +1,6 @@
 """Square crops of the photographs in a folder, at their own resolution and at half of it."""
 
+import functools
 import hashlib
 import itertools
 import logging
@@ -12,13 +13,13 @@ from PIL import Image
 
 from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import UNIT_RANGE, ImageData
-from hos_jax.data.pictures import all_grey, files_below, read_all
+from hos_jax.data.pictures import all_grey, files_below, named, read_all, size_of
 from hos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT_FOLDER = "held_out"
-# What the crops of either part may take in memory.
+# What all crops may take in memory, in bytes; while they are put in order it is twice that.
 LARGEST = 2**30
 # The corners of the squares to train on are this part of a side apart.
 OVERLAP = 4
@@ -37,9 +38,9 @@ def load_crops(
 
     Whole pictures are held out: those in a folder `root/held_out`, or else some as `held_out_mask`
     says. Their squares do not overlap; those to train on do, by three quarters, or a network would
-    know them by heart after a few rounds. Where they are more than a share of `LARGEST`, some of
-    each picture are chosen at random. Training crops are in one fixed random order. Black and white
-    are 0 and 1.
+    know them by heart after a few rounds. Where they would take more than `LARGEST`, the pictures
+    with the most squares have some of theirs chosen at random, as many of each. Training crops are
+    in one fixed random order. Black and white are 0 and 1.
 
     Args:
         image_size: side of a crop.
@@ -48,31 +49,40 @@ def load_crops(
         skip_unreadable: see `pictures.read_all`.
 
     Raises:
-        UserError: as `pictures.read_all`; a size that is not positive; no picture as large as a
-            crop in either part.
+        UserError: as `pictures.read_all`; a size that is not positive; fewer than two pictures as
+            large as a crop that differ, or none in either part.
     """
     if not isinstance(image_size, int) or image_size < 1:
         raise UserError(f"image_crops: image_size {image_size} must be one positive number")
     folder, files = files_below(root, "image_crops")
-    share = max(1, LARGEST // (3 * image_size**2 * max(1, len(files))))
+    sizes = {path: size_of(path) for path, trouble in files if trouble is None}
+    most = _most_of_a_picture(folder, [size for size in sizes.values() if size], image_size)
     pictures: dict[Path, _Picture] = {}
+    small: list[Path] = []
 
     def prepare(path: Path, image: Image.Image) -> tuple[np.ndarray, bool]:
-        pictures[path] = _squares(np.asarray(image), np.asarray(image.reduce(2)), image_size, share)
+        pictures[path] = _squares(np.asarray(image), np.asarray(image.reduce(2)), image_size, most)
         return pictures[path].apart, all_grey(pictures[path].apart)
 
     def keep(_: int, path: Path, crops: np.ndarray) -> None:
         if not len(crops):
-            logger.warning("%s is smaller than a crop of %d pixels", path, image_size)
+            small.append(path)
             del pictures[path]
 
     found = read_all(folder, files, prepare, keep, skip_unreadable, grey=grey)
+    if small:
+        what = "%s is smaller" if len(small) == 1 else "%s are smaller"
+        logger.warning(what + " than a crop of %d pixels", named(small), image_size)
     if not pictures:
         raise UserError(f"{folder} holds no picture of {image_size} pixels: {_REMEDY}")
     # In the order of their paths, and not in that in which they were read.
     kept = [(path, pictures[path]) for path, _ in files if path in pictures]
-    held_out = np.array([path.relative_to(folder).parts[0] == HELD_OUT_FOLDER for path, _ in kept])
-    if not held_out.any():
+    held_out = np.array([_is_held_out(path, folder) for path, _ in kept])
+    # A folder of pictures of which none can be used is not the same as no folder.
+    if not any(size and _is_held_out(path, folder) for path, size in sizes.items()):
+        if len({each.digest for _, each in kept}) < 2:
+            what = f"fewer than two different pictures of {image_size} pixels"
+            raise UserError(f"{folder} holds {what}: {_REMEDY}")
         # A row for each: its checksum, so that pictures that are alike stay on one side.
         rows = np.stack([np.frombuffer(each.digest, np.uint8) for _, each in kept])
         held_out = held_out_mask(rows, str(folder))
@@ -90,14 +100,44 @@ def load_crops(
     def joined(crops: list[np.ndarray], what: str) -> np.ndarray:
         if not sum(map(len, crops)):
             raise UserError(f"{folder} holds no picture {what} of {image_size} pixels: {_REMEDY}")
-        images = np.concatenate([each[..., :channels] for each in crops])
-        return images[np.random.Generator(np.random.Philox(0)).permutation(len(images))]
+        count = sum(map(len, crops))
+        images = np.empty((count, image_size, image_size, channels), np.uint8)
+        places = np.argsort(np.random.Generator(np.random.Philox(0)).permutation(count))
+        for each in crops:
+            images[places[: len(each)]] = each[..., :channels]
+            places = places[len(each) :]
+        return images
 
     parts = joined(train, "to train on"), joined(test, "held out")
     # Of the same files, another choice of what is held out is another data set.
     split = hashlib.blake2b(held_out.tobytes(), digest_size=8).hexdigest()
     checksum = f"{found.checksum}-{split}"
     return ImageData("image_crops", *parts, None, None, UNIT_RANGE, checksum)
+
+
+def _is_held_out(path: Path, folder: Path) -> bool:
+    return path.relative_to(folder).parts[0] == HELD_OUT_FOLDER
+
+
+def _most_of_a_picture(folder: Path, sizes: list[tuple[int, int]], size: int) -> int:
+    """How many squares of a picture are taken at most, so that those of all fit into `LARGEST`."""
+    along = functools.partial(_along, size=size, step=_step(size))
+    counts = [
+        len(along(w)) * len(along(h)) + len(along((w + 1) // 2)) * len(along((h + 1) // 2))
+        for w, h in sizes
+    ]
+    left = LARGEST // (3 * size**2)
+    for number, count in enumerate(sorted(counts)):
+        share = max(1, left // (len(counts) - number))
+        if count > share:
+            logger.info(
+                "%s: at most %d squares of a picture are taken, chosen at random: all %d would "
+                "take more than %.3g GiB",
+                *(folder, share, sum(counts), LARGEST / 2**30),
+            )
+            return share
+        left -= count
+    return max([1, *counts])
 
 
 class _Picture(NamedTuple):
@@ -126,7 +166,7 @@ def _squares(pixels: np.ndarray, half: np.ndarray, size: int, most: int) -> _Pic
         squares = [of[i : i + size, j : j + size] for of, (i, j) in places]
         return np.stack(squares) if squares else np.empty((0, size, size, 3), np.uint8)
 
-    return _Picture(chosen(size), chosen(max(1, size // OVERLAP)), digest)
+    return _Picture(chosen(size), chosen(_step(size)), digest)
 
 
 def cut(pixels: np.ndarray, size: int, step: int | None = None) -> np.ndarray:
@@ -136,7 +176,17 @@ def cut(pixels: np.ndarray, size: int, step: int | None = None) -> np.ndarray:
     return np.stack(squares) if squares else np.empty((0, size, size, pixels.shape[2]), np.uint8)
 
 
+def _step(size: int) -> int:
+    """How far apart the corners of squares to train on are."""
+    return max(1, size // OVERLAP)
+
+
 def _corners(pixels: np.ndarray, size: int, step: int) -> list[tuple[int, int]]:
     """The upper left corners of all squares of a picture."""
-    tops, lefts = (range(0, side - size + 1, step) for side in pixels.shape[:2])
+    tops, lefts = (_along(side, size, step) for side in pixels.shape[:2])
     return list(itertools.product(tops, lefts))
+
+
+def _along(side: int, size: int, step: int) -> range:
+    """Where squares begin along a side of the picture."""
+    return range(0, side - size + 1, step)

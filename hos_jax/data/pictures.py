@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -185,11 +185,6 @@ def read_all(
 
 def _report(folder: Path, errors: list, notes: dict[str, list[Path]]) -> None:
     """Say which files are left out, and which are read in a way that may surprise."""
-
-    def named(files: list) -> str:
-        more = [f"and {len(files) - _NAMED_FILES} more"] if len(files) > _NAMED_FILES else []
-        return "; ".join([*map(str, files[:_NAMED_FILES]), *more])
-
     if errors:
         logger.warning("%s: %d files are skipped: %s", folder, len(errors), named(errors))
     for note, paths in notes.items():
@@ -242,6 +237,24 @@ def _read(path: Path, prepare: Prepare, grey: bool = False) -> _Picture | None:
     if is_grey:
         notes.append(_GREY)
     return pixels, digest, notes
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """The width and height that the head of a file says, turned or not; None if it is no image, and
+    (0, 0) for one that cannot be read."""
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(file, formats=FORMATS).size
+    except Exception:  # as in `_read`, which says what is wrong
+        return (0, 0) if _IMAGE_NAME.search(path.name) else None
+
+
+def named(paths: Iterable[Path]) -> str:
+    """The first of many files, and how many there are more."""
+    paths = list(paths)
+    more = [f"and {len(paths) - _NAMED_FILES} more"] if len(paths) > _NAMED_FILES else []
+    return "; ".join([*map(str, paths[:_NAMED_FILES]), *more])
 
 
 def all_grey(pixels: np.ndarray) -> bool:

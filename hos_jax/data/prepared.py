@@ -110,6 +110,7 @@ def _prepare(builder: Any, name: str) -> None:
     what = f"cannot download and prepare {name} in {builder.data_path}"
     with _explained(name, what, f"check the network and the free space, {_WITHOUT_DOWNLOAD}"):
         _check_network(builder)
+        importlib.import_module("array_record")
         tensorflow = importlib.import_module("tensorflow")
         # It only encodes images here; without this it may claim the memory of every GPU.
         with contextlib.suppress(RuntimeError):
@@ -128,7 +129,7 @@ def _check_network(builder: Any) -> None:
 
     downloads = Path(builder.data_path).parents[1] / "downloads"
     cached = [*(downloads / builder.name).glob("*.INFO"), *(downloads / "manual").glob("*")]
-    if cached:
+    if len(cached) >= len(builder.url_infos):
         return
     url = getattr(builder, "URL", None) or next(iter(builder.url_infos))
     try:

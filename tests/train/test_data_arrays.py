@@ -107,6 +107,9 @@ def test_a_held_out_part_of_its_own(tmp_path, caplog, names):
     np.testing.assert_array_equal(loaded.held_out[..., 0], BYTES[40:])
     np.testing.assert_array_equal(loaded.held_out_labels, LABELS[40:])
     assert "not used: val_images, names" in caplog.text
+    alone = _load(tmp_path, {"images": BYTES, "test_labels": LABELS[:5]})
+    assert alone.train_labels is None
+    assert "not used: labels of held_out, without images" in caplog.text
     assert "5 held-out images are left out: they are trained on" in caplog.text
 
 
@@ -126,7 +129,7 @@ def _with_nan(value):
         (BYTES > 100, "images are bool"),
         (REAL + 1j, "images are complex128"),
         (np.array([None, {}]), "without pickles"),
-        (REAL.reshape(50, -1), "fit.rows"),
+        (REAL.reshape(50, -1), r"fit\.rows, .* rows\[:, None, :\]"),
         (np.moveaxis(REAL, -1, 1), r"numpy\.moveaxis\(images, 1, -1\)"),
         (REAL[..., :2], "channels on the last axis"),
         (REAL[..., :2], "1 or 3 channels"),
@@ -139,6 +142,7 @@ def _with_nan(value):
         ({"a": BYTES, "test": REAL}, "held-out ones float32"),
         ({"a": BYTES, "test": BYTES[:3]}, "all held-out images are among"),
         ({"a": BYTES, "test": BYTES[:0]}, "the held-out part has no images"),
+        ({"a": REAL[:0], "test": REAL}, "the part to train on has no images"),
         ({"a": BYTES, "labels": LABELS[:9]}, "one integer for each of the 50 images"),
         ({"a": BYTES, "labels": LABELS / 7}, "labels are float64"),
         ({"a": BYTES, "labels": LABELS + 2**40}, "labels do not fit into 32 bits"),

@@ -143,6 +143,38 @@ def test_crops_beyond_the_bound_of_memory_are_an_even_choice(tmp_path, monkeypat
     assert as_set(again.train) == as_set(loaded.train)
 
 
+def test_the_room_for_crops_is_used_whatever_else_is_in_the_folder(tmp_path, monkeypatch, caplog):
+    from hos_jax.data import crops
+
+    # 78, 78 and 3 + 0 squares: small pictures leave their share to the others.
+    monkeypatch.setattr(crops, "LARGEST", 43 * 8 * 8 * 3)
+    write(tmp_path, {"a": picture(0), "b": picture(1), "strip": picture(3, 8, 12)})
+    write(tmp_path / "held_out", {"c": picture(2, 8, 8)})
+    with caplog.at_level("INFO"):
+        loaded = data.load("image_crops", root=tmp_path, image_size=8)
+    assert len(loaded.train) == 19 + 19 + 3 and len(loaded.held_out) == 1
+    assert "at most 19 squares of a picture are taken, chosen at random: all 160" in caplog.text
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text("a note")
+    again = data.load("image_crops", root=tmp_path, image_size=8)
+    np.testing.assert_array_equal(again.train, loaded.train)
+
+
+def test_a_folder_of_held_out_pictures_is_never_replaced(tmp_path, caplog):
+    write(tmp_path, {name: picture(number) for number, name in enumerate("abc")})
+    write(tmp_path / "held_out", {"d": picture(3, 5, 5), "e": picture(4, 5, 5)})
+    with pytest.raises(UserError, match="no picture held out of 8 pixels: add pictures"):
+        data.load("image_crops", root=tmp_path, image_size=8)
+    assert "d.png; " in caplog.text and caplog.text.count("smaller than a crop of 8 pixels") == 1
+
+
+def test_one_picture_or_its_copies_are_no_data_set(tmp_path, caplog):
+    write(tmp_path, {"a": picture(0), "b": picture(0), "small": picture(1, 5, 5)})
+    with pytest.raises(UserError, match="fewer than two different pictures of 8 pixels: add"):
+        data.load("image_crops", root=tmp_path, image_size=8)
+    assert "all images are equal" not in caplog.text
+
+
 def test_options_belong_to_data_sets(tmp_path):
     write(tmp_path, {"a": picture(0), "b": picture(1)})
     with pytest.raises(
