@@ -111,20 +111,44 @@ class SmoothedEmpirical(_Points):
         return step(carry, self.points[full * self.chunk :]) if rest else carry
 
     def log_density(self, point: Array) -> Array:
-        (largest, total), _ = self._posterior(point)
+        (largest, total), _ = self._posterior(self._promoted(point))
         log_sum = largest + jnp.log(total)
         per_coordinate = jnp.log(self.sigma) + 0.5 * math.log(2 * math.pi)
         return log_sum - math.log(self.points.shape[0]) - self.dim * per_coordinate
 
     def posterior_mean(self, point: Array) -> Array:
         """mu = E[x | y], (D,), data units."""
-        return self._posterior(point)[1]
+        return self._posterior(self._promoted(point))[1]
 
     def score(self, point: Array) -> Array:
         return (self.posterior_mean(point) - point) / jnp.square(self.sigma)
 
     def hessian(self, point: Array) -> Dense:
         """s2 as a dense (D, D) matrix; for images use `hessian_matvec`."""
+        covariance = self._scaled_covariance(self._promoted(point))
+        return Dense(covariance).add_identity(-1.0).scale(1.0 / jnp.square(self.sigma))
+
+    def posterior_covariance_matvec(self, point: Array, vector: Array) -> Array:
+        """K v, the posterior covariance times a vector v, (D,), matrix-free."""
+        require_shape("vector", vector, (self.dim,))
+        point = self._promoted(point)
+        return self._covariance_matvec(point, jnp.asarray(vector, point.dtype))
+
+    def hessian_matvec(self, point: Array, vector: Array) -> Array:
+        """s2 v = K v / sigma^4 - v / sigma^2, (D,), matrix-free."""
+        square = jnp.square(self.sigma)
+        # The fourth power leaves float32 where sigma is 1e-10 or 1e10.
+        return (self.posterior_covariance_matvec(point, vector) / square - vector) / square
+
+    def _promoted(self, point: Array) -> Array:
+        """The point, of the type of all that is computed, which is that of the points or more."""
+        self._check_point(point)
+        return jnp.asarray(point, jnp.result_type(point, self.points))
+
+    # Each is compiled once for the shapes: loops by themselves would be at every call.
+    @jax.jit
+    def _scaled_covariance(self, point: Array) -> Array:
+        """K / sigma^2, (D, D)."""
         kernels, mean = self._posterior(point)
 
         def step(total, block):
@@ -132,12 +156,10 @@ class SmoothedEmpirical(_Points):
             weighted = self._weights(point, block, kernels)[:, None] * offsets
             return total + weighted.T @ offsets
 
-        covariance = self._fold(step, jnp.zeros((self.dim, self.dim), self.points.dtype))
-        return Dense(covariance).add_identity(-1.0).scale(1.0 / jnp.square(self.sigma))
+        return self._fold(step, jnp.zeros((self.dim, self.dim), point.dtype))
 
-    def posterior_covariance_matvec(self, point: Array, vector: Array) -> Array:
-        """K v, the posterior covariance times a vector v, (D,), matrix-free."""
-        require_shape("vector", vector, (self.dim,))
+    @jax.jit
+    def _covariance_matvec(self, point: Array, vector: Array) -> Array:
         kernels, mean = self._posterior(point)
 
         def step(total, block):
@@ -146,12 +168,6 @@ class SmoothedEmpirical(_Points):
 
         return self._fold(step, jnp.zeros_like(mean))
 
-    def hessian_matvec(self, point: Array, vector: Array) -> Array:
-        """s2 v = K v / sigma^4 - v / sigma^2, (D,), matrix-free."""
-        square = jnp.square(self.sigma)
-        # The fourth power leaves float32 where sigma is 1e-10 or 1e10.
-        return (self.posterior_covariance_matvec(point, vector) / square - vector) / square
-
     def _log_kernels(self, point: Array, block: Array) -> Array:
         """The squared distances over -2 sigma^2, (M,), by differences: norms would cancel."""
         return -0.5 * jnp.sum(jnp.square((point[None, :] - block) / self.sigma), axis=1)
@@ -159,11 +175,13 @@ class SmoothedEmpirical(_Points):
     def _weights(self, point: Array, block: Array, kernels: tuple[Array, Array]) -> Array:
         """r_i, with the two numbers of `_posterior`: their log sum would cancel in float32."""
         largest, total = kernels
-        return jnp.exp(self._log_kernels(point, block) - largest) / total
+        below = self._log_kernels(point, block) - largest
+        # Far away the two passes round large kernels to different sides.
+        return jnp.exp(jnp.where(below > 0, 0.0, below)) / total
 
+    @jax.jit
     def _posterior(self, point: Array) -> tuple[tuple[Array, Array], Array]:
         """The largest log kernel k with sum_i exp(k_i - k), and the posterior mean, in one pass."""
-        self._check_point(point)
 
         def step(carry, block):
             largest, total, weighted = carry
@@ -174,7 +192,7 @@ class SmoothedEmpirical(_Points):
             total = total * decay + jnp.sum(kernels)
             return new_largest, total, weighted * decay + kernels @ block
 
-        dtype = self.points.dtype
+        dtype = point.dtype
         largest, total = jnp.asarray([jnp.finfo(dtype).min, 0.0], dtype)
         largest, total, weighted = self._fold(step, (largest, total, jnp.zeros_like(point)))
         return (largest, total), weighted / total

@@ -18,6 +18,7 @@ matrices and repeated eigenvalues included; of functions of a matrix, first ones
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Self
@@ -279,7 +280,9 @@ class SymmetricMatrix(abc.ABC):
         check_counts(0, count=count)
         if not 1 <= count <= self.dim:
             raise ValueError(f"expected 1 <= count <= {self.dim}, got {count}")
-        return self._each(lambda matrix: matrix._top_eigenpairs(count, krylov_vectors))
+        if krylov_vectors is not None:
+            check_counts(0, krylov_vectors=krylov_vectors)
+        return _leading_eigenpairs(self, count, krylov_vectors)
 
     def function_product(
         self,
@@ -434,6 +437,15 @@ class SymmetricMatrix(abc.ABC):
         if not isinstance(factor, jax.core.Tracer) and np.any(np.asarray(factor) < 0):
             raise ValueError(f"{type(self).__name__} can be scaled by c >= 0 only, got {factor}")
         return safe_sqrt(jnp.asarray(self._per_matrix(factor, axes), self.dtype))
+
+
+# Compiled once for matrices of one structure: Lanczos's loops by themselves would be at every call,
+# and JAX keep each of the programs.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _leading_eigenpairs(
+    matrix: SymmetricMatrix, count: int, krylov_vectors: int | None
+) -> Eigenpairs:
+    return matrix._each(lambda each: each._top_eigenpairs(count, krylov_vectors))
 
 
 class Solvable(SymmetricMatrix):

@@ -114,6 +114,8 @@ def build_kernel(
     if growth_bound is not None and not growth_bound >= 0:
         raise ValueError(f"expected growth_bound >= 0, got {growth_bound}")
     bound = None if growth_bound is None else float(growth_bound)
+    if bound is not None and bound < float(jnp.finfo(jnp.float32).tiny):
+        bound = 0.0  # as JAX takes it
     return _kernel(krylov_vectors, bound, dense)
 
 
