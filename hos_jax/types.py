@@ -29,10 +29,12 @@ def check_tails(tails: str) -> None:
 
 
 def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
-    """Raise ValueError unless all arguments, arrays or shapes, are of one and the same shape (D,).
+    """Raise ValueError unless all arguments, arrays or shapes, are of one and the same shape (D,),
+    and where something is masked.
 
     Under `vmap` the shapes seen here are those of one example.
     """
+    check_unmasked(**vectors)
     for name, vector in vectors.items():
         # Lists would be joined by +, not added.
         if isinstance(vector, (list, tuple)) and not _is_shape(vector):
@@ -90,10 +92,14 @@ def check_unmasked(**arrays: Any) -> None:
 
 
 def check_structured(hessian: Any, name: str) -> None:
-    """Raise TypeError for a plain array in place of a structured matrix, or for none."""
+    """Raise TypeError for a plain array or a function in place of a structured matrix, or none."""
     if isinstance(hessian, (jax.Array, np.ndarray)):
         shape = np.shape(hessian)
-        raise TypeError(f"{name} is an array of the shape {shape}: wrap it, linops.Dense({name})")
+        what = f"{name} is an array of the shape {shape}: wrap it, linops.Dense({name})"
+        vector = ", if it is (D, D); a vector is a score, of the first order"
+        raise TypeError(what + (vector if len(shape) == 1 else ""))
+    if callable(hessian):
+        raise TypeError(f"{name} is a function: give what it says at one point, {name}(noisy)")
     if hessian is None:
         raise TypeError(f"{name} is None: this needs a model of the second order")
 

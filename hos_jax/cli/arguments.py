@@ -49,7 +49,9 @@ def define_flags(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("run", "runs", "Folder of all runs.", **define)
     flags.DEFINE_string("doc", "default", "Name of this run: its folder is RUN/DOC.", **define)
     flags.DEFINE_string("comment", "", "A remark, saved with the config.", **define)
-    flags.DEFINE_float("noise", None, "sigma, the noise level, in data units.", **define)
+    flags.DEFINE_float(
+        "noise", None, "sigma, the noise level, in data units; the config's if left out.", **define
+    )
     flags.DEFINE_integer("rank", None, "Columns of the low-rank factor of s2.", **define)
     flags.DEFINE_integer("seed", None, "Seed of everything random.", **define)
     flags.DEFINE_bool("test", False, "Test a run: table, figures, samples.", **define)
@@ -240,6 +242,10 @@ def parse(
     define_flags(values, readable)
     try:
         rest = values(readable)
+    except flags.UnrecognizedFlagError as error:
+        key = error.flagname
+        meant = f"; did you mean --config.{key}?" if "." in key else ""
+        raise UserError(f"{error}{meant} (see --help)") from error
     except flags.Error as error:
         raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
     except (Exception, SystemExit) as error:

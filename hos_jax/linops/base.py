@@ -90,6 +90,10 @@ class SymmetricMatrix(abc.ABC):
     # NumPy's scalars and arrays leave products with a structure to `__rmul__`.
     __array_ufunc__ = None
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """TypeError: NumPy would make an array with one object in it."""
+        raise TypeError("a structured matrix is no array: to_dense() makes the (D, D) one")
+
     __repr__ = short_repr
 
     @property

@@ -53,7 +53,8 @@ class Problem:
         model = _make_model(config, data)
         dim = data.dim
         if model.head is not None and model.head.has_columns and config.model.rank > dim:
-            raise UserError(f"model.rank={config.model.rank} exceeds the {dim} values of an image")
+            what = f"model.rank={config.model.rank} exceeds the {dim} values of an image"
+            raise UserError(f"{what}: lower it, or set --config.model.head=dense or diagonal")
         if not given:
             _check_scale(config.model.data_std, data)
             _check_classes(config.model.classes, data)

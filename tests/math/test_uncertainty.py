@@ -497,3 +497,16 @@ def test_a_posterior_prints_in_lines_and_not_pages():
     seen = []
     jax.make_jaxpr(lambda matrix: seen.append(repr(matrix)))(matrix)
     assert seen[0].startswith("Dense(matrix=")
+
+
+def test_what_is_no_second_order_score_is_named():
+    point, hessian = jnp.ones(3), Diagonal(-jnp.ones(3))
+    with pytest.raises(TypeError, match=r"score2 is a function: .*score2\(noisy\)"):
+        posterior(point, point, lambda noisy: hessian, 0.5)
+    with pytest.raises(TypeError, match=r"array of the shape \(3,\): wrap it.*a vector is a score"):
+        posterior(point, hessian, point, 0.5)
+    masked = np.ma.masked_array(np.ones(3), [True, False, False])
+    with pytest.raises(ValueError, match="noisy has masked values"):
+        posterior(masked, point, hessian, 0.5)
+    with pytest.raises(TypeError, match=r"no array: to_dense\(\) makes"):
+        np.array(hessian)

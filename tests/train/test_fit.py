@@ -218,7 +218,7 @@ def test_seeds_run_together_and_agree_with_one_alone(law):
         np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.uint8])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, np.uint8, ">f4", np.longdouble])
 def test_rows_of_an_array_are_drawn_at_random(kind):
     data = np.arange(12).reshape(6, 2).astype(kind)
     sample = fit.rows(data)
