@@ -1,6 +1,6 @@
 r"""Images seen value by value: the error after k values, by what chooses the next one.
 
-    hos-jax --runner LowRankHybridRunner --config diffusion_mnist5k --doc diffusion --ni
+    hos-jax import_checkpoint diffusion --doc diffusion  # the packaged weights; or train them
     python benchmarks/measure_next.py --run runs/diffusion [--json PATH] [--figure PATH]
 
 Needs a run of many noise levels with a second-order head. Each value is measured with noise of
