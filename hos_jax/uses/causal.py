@@ -27,6 +27,7 @@ noisy, or unknown, at random in training. Several are trained, and what they say
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +51,10 @@ from hos_jax.types import (
     check_unmasked,
 )
 
+logger = logging.getLogger(__name__)
+
+# Noise levels, deviations of the data, at which orders were held against the truth.
+MEASURED = (0.5, 2.0)
 # Shares of the known variables that are noisy in an example, drawn at random.
 _NOISY_SHARES = (0.05, 0.2, 0.5)
 
@@ -410,7 +415,7 @@ def causal_order(
         table. If so the variances of their precisions are compared in these units, as the
         published method does, in place of `dispersion` of standardized columns. It is wrong for
         units that have nothing to do with one another.
-      sigma: the noise level, deviations of the data.
+      sigma: the noise level, deviations of the data; far from 1 a warning says so.
       steps: of training, which is done once for each network.
       networks: how many are trained; their precisions are averaged.
       features: width of a network.
@@ -425,6 +430,12 @@ def causal_order(
     check_counts(steps=steps, networks=networks, features=features)
     check_counts(2, rows=rows)
     check_positive(sigma=sigma)
+    if not MEASURED[0] / 2 <= sigma <= 2 * MEASURED[1]:
+        logger.warning(
+            "sigma=%g: of noise that is so %s the data little is learned, and an order may be one "
+            "of chance; %g to %g were measured",
+            *(sigma, "small beside" if sigma < 1 else "large beside", *MEASURED),
+        )
     table = jnp.asarray(standardized(data))
     variances = _relative_units(data) if same_noise else None
     model = Conditionals(features)

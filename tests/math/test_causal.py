@@ -260,3 +260,11 @@ def test_networks_work_in_single_precision_beside_double():
     known = jnp.ones(3, bool)
     found = causal.conditional_variances(jax.random.key(1), model, params, data, known, 1.0)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, found))} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize(("sigma", "word"), [(0.1, "small"), (100.0, "large"), (1.0, None)])
+def test_noise_far_from_what_was_measured_is_said(caplog, sigma, word):
+    rows = np.random.default_rng(0).standard_normal((20, 2))
+    causal.causal_order(jax.random.key(0), rows, sigma=sigma, steps=2, networks=1, features=4)
+    said = f"so {word} beside the data" if word else ""
+    assert said in caplog.text and bool(caplog.text) == bool(word)
