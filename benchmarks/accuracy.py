@@ -55,9 +55,9 @@ AUTODIFF = {"autodiff of dsm": "dsm", "autodiff of dsm_vr": "dsm_vr"}
 DIRECT = {
     "d2sm": ("d2sm", "dsm_vr", 0.0, 1.0, 1.0),
     "d2sm_vr": ("d2sm_vr", "dsm_vr", 0.0, 1.0, 1.0),
-    "residual": ("d2sm_residual_plain", "dsm_vr", 0.0, 1.0, 1.0),
-    "residual adaptive": ("d2sm_residual", "dsm_vr", 0.0, 1.0, 1.0),
-    "residual NLL": ("residual_nll", "dsm_vr", 0.0, 1.0, 1.0),
+    "d2sm_residual_plain": ("d2sm_residual_plain", "dsm_vr", 0.0, 1.0, 1.0),
+    "d2sm_residual": ("d2sm_residual", "dsm_vr", 0.0, 1.0, 1.0),
+    "residual_nll": ("residual_nll", "dsm_vr", 0.0, 1.0, 1.0),
     "Jacobian": ("jacobian", "dsm_vr", 0.0, 1.5, 0.5),
     "Jacobian and residual": ("d2sm_residual", "dsm_vr", 0.5, 1.5, 0.5),
     "Jacobian, s1 of autodiff": ("jacobian", "dsm_vr", 0.0, 2.0, 0.5),
@@ -67,8 +67,8 @@ DIRECT = {
 SHOWN = (
     *AUTODIFF,
     "d2sm_vr",
-    "residual",
-    "residual adaptive",
+    "d2sm_residual_plain",
+    "d2sm_residual",
     "Jacobian, s1 of autodiff",
     "Jacobian, s1 of dsm",
 )
@@ -188,7 +188,7 @@ class Cell:
         head = SecondOrderHead(
             structure,
             rank=min(20, self.dim),
-            positive_definite=method == "residual NLL" or structure.startswith("local"),
+            positive_definite=method == "residual_nll" or structure.startswith("local"),
             scale=self.sigma**2 / (self.sigma**2 + 1.0),
         )
         return HessianModel(self.network, head, data_std=1.0)
@@ -274,11 +274,11 @@ class Cell:
                 exact,
                 order=3,
             )
-        hessian_model = self.hessian_model("dense", "residual adaptive")
+        hessian_model = self.hessian_model("dense", "d2sm_residual")
         if method == "third: d3sm":
             pair = (self.score_params("dsm_vr", self.options.steps), None)
         else:
-            pair = self.hessian_params("residual adaptive", "dense")
+            pair = self.hessian_params("d2sm_residual", "dense")
         if method == "third: derivative of direct s2":
 
             def derivative(p):
@@ -501,13 +501,18 @@ def table(rows: list[dict], order: int = 2) -> str:
 def figure(rows: list[dict], path: Path) -> None:
     """Relative error of s2 by noise level, a panel per law and head, a line per method shown."""
     rows = [row for row in rows if row["method"] not in THIRD]
-    places = sorted({(row["law"], row["head"]) for row in rows if row["head"] != "-"})
+    run_at: dict[tuple[str, str], set[float]] = {}
+    for row in rows:
+        if row["head"] != "-":
+            run_at.setdefault((row["law"], row["head"]), set()).add(row["sigma"])
+    # A single noise level makes no line.
+    places = sorted(place for place, sigmas in run_at.items() if len(sigmas) > 1)
     columns = min(4, len(places))
     lines = math.ceil(len(places) / columns)
     plot, grid = plt.subplots(
         lines,
         columns,
-        figsize=(3.4 * columns + 1.6, 3.4 * lines),
+        figsize=(3.4 * columns, 3.4 * lines),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -537,9 +542,9 @@ def figure(rows: list[dict], path: Path) -> None:
     for panel in grid[:, 0]:
         panel.set_ylabel("relative squared error of s2")
     # A run that diverged is off the picture, and in the table.
-    axes[0].set_ylim(top=min(axes[0].get_ylim()[1], 10.0))
+    axes[0].set_ylim(top=min(axes[0].get_ylim()[1], 100.0))
     handles, labels = axes[len(places) - 1].get_legend_handles_labels()
-    plot.legend(handles, labels, loc="outside right upper", fontsize=8)
+    plot.legend(handles, labels, loc="outside lower center", ncols=4)
     figures.save(plot, path)
 
 

@@ -252,7 +252,7 @@ def speeds(table: Rows, options: argparse.Namespace) -> str:
 def figure(table: Rows, options: argparse.Namespace) -> Any:
     """Both measures of the law by time, in units of sigma^2, a column for each level."""
     shown, axes = plt.subplots(
-        2, len(options.sigmas), figsize=(3.2 * len(options.sigmas), 5), squeeze=False, sharex="col"
+        2, len(options.sigmas), figsize=(3.2 * len(options.sigmas), 6), squeeze=False, sharex="col"
     )
     for column, sigma in enumerate(options.sigmas):
         for row in sorted(table.rows, key=lambda row: (row["sampler"], row["step_size"])):
@@ -270,7 +270,8 @@ def figure(table: Rows, options: argparse.Namespace) -> Any:
             axis.axhspan(1 - width, 1 + width, color="gray", alpha=0.2, linewidth=0)
         axes[0, column].set_title(f"sigma {sigma}")
         axes[1, column].set_xlabel("time, units of sigma^2")
-        axes[1, column].legend(fontsize="x-small")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}
+        axes[1, column].legend(fontsize="x-small", **below)
     axes[0, 0].set_ylabel("mean square of components")
     axes[1, 0].set_ylabel("residual")
     shown.tight_layout()

@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ from hos_jax.files import write_atomically
 from hos_jax.uses.measure_next import Seen, choose_groups
 
 CHOOSERS = ("random", "centre", "fixed order", "samples", "s2")
+SHOWN_AS = {"centre": "lowest\nfrequency first"}
 # After how many lines the error is measured.
 MARKS = (1, 2, 4, 6, 8, 10)
 
@@ -166,18 +168,22 @@ def draw_figure(bench, clean, found):
     """The image, and by chooser the mean after each mark; below it the lines seen."""
     rows, columns = len(found), 1 + len(MARKS)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(1.25 * columns, 1.45 * rows), layout="constrained", squeeze=False
+        rows, columns, figsize=(1.3 * columns, 1.75 * rows), layout="constrained", squeeze=False
     )
     grey = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0, "interpolation": "nearest"}
     for row, (name, (taken, errors, means)) in zip(axes, found.items(), strict=True):
         row[0].imshow(np.asarray(clean).reshape(bench.shape)[..., 0], **grey)
-        row[0].set_ylabel(name, fontsize=9)
+        row[0].set_ylabel(SHOWN_AS.get(name, name), fontsize=9)
         for axis, mark, error, mean in zip(row[1:], MARKS, errors, means, strict=True):
             axis.imshow(mean, **grey)
-            axis.set_title(f"{mark}: {error:.4f}", fontsize=8)
-            axis.set_xlabel(" ".join(map(str, sorted(taken[:mark]))), fontsize=5)
+            axis.set_title(f"error {error:.4f}", fontsize=8)
+            lines = " ".join(map(str, sorted(taken[:mark])))
+            axis.set_xlabel(textwrap.fill(f"line{'s' * (mark > 1)} {lines}", 19), fontsize=7)
         for axis in row:
             axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_title("image", fontsize=8)
+    for axis, mark, error in zip(axes[0, 1:], MARKS, next(iter(found.values()))[1], strict=True):
+        axis.set_title(f"{mark} line{'s' * (mark > 1)}\nerror {error:.4f}", fontsize=8)
     return figure
 
 

@@ -28,7 +28,7 @@ from hos_jax.linops import Dense
 from hos_jax.noise import perturb
 
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-POINTS = {"d2sm": 1, "d2sm_vr": 3, "residual": 2, "residual adaptive": 3, "residual NLL": 1}
+POINTS = {"d2sm": 1, "d2sm_vr": 3, "d2sm_residual_plain": 2, "d2sm_residual": 3, "residual_nll": 1}
 
 
 def gradients(name: str, smooth, sigma: float, clean, noise, coefficients):
@@ -48,10 +48,10 @@ def gradients(name: str, smooth, sigma: float, clean, noise, coefficients):
                 return losses.d2sm(*flat[:2], noise, sigma) * sigma**4
             return losses.d2sm_vr(*flat, noise, sigma) * sigma**4
         residual = losses.residual(score, noise, sigma)
-        if name == "residual NLL":
+        if name == "residual_nll":
             return losses.residual_nll(residual, scaled.add_identity())
         residual_minus = losses.residual(score_minus, -noise, sigma)
-        control = scaled_clean if name == "residual adaptive" else None
+        control = scaled_clean if name == "d2sm_residual" else None
         terms = losses.d2sm_residual_terms(
             residual, scaled, residual_minus, scaled_minus, noise, control
         )
@@ -60,7 +60,7 @@ def gradients(name: str, smooth, sigma: float, clean, noise, coefficients):
     dim = clean.shape[0]
     gradient = jax.grad(loss)(jnp.zeros((dim, dim)))
     gradient = 0.5 * (gradient + gradient.T)
-    if name == "residual NLL":
+    if name == "residual_nll":
         covariance = model(pair.plus, jnp.eye(dim))[1].to_dense()
         return 2.0 * covariance @ gradient @ covariance
     return gradient / (1 if name == "d2sm" else 2)
@@ -101,7 +101,7 @@ def measure(law, name: str, sigma: float, count: int) -> dict:
         "sigma": sigma,
         "variance": float(variance) * POINTS[name],
         "largest_deviation": float(worst),
-        "coefficients": coefficients.tolist() if name == "residual adaptive" else None,
+        "coefficients": coefficients.tolist() if name == "d2sm_residual" else None,
     }
 
 

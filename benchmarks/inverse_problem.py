@@ -112,6 +112,12 @@ def double(shape):
 
 
 PROBLEMS = {"inpaint": inpaint, "scatter": scatter, "deblur": deblur, "double": double}
+SHOWN_AS = {
+    "inpaint": "inpainting",
+    "scatter": "scattered pixels",
+    "deblur": "deblurring",
+    "double": "super-resolution",
+}
 
 
 def passes_of(method, options):
@@ -217,11 +223,15 @@ def scores(samples, clean, hidden, varied):
 
 
 def shown(forward, values, shape):
-    """Measurements as images (images, H, W, C): A^T b, what is not seen being 0."""
+    """Measurements as images (images, H, W, C): in each pixel the mean of those that see it,
+    A^T b / A^T 1, and 0 in what is not seen."""
     observation = inverse.Observation(values[0], NOISE_STD, forward)
     like = jnp.zeros(int(np.prod(shape)))
     one = functools.partial(observation.adjoint, like=like)
-    back = values if values.shape[1] == like.size else jax.vmap(one)(values)
+    if values.shape[1] == like.size:
+        return np.asarray(values).reshape(-1, *shape)
+    weight = one(jnp.ones_like(values[0]))
+    back = jax.vmap(one)(values) / jnp.where(weight > 0, weight, 1.0)
     return np.asarray(back).reshape(-1, *shape)
 
 
@@ -237,7 +247,8 @@ def draw_figure(clean, pictures, value_range):
     )
     low, high = value_range
     grey = {"cmap": "gray", "vmin": low, "vmax": high}
-    for row, (problem, index) in enumerate((p, i) for p in pictures.values() for i in range(each)):
+    for row, (name, index) in enumerate(itertools.product(pictures, range(each))):
+        problem = pictures[name]
         images = [(clean[index], grey), (problem["observed"][index], grey)]
         for method in methods:
             samples = problem[method][index].reshape(-1, *clean.shape[1:])
@@ -245,7 +256,9 @@ def draw_figure(clean, pictures, value_range):
             images += [(samples.std(axis=0), {"cmap": "magma", "vmin": 0.0, "vmax": 0.5})]
         for axis, (image, style) in zip(axes[row], images, strict=True):
             axis.imshow(image.mean(axis=-1), interpolation="nearest", **style)
-            axis.set_axis_off()
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        axes[row, 0].set_ylabel(SHOWN_AS[name], fontsize=9)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     return figure

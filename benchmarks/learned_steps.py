@@ -52,6 +52,8 @@ SAMPLERS: dict[str, tuple] = {
     "heun": ("heun", None),
     "second order": ("second_order", None),
 }
+# In figures a sampler is a kind of line and a covariance a colour.
+LINESTYLES = {"ancestral": "-", "ddim": "--", "heun": "-.", "second_order": ":"}
 COLUMNS = {
     "frechet": "Frechet",
     "confidence": "confidence",
@@ -192,7 +194,8 @@ def tables(rows: Rows, runs: list[str], evaluations: list[int]) -> str:
 
 def figure(rows: Rows, runs: list[str], evaluations: list[int]) -> Any:
     """Frechet and sliced Wasserstein distance by number of evaluations, a line for each sampler."""
-    shown, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    shown, axes = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
+    covariances = list(dict.fromkeys(each[1:] for each in SAMPLERS.values()))
     for axis, column in zip(axes, ("frechet", "wasserstein"), strict=True):
         for name in SAMPLERS:
             cells = [
@@ -201,30 +204,34 @@ def figure(rows: Rows, runs: list[str], evaluations: list[int]) -> Any:
             known = [(n, *cell) for n, cell in zip(evaluations, cells, strict=True) if cell]
             if known:
                 x, y, spread = map(np.array, zip(*known, strict=True))
-                axis.errorbar(x, y, np.nan_to_num(spread), marker="o", markersize=3, label=name)
+                look = {"color": f"C{covariances.index(SAMPLERS[name][1:])}", "label": name}
+                look["linestyle"] = LINESTYLES[SAMPLERS[name][0]]
+                axis.errorbar(x, y, np.nan_to_num(spread), marker="o", markersize=3, **look)
         real = _cell(rows, runs, column, sampler="held out", evaluations=0)
         assert real is not None
-        axis.axhline(real[0], color="gray", linestyle=":", label="held-out images")
-        axis.set(xscale="log", yscale="log", xlabel="evaluations", title=COLUMNS[column])
+        axis.axhline(real[0], color="0.7", linewidth=3, zorder=0, label="held-out images")
+        axis.set(xscale="log", yscale="log", xlabel="evaluations")
+        axis.set_ylabel(f"{COLUMNS[column]} distance")
         axis.set_xticks(evaluations, [str(count) for count in evaluations])
         axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 4.0, 6.0)))
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes[1].legend(fontsize="small")
+    handles, labels = axes[1].get_legend_handles_labels()
+    shown.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return shown
 
 
 def picture(run: Any, options: argparse.Namespace) -> Any:
     """Samples of all classes in turn from the same noise, a row for each number of evaluations."""
     shown, axes = plt.subplots(
-        len(options.evaluations), 1, figsize=(9, 0.6 * len(options.evaluations)), squeeze=False
+        len(options.evaluations), 1, figsize=(10, 0.6 * len(options.evaluations)), squeeze=False
     )
     for axis, evaluations in zip(axes[:, 0], options.evaluations, strict=True):
         images, _ = samples_of(run, options.samplers[0], evaluations, options)
         axis.imshow(np.concatenate(images[..., 0], axis=1), cmap="gray", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
-        axis.set_ylabel(str(evaluations), rotation=0, ha="right", va="center")
-    shown.subplots_adjust(left=0.04, right=0.995, bottom=0.01, top=0.99, hspace=0.03)
+        axis.set_ylabel(f"{evaluations} evaluations", rotation=0, ha="right", va="center")
+    shown.subplots_adjust(left=0.13, right=0.995, bottom=0.01, top=0.99, hspace=0.03)
     return shown
 
 

@@ -232,7 +232,7 @@ def draw_figure(bench, clean, pictures, choosers):
         places, means = pictures[name]
         image = np.asarray(clean[0]).reshape(shape)[..., 0]
         row[0].imshow(image, **grey)
-        row[0].set_title(name, fontsize=9)
+        row[0].set_ylabel(name, fontsize=9)
         for number, mark in enumerate(MARKS):
             masked = np.full(image.size, np.nan)
             masked[places[:mark]] = image.ravel()[places[:mark]]
@@ -244,6 +244,7 @@ def draw_figure(bench, clean, pictures, choosers):
             mean.set_title("mean", fontsize=9)
         for axis in row:
             axis.set(xticks=[], yticks=[])
+    np.atleast_2d(axes)[0, 0].set_title("digit", fontsize=9)
     return figure
 
 

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
 from measure import Rows
 from scipy.stats import rankdata
 from unusual_kinds import HARD, NEAR, hole, kinds
@@ -234,17 +235,31 @@ def of_maps(run: Any, digits: np.ndarray, figure: Path | None) -> dict[str, Any]
             image[where], place[where] = value, True
         maps = in_parts(map_fn(run.problem), run.params, changed, 7).reshape(-1, 28, 28)
         row[name] = float(np.mean([auroc(m[~p], m[p]) for m, p in zip(maps, places, strict=True)]))
-        shown.append((changed[:8], maps[:8]))
+        shown.append((changed[:8], places[:8], maps[:8]))
     if figure is not None:
-        drawn, axes = plt.subplots(4, 8, figsize=(8, 4.2), layout="constrained")
-        for pair, (images, maps) in zip(axes.reshape(2, 2, 8), shown, strict=True):
-            for column in range(8):
-                pair[0, column].imshow(images[column], cmap="gray", vmin=0, vmax=1)
-                pair[1, column].imshow(np.log10(maps[column]), cmap="magma", vmin=-1, vmax=1.5)
-        for axis in axes.flat:
-            axis.set(xticks=[], yticks=[])
-        figures.save(drawn, figure)
+        figures.save(draw_maps(shown), figure)
     return row
+
+
+def draw_maps(shown: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Any:
+    """Images with a hole, then with a square, and below them the maps with the places outlined."""
+    figure, axes = plt.subplots(4, 8, figsize=(9, 4.4), layout="constrained")
+    # What is expected is 1, and black: what is below says nothing.
+    colours = {"cmap": "magma", "norm": LogNorm(1.0, 30.0)}
+    for pair, found in zip(axes.reshape(2, 2, 8), shown, strict=True):
+        for above, below, image, place, values in zip(*pair, *found, strict=True):
+            above.imshow(image, cmap="gray", vmin=0, vmax=1)
+            drawn = below.imshow(values, **colours)
+            below.contour(place, levels=[0.5], colors="tab:cyan", linewidths=1)
+    for row, name in zip(axes, ("hole", "map", "grey square", "map"), strict=True):
+        row[0].set_ylabel(name)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    label = "squared error / predicted variance"
+    bar = figure.colorbar(drawn, ax=axes, label=label, extend="both", ticks=[1, 3, 10, 30])
+    bar.ax.set_yticklabels(["1", "3", "10", "30"])
+    bar.ax.minorticks_off()
+    return figure
 
 
 def directly(rows: Rows, run: Any, images: dict[str, Any], options: Any) -> None:

@@ -33,7 +33,7 @@ from matplotlib.ticker import NullFormatter
 
 from hos_jax.uses import causal
 
-plt.rcParams["figure.dpi"] = 60
+plt.rcParams["figure.dpi"] = 100
 STEPS = 6000
 NETWORKS = 8
 VARIABLES, ROWS, MORE_EDGES = 9, 3000, 4

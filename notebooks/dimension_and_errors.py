@@ -35,7 +35,7 @@ from hos_jax import load_run, pointwise, tweedie
 from hos_jax.migrate import import_checkpoint
 from hos_jax.uses import dimension
 
-plt.rcParams["figure.dpi"] = 60
+plt.rcParams["figure.dpi"] = 100
 RUN = Path("runs/diffusion")
 COUNT, MANY, AT_ONCE, SHOWN = 64, 320, 16, 8
 
@@ -137,8 +137,9 @@ plt.show()
 #
 # Two estimates of the squared error of a denoised picture. The model's own one is
 # $\sigma^2 \mathrm{tr}\, C$. Stein's (SURE) needs no trust in the model's idea of the data, but in
-# the derivative of its score; as C counts the model's own mistakes too, it is multiplied by a ratio
-# that is measured on training digits.
+# the derivative of its score. C and the derivative of the learned $s_1$ need not agree, so C is
+# multiplied by the ratio of the two, measured on training digits. It is above 1 here: C of these
+# weights is too small at this sigma, as its estimate of the error below is.
 
 # %%
 SIGMA = 0.5
@@ -167,11 +168,14 @@ ratio = float(both.confirmed.mean() / both.stated.mean())
 print(f"ratio {ratio:.3f}")
 measured = in_parts(errors, 3, held_out, SIGMA)
 
-figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharex=True, sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
 for axis, name in zip(axes, ("own estimate", "SURE"), strict=True):
-    axis.axline((0, 0), slope=1, color="0.7")
     axis.plot(measured[name], measured["true"], "o", alpha=0.4, markersize=4)
+    # The line must not stretch the axes to its end at zero.
+    axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())
+    axis.axline((0, 0), slope=1, color="0.5", label="equal")
     axis.set_xlabel(f"{name}, per pixel")
+    axis.legend()
 axes[0].set_ylabel("true squared error, per pixel")
 plt.show()
 
@@ -212,10 +216,11 @@ for axis, sigma, (_, result) in zip(axes, true_levels, results, strict=True):
     axis.set_title(f"true {sigma}, found {result.sigma[0]:.3f}", fontsize=12)
 plt.show()
 
-figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+figure, axis = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
 for sigma, (_, result) in zip(true_levels, results, strict=True):
     values = result.log_likelihood[0] - result.log_likelihood[0].max()
-    (line,) = axis.semilogx(levels, values / digits.shape[1], "o-")
+    (line,) = axis.semilogx(levels, values / digits.shape[1], "o-", label=f"true sigma {sigma}")
     axis.axvline(sigma, color=line.get_color(), linestyle="--")
 axis.set(ylim=(-1, 0.05), xlabel="assumed sigma", ylabel="log likelihood per pixel")
+figure.legend(loc="outside right upper")
 plt.show()

@@ -39,7 +39,7 @@ from hos_jax.linops import Dense
 from hos_jax.migrate import import_checkpoint
 from hos_jax.uses import measure_next
 
-plt.rcParams["figure.dpi"] = 60
+plt.rcParams["figure.dpi"] = 100
 RUN = Path("runs/diffusion")
 DIGITS, CHAINS, LEVELS = 3, 8, 6
 NOISE_STD = 0.05  # of what is measured

@@ -38,7 +38,7 @@ from hos_jax import load_run, losses, pointwise, train_and_evaluate
 from hos_jax.config import named_config
 from hos_jax.linops import Diagonal
 
-plt.rcParams["figure.dpi"] = 60
+plt.rcParams["figure.dpi"] = 100
 RUN = Path("runs/nl_means")
 STEPS = 800
 SIDE = 256  # of the part of the photograph that is shown
@@ -110,7 +110,7 @@ def as_picture(values):
 error = as_picture(posterior.mean) - clean[..., 0]
 deviation = as_picture(posterior.standard_deviation())
 
-figure, axes = plt.subplots(1, 5, figsize=(15, 3.4), layout="constrained")
+figure, axes = plt.subplots(1, 5, figsize=(10.5, 2.3), layout="constrained")
 grey = {"cmap": "gray", "vmin": low, "vmax": high}
 size = {"cmap": "inferno", "vmin": 0.0, "vmax": float(np.quantile(deviation, 0.995))}
 shown = {
@@ -121,9 +121,10 @@ shown = {
     "size of the true error": (np.abs(error), size),
 }
 for axis, (title, (values, options)) in zip(axes, shown.items(), strict=True):
-    axis.imshow(values, **options)
+    drawn = axis.imshow(values, **options)
     axis.set_title(title)
     axis.set_axis_off()
+figure.colorbar(drawn, ax=axes[3:], label="data units", extend="max")
 plt.show()
 
 # %% [markdown]
@@ -164,7 +165,7 @@ print(f"Gaussian 90% intervals hold {inside:.1%} of the pixels")
 
 # %%
 draws = posterior.sample(jax.random.key(1), 2)
-figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), layout="constrained")
 difference = as_picture(draws[0] - draws[1])
 around = {"cmap": "RdBu_r", "vmin": -2 * run.sigma, "vmax": 2 * run.sigma}
 shown = {

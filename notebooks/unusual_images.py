@@ -40,7 +40,7 @@ from hos_jax import load_run, pointwise
 from hos_jax.migrate import import_checkpoint
 from hos_jax.uses import unusual
 
-plt.rcParams["figure.dpi"] = 60
+plt.rcParams["figure.dpi"] = 100
 RUN = Path("runs/diffusion")
 COUNT, AT_ONCE, SHOWN = 48, 16, 8
 
