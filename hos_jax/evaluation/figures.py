@@ -271,7 +271,8 @@ def covariance_rows(
     covariance, (N, k, H, W, C), data units^2.
     """
     count, chosen = pixels.shape
-    figure, axes = _axes(count, 1 + chosen, 1.5 * (1 + chosen), 1.5 * count + 0.2, images=True)
+    height = count * _high(1.5, mean) + 0.2
+    figure, axes = _axes(count, 1 + chosen, 1.5 * (1 + chosen), height, images=True)
     for index in range(count):
         _show(axes[index, 0], mean[index], value_range)
         for number, (pixel, image) in enumerate(zip(pixels[index], rows[index], strict=True)):
@@ -290,7 +291,7 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
     """A figure with the images, (N, H, W, C), in a near-square grid."""
     columns = int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
-    figure, axes = _axes(rows, columns, 0.9 * columns, 0.9 * rows, images=True)
+    figure, axes = _axes(rows, columns, 0.9 * columns, rows * _high(0.9, images), images=True)
     for axis, image in zip(axes.flat, images, strict=False):
         _show(axis, image, value_range)
     return figure
@@ -300,7 +301,8 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
 def trajectories(course: np.ndarray, titles: list[str], value_range: tuple[float, float]) -> Any:
     """A figure of chains over time, (kept, chains, H, W, C), with the titles of the kept steps."""
     kept, chains = course.shape[:2]
-    figure, axes = _axes(chains, kept, 0.9 * kept, 0.9 * chains + 0.3, images=True)
+    height = chains * _high(0.9, course) + 0.3
+    figure, axes = _axes(chains, kept, 0.9 * kept, height, images=True)
     for row in range(chains):
         for column in range(kept):
             _show(axes[row, column], course[column, row], value_range)

@@ -145,12 +145,29 @@ def test_images_of_any_shape_leave_room_for_titles(shape):
         figures.denoising_panel(few, few, few, few + 1.0, (-1.0, 1.0), 0.5),
         figures.posterior_directions(few, few, more, np.ones((3, 4)), (-1.0, 1.0)),
         figures.posterior_samples(few, few, more, (-1.0, 1.0)),
+        figures.covariance_rows(few, np.zeros((3, 4), int), more, (-1.0, 1.0)),
+        figures.covariance_rows(few[:1], np.zeros((1, 4), int), more[:1], (-1.0, 1.0)),
+        figures.trajectories(more, ["step 100000"] * 3, (-1.0, 1.0)),
+        figures.trajectories(more[:, :1], ["step 100000"] * 3, (-1.0, 1.0)),
+        figures.sample_grid(few, (-1.0, 1.0)),
         *figures.size_maps(few[0] + 1.0),
     ):
         drawn = figures.as_array(figure)
         assert max(drawn.shape) < 4000
         for title in (axis.title for axis in figure.axes if axis.get_title()):
             assert figure.bbox.count_contains(title.get_window_extent().corners()) == 4
+
+
+def test_flat_images_stand_close_together():
+    """Four rows of a table are no higher than a square image, and square images as they were."""
+    for side, height in ((1, 1.5), (9, 6.0)):
+        images = np.zeros((4, side, 9, 1))
+        rows = figures.covariance_rows(images, np.zeros((4, 1), int), images[:, None], (0.0, 1.0))
+        assert rows.get_figheight() == pytest.approx(height + 0.2)
+        course = figures.trajectories(images[None], ["step 1"], (0.0, 1.0))
+        assert course.get_figheight() == pytest.approx(0.6 * height + 0.3)
+        grid = figures.sample_grid(images, (0.0, 1.0))
+        assert grid.get_figheight() == pytest.approx(0.3 * height)
 
 
 def test_a_curve_of_one_point_is_seen():
