@@ -271,7 +271,8 @@ def _figures(found: DenoisedPicture) -> dict[str, Any]:
     if found.clean is not None:
         clean, sigma = pictures(found.clean), found.sigma / (high - low)
         maps["error.png"] = (mean - clean)[0]
-        overview = figures.denoising_panel(clean, noisy, mean, deviation[None], unit, sigma)
+        parts = clean, noisy, mean, deviation[None]
+        overview = figures.denoising_panel(*parts, unit, sigma, units="white = 1")
     if len(found.directions):
         deviations = found.deviations[None] / (high - low)
         leading = figures.posterior_directions(

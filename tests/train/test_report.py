@@ -170,6 +170,72 @@ def test_flat_images_stand_close_together():
         assert grid.get_figheight() == pytest.approx(0.3 * height)
 
 
+def test_a_row_of_a_table_is_drawn_over_its_columns():
+    clean = np.arange(6.0).reshape(2, 1, 3, 1)
+    parts = clean, clean + 1.0, clean + 2.0
+    figure = figures.denoising_panel(*parts, 0.0 * clean + 2.0, (-1.0, 1.0), 0.5, ["a", "b"])
+    figures.as_array(figure)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["a", "b"]
+    for index, axis in enumerate(figure.axes):
+        assert axis.axison and {0.0, 1.0, 2.0} <= set(axis.get_xticks())
+        (bars,) = axis.containers
+        lines = {"clean": 0.0, "noisy": 1.0}
+        found = {line.get_label(): line for line in axis.get_lines()}
+        for line, more in [*((found[name], more) for name, more in lines.items()), (bars[0], 2.0)]:
+            np.testing.assert_array_equal(line.get_xdata(), np.arange(3))
+            np.testing.assert_array_equal(line.get_ydata(), clean[index, 0, :, 0] + more)
+        (segments,) = (each.get_segments() for each in bars[2])
+        ends = np.array([segment[:, 1] for segment in segments])
+        middle = clean[index, 0, :, 0, None] + 2.0
+        np.testing.assert_allclose(ends, middle + 2 * 1.645 * np.array([-1.0, 1.0]))
+    first_order = figures.denoising_panel(*parts, None, (-1.0, 1.0), 0.5)
+    assert all(not axis.collections for axis in first_order.axes)
+    colour = figures.denoising_panel(*(np.zeros((1, 1, 4, 3)),) * 4, (0.0, 1.0), 0.5)
+    assert len(colour.axes[0].containers) == 3
+
+
+def test_a_predicted_deviation_has_a_unit():
+    parts = (np.zeros((1, 4, 4, 1)),) * 4
+    title = figures.denoising_panel(*parts, (0.0, 1.0), 0.5).axes[3].get_title()
+    assert title == "predicted std (data units)"
+    figure = figures.denoising_panel(*parts, (0.0, 1.0), 0.5, units="white = 1")
+    assert figure.axes[3].get_title() == "predicted std (white = 1)"
+
+
+def test_deviations_have_two_digits():
+    images, directions = np.zeros((1, 4, 4, 1)), np.zeros((1, 3, 4, 4, 1))
+    deviations = np.array([[12.3, 0.6189, 0.5]])
+    figure = figures.posterior_directions(images, images, directions, deviations, (0.0, 1.0))
+    titles = [axis.get_title() for axis in figure.axes[2:]]
+    assert titles == ["deviation 12", "deviation 0.62", "deviation 0.50"]
+
+
+def test_a_marked_pixel_is_seen_on_any_colour():
+    images, pixels = np.zeros((1, 4, 4, 1)), np.array([[5, 6]])
+    figure = figures.covariance_rows(images, pixels, np.ones((1, 2, 4, 4, 1)), (0.0, 1.0))
+    first, *maps = figure.axes
+    marks = [line.get_color() for line in first.get_lines()]
+    assert [axis.title.get_color() for axis in maps] == marks
+    for axis in maps:
+        under, over = axis.get_lines()
+        assert (under.get_color(), over.get_color()) == ("white", "black")
+        assert under.get_markeredgewidth() > over.get_markeredgewidth()
+
+
+@pytest.mark.parametrize("ends", [(0.62, 0.9), (0.3, 2.0), (1e-3, 30.0)])
+def test_losses_have_plain_labels(ends):
+    history = [{"group": "train", "step": k, "score1": v} for k, v in enumerate(ends)]
+    figure = figures.loss_curves(history)
+    figures.as_array(figure)
+    (axis,) = figure.axes
+    low, high = axis.get_ylim()
+    ticks = axis.yaxis.get_ticklabels(which="both")
+    shown = [tick for tick in ticks if tick.get_text() and low <= tick.get_position()[1] <= high]
+    assert len(shown) >= 2
+    for tick in shown:
+        assert float(tick.get_text()) == pytest.approx(tick.get_position()[1])
+
+
 def test_a_curve_of_one_point_is_seen():
     history = [{"group": "train", "step": 5, "score1": 1.0}]
     (line,) = figures.loss_curves(history).axes[0].get_lines()
