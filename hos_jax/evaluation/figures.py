@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter, StrMethodFormatter
 
 from hos_jax.data import to_uint8
 from hos_jax.evaluation.rows import draw_row
@@ -156,7 +156,10 @@ def _columns(reliability: list[dict[str, float]]) -> dict[str, np.ndarray]:
 
 def _label_plainly(axis: Any) -> None:
     """Labels such as 0.2 along a logarithmic axis, in place of powers of ten."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_view_interval()
+    # In less than five times its low end an axis may have but one of 1, 2 and 5.
+    narrow = high < 5.0 * low
+    axis.set_major_locator(AutoLocator() if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

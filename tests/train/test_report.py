@@ -16,8 +16,7 @@ from hos_jax.errors import UserError
 from hos_jax.evaluation import figures, report
 from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.evaluation.held_out import held_out_examples
-from hos_jax.evaluation.picture import multipliers_of
-from hos_jax.linops import Dense
+from hos_jax.evaluation.picture import DenoisedPicture, multipliers_of, write
 from hos_jax.training import loop
 from hos_jax.training.problem import Problem
 from hos_jax.training.runs import load_run
@@ -57,6 +56,7 @@ addEventListener("load", () => {
   const images = [...document.querySelectorAll("img")];
   seen.broken = images.filter((image) => image.complete && !image.naturalWidth).length;
   seen.covarianceRow = row(1, 30);
+  seen.deviation = document.querySelectorAll("#views figcaption")[3].textContent;
   seen.problems = problems;
   const result = document.createElement("pre");
   result.id = "result";
@@ -67,7 +67,12 @@ addEventListener("load", () => {
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param("low_rank", marks=pytest.mark.slow), "local_low_rank"]
+    scope="module",
+    params=[
+        pytest.param("low_rank", marks=pytest.mark.slow),
+        pytest.param("dense", marks=pytest.mark.slow),
+        "local_low_rank",
+    ],
 )
 def run_folder(request, small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
@@ -77,19 +82,30 @@ def run_folder(request, small_config, tmp_path_factory):
     return folder
 
 
+def _content(page):
+    return json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.S)[1])
+
+
 def test_the_page_needs_nothing_else(run_folder):
     page = (run_folder / "report.html").read_text()
     assert "http:" not in page and "https:" not in page and "__DATA__" not in page
     assert not re.search(r'(src|href)="(?!data:)', page)
-    data = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.S)[1])
+    data = _content(page)
     assert len(data["images"]) == 8 and len(data["figures"]) == 8
     assert {row[0] for row in data["measures"]} >= {"denoise_mse", "calibration", "coverage_90"}
 
 
-def test_the_page_does_without_dense_covariances(small_config):
+def test_a_small_dense_covariance_is_in_the_page_and_a_large_one_is_not(small_config, monkeypatch):
     problem = Problem.from_config(small_config(model__head="dense"))
     examples = held_out_examples(problem, problem.init().best_params, 2, directions=1)
-    assert isinstance(examples.denoised.posterior.covariance, Dense)
+    matrix = np.asarray(examples.denoised.posterior.covariance.to_dense())
+    shown = report._images(problem, examples, None)
+    for image, expected in zip(shown, matrix, strict=True):
+        found = np.frombuffer(base64.b64decode(image["matrix"]), "<f4")
+        np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+    assert report._left_out(problem, examples) == ""
+    monkeypatch.setattr(report, "LARGEST_DENSE", problem.data.dim - 1)
+    assert "left out: with dense covariances of 64 values" in report._left_out(problem, examples)
     assert report._images(problem, examples, None) == []
 
 
@@ -128,6 +144,67 @@ def test_sliders_and_keys_change_the_pictures(run_folder, tmp_path, size):
     posterior = jax.tree.map(lambda leaf: leaf[1], examples.denoised.posterior)
     row = np.asarray(posterior.row(30))
     np.testing.assert_allclose(seen["covarianceRow"], row, atol=1e-5 * np.abs(row).max())
+    title, largest = seen["deviation"].split(", 0 to ")
+    assert title == "predicted std (data units)"
+    assert float(largest) == pytest.approx(float(posterior.standard_deviation().max()), rel=0.06)
+
+
+def test_the_page_has_the_colours_of_the_figures(run_folder):
+    page = (run_folder / "report.html").read_text()
+    anchors = np.array(json.loads(re.search(r"const magma = ([^;]*);", page)[1]))
+    places = np.linspace(0, 255, len(anchors))
+    expected = 255 * matplotlib.colormaps["magma"](np.arange(256))[:, :3]
+    for found, wanted in zip(anchors.T, expected.T, strict=True):
+        np.testing.assert_allclose(np.interp(np.arange(256), places, found), wanted, atol=3)
+
+
+def test_the_page_of_a_table_speaks_of_rows_and_names_it(small_config, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(40, 1, 5)).astype(np.float32)
+    np.save(tmp_path / "wine.npy", rows)
+    data = {"data__name": "arrays", "data__root": str(tmp_path / "wine.npy")}
+    problem = Problem.from_config(small_config(model__head="dense", **data))
+    examples = held_out_examples(problem, problem.init().best_params, 2, directions=1)
+    figure = tmp_path / "covariance_rows.png"
+    figures.save(figures.sample_grid(rows[:1, ..., None], (-1.0, 1.0)), figure)
+    numbers = {"denoise_mse": 0.1, "standard_error": {"denoise_mse": 0.01}}
+    result = numbers | {"held_out_images": 2, "step": 7, "training_seconds": 0.0}
+    report.write_report(problem, examples, result, [figure], tmp_path / "report.html")
+    content = _content((tmp_path / "report.html").read_text())
+    assert content["rows"] and content["heading"] == "Held-out rows"
+    assert content["title"] == f"wine at sigma {problem.config.noise:g}"
+    assert "7 steps. Measured on 2 rows that" in content["summary"]
+    (shown,), (measure,) = content["figures"], content["measures"]
+    assert shown["caption"] == "Posterior covariance of marked values with all others"
+    assert measure[-1] == "mean squared error of the denoised row, data units squared"
+    result["training_seconds"] = 12.3
+    report.write_report(problem, examples, result, [], tmp_path / "report.html")
+    assert "7 steps in 12 s. " in _content((tmp_path / "report.html").read_text())["summary"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_page_without_posteriors_says_why(tmp_path):
+    content = {"heading": "", "title": "", "summary": "", "measures": [], "figures": []}
+    for reason in ("The interactive part is left out.", None):
+        given = content | {"images": []} | ({} if reason is None else {"left_out": reason})
+        report.write_page(given, tmp_path / "page.html")
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        page = f"file://{tmp_path / 'page.html'}"
+        done = subprocess.run([*command, page], capture_output=True, text=True, timeout=120)
+        shown = done.stdout.split("<script")[0]
+        assert ("What the model is unsure about" in shown) == (reason is not None)
+        assert 'id="sliders"' not in shown and (reason or "") in shown
+
+
+@pytest.mark.parametrize(("height", "width", "enlarged"), [(8, 9, 4), (4, 256, 0)])
+def test_a_small_picture_is_enlarged_in_its_page(tmp_path, height, width, enlarged):
+    image = np.zeros((height, width, 1))
+    known = dict.fromkeys(("noisy", "mean", "lower", "upper"), image) | {"deviation": image + 1.0}
+    many = {"samples": image[None], "directions": image[None], "deviations": np.ones(1)}
+    settings = {"sigma": 0.1, "value_range": (0.0, 1.0), "clean": None, "recalibrated": False}
+    found = DenoisedPicture(tmp_path / "a.png", **known, **many, **settings)
+    write(found, tmp_path)
+    shown = _content((tmp_path / "page.html").read_text())["figures"]
+    assert sum(figure["small"] for figure in shown) == enlarged
 
 
 def test_images_are_drawn_without_ticks_and_curves_with_them():
@@ -222,7 +299,7 @@ def test_a_marked_pixel_is_seen_on_any_colour():
         assert under.get_markeredgewidth() > over.get_markeredgewidth()
 
 
-@pytest.mark.parametrize("ends", [(0.62, 0.9), (0.3, 2.0), (1e-3, 30.0)])
+@pytest.mark.parametrize("ends", [(0.62, 0.9), (0.6, 1.03), (2.1, 8.0), (0.3, 2.0), (1e-3, 30.0)])
 def test_losses_have_plain_labels(ends):
     history = [{"group": "train", "step": k, "score1": v} for k, v in enumerate(ends)]
     figure = figures.loss_curves(history)
