@@ -323,8 +323,8 @@ def covariance_rows(
             _signed(axis, image, except_at=(row, column))
             axes[index, 0].plot(column, row, "x", color=f"C{2 + number}", markersize=6)
             # Seen on red, on blue and on white.
-            axis.plot(column, row, "x", color="white", markersize=8, markeredgewidth=3)
-            axis.plot(column, row, "x", color="black", markersize=6)
+            axis.plot(column, row, "x", color="white", markersize=6, markeredgewidth=2.4)
+            axis.plot(column, row, "x", color="black", markersize=5)
     titles = [f"covariance with x {number + 1}" for number in range(chosen)]
     _titles(axes[0], ["denoised", *titles], 9)
     for number in range(chosen):
