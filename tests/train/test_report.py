@@ -66,6 +66,12 @@ addEventListener("load", () => {
 </script></body>"""
 
 
+TO_THE_RIGHT = """<script>
+const press = new KeyboardEvent("keydown", { key: "ArrowRight" });
+document.getElementById("view-mean").dispatchEvent(press);
+</script></body>"""
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -80,6 +86,13 @@ def run_folder(request, small_config, tmp_path_factory):
     loop.train_and_evaluate(config, folder)
     evaluate_run(config, folder)
     return folder
+
+
+def _shown(page):
+    """The page as a browser has made it."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120)
+    return done.stdout
 
 
 def _content(page):
@@ -178,7 +191,13 @@ def test_the_page_of_a_table_speaks_of_rows_and_names_it(small_config, tmp_path)
     assert measure[-1] == "mean squared error of the denoised row, data units squared"
     result["training_seconds"] = 12.3
     report.write_report(problem, examples, result, [], tmp_path / "report.html")
-    assert "7 steps in 12 s. " in _content((tmp_path / "report.html").read_text())["summary"]
+    page = (tmp_path / "report.html").read_text()
+    assert "7 steps in 12 s. " in _content(page)["summary"]
+    if CHROMIUM is not None:
+        (tmp_path / "report.html").write_text(page.replace("</body>", TO_THE_RIGHT))
+        shown = _shown(tmp_path / "report.html").split('<script id="data"')[0]
+        assert "Choose a noisy row." in shown and "covariance with the chosen value" in shown
+        assert re.search(r">Column 3: mean -?[\d.]+, 90% between", shown)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -187,10 +206,7 @@ def test_a_page_without_posteriors_says_why(tmp_path):
     for reason in ("The interactive part is left out.", None):
         given = content | {"images": []} | ({} if reason is None else {"left_out": reason})
         report.write_page(given, tmp_path / "page.html")
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-        page = f"file://{tmp_path / 'page.html'}"
-        done = subprocess.run([*command, page], capture_output=True, text=True, timeout=120)
-        shown = done.stdout.split("<script")[0]
+        shown = _shown(tmp_path / "page.html").split("<script")[0]
         assert ("What the model is unsure about" in shown) == (reason is not None)
         assert 'id="sliders"' not in shown and (reason or "") in shown
 
