@@ -14,9 +14,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.style import context
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter, StrMethodFormatter
 
 from hos_jax.data import to_uint8
+from hos_jax.evaluation.rows import draw_row
 
 # Around what makes or draws a figure: matplotlib's own settings in place of the process's.
 _plain = context("default")
@@ -84,15 +85,22 @@ def denoising_panel(
     value_range: tuple[float, float],
     sigma: float,
     names: list[str] | None = None,
+    *,
+    units: str = "data units",
 ) -> Any:
-    """A figure with a row per image: clean, noisy, denoised, predicted deviation, realised error.
+    """A figure with a row per image: clean, noisy, denoised, predicted deviation, realised error;
+    of images of height 1 with an axis for each, over its columns.
 
     `standard_deviation` is that of the posterior for each value, None for a first-order model,
-    `sigma` the noise level, for the title, and `names` those of the rows, if they have any.
+    `sigma` the noise level, for the title, `names` those of the rows, if they have any, and `units`
+    those of all these values.
     """
+    if clean.shape[1] == 1:
+        parts = clean, noisy, denoised, standard_deviation
+        return _row_panel(*parts, f"noise of sigma {sigma:.3g}", names, units)
     titles, maps = ["clean", f"noisy, sigma {sigma:.3g}", "denoised"], [_map(denoised - clean)]
     if standard_deviation is not None:
-        titles.append("predicted std")
+        titles.append(f"predicted std ({units})")
         maps.insert(0, _map(standard_deviation))
     titles.append("|error|")
     rows, columns = len(clean), len(titles)
@@ -115,10 +123,45 @@ def denoising_panel(
     return figure
 
 
+def _row_panel(
+    clean: np.ndarray,
+    noisy: np.ndarray,
+    denoised: np.ndarray,
+    standard_deviation: np.ndarray | None,
+    title: str,
+    names: list[str] | None,
+    units: str,
+) -> Figure:
+    """`denoising_panel` of images of height 1."""
+    figure, axes = _axes(len(clean), 1, 8.3, 1.5 * len(clean) + 0.8)
+    for index, axis in enumerate(axes[:, 0]):
+        deviation = None if standard_deviation is None else standard_deviation[index]
+        draw_row(axis, clean[index], noisy[index], denoised[index], deviation)
+        if names is not None:
+            axis.set_ylabel(names[index])
+    axes[-1, 0].set_xlabel("column")
+    figure.supylabel(units, fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    shown = dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
 def _columns(reliability: list[dict[str, float]]) -> dict[str, np.ndarray]:
     """The rows of `calibration.reliability` with at least 0.1% of the values, as arrays."""
     rows = [row for row in reliability if row["share"] >= 1e-3]
     return {name: np.array([row[name] for row in rows]) for name in (rows or [{}])[0]}
+
+
+def _label_plainly(axis: Any) -> None:
+    """Labels such as 0.2 along a logarithmic axis, in place of powers of ten."""
+    low, high = axis.get_view_interval()
+    # In less than five times its low end an axis may have but one of 1, 2 and 5.
+    narrow = high < 5.0 * low
+    axis.set_major_locator(AutoLocator() if narrow else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _at_least_fourfold(values: np.ndarray) -> tuple[float, float]:
@@ -176,9 +219,7 @@ def calibration(
     right.set(xlabel="leading directions", ylim=(0, 1.5 * right.get_ylim()[1]))
     right.set_ylabel("share of the squared error")
     for axis in (left.xaxis, left.yaxis, middle.xaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        _label_plainly(axis)
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
@@ -220,7 +261,8 @@ def posterior_directions(
             axes[row, 2:], directions[row], deviations[row], strict=True
         ):
             _signed(axis, image)
-            axis.set_title(f"deviation {deviation:.2g}", fontsize=8)
+            # Two digits also of 0.50, and no dot after 12.
+            axis.set_title("deviation " + f"{deviation:#.2g}".rstrip("."), fontsize=8)
     _titles(axes[0], ["noisy", "denoised"], 8)
     return figure
 
@@ -271,17 +313,22 @@ def covariance_rows(
     covariance, (N, k, H, W, C), data units^2.
     """
     count, chosen = pixels.shape
-    figure, axes = _axes(count, 1 + chosen, 1.5 * (1 + chosen), 1.5 * count + 0.2, images=True)
+    height = count * _high(1.5, mean) + 0.2
+    figure, axes = _axes(count, 1 + chosen, 1.5 * (1 + chosen), height, images=True)
     for index in range(count):
         _show(axes[index, 0], mean[index], value_range)
         for number, (pixel, image) in enumerate(zip(pixels[index], rows[index], strict=True)):
             axis = axes[index, 1 + number]
             row, column, _ = np.unravel_index(pixel, mean.shape[1:])
             _signed(axis, image, except_at=(row, column))
-            for marked in (axis, axes[index, 0]):
-                marked.plot(column, row, "x", color=f"C{2 + number}", markersize=6)
+            axes[index, 0].plot(column, row, "x", color=f"C{2 + number}", markersize=6)
+            # Seen on red, on blue and on white.
+            axis.plot(column, row, "x", color="white", markersize=6, markeredgewidth=2.4)
+            axis.plot(column, row, "x", color="black", markersize=5)
     titles = [f"covariance with x {number + 1}" for number in range(chosen)]
     _titles(axes[0], ["denoised", *titles], 9)
+    for number in range(chosen):
+        axes[0, 1 + number].title.set_color(f"C{2 + number}")
     return figure
 
 
@@ -290,7 +337,7 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
     """A figure with the images, (N, H, W, C), in a near-square grid."""
     columns = int(np.ceil(np.sqrt(len(images))))
     rows = int(np.ceil(len(images) / columns))
-    figure, axes = _axes(rows, columns, 0.9 * columns, 0.9 * rows, images=True)
+    figure, axes = _axes(rows, columns, 0.9 * columns, rows * _high(0.9, images), images=True)
     for axis, image in zip(axes.flat, images, strict=False):
         _show(axis, image, value_range)
     return figure
@@ -300,7 +347,8 @@ def sample_grid(images: np.ndarray, value_range: tuple[float, float]) -> Any:
 def trajectories(course: np.ndarray, titles: list[str], value_range: tuple[float, float]) -> Any:
     """A figure of chains over time, (kept, chains, H, W, C), with the titles of the kept steps."""
     kept, chains = course.shape[:2]
-    figure, axes = _axes(chains, kept, 0.9 * kept, 0.9 * chains + 0.3, images=True)
+    height = chains * _high(0.9, course) + 0.3
+    figure, axes = _axes(chains, kept, 0.9 * kept, height, images=True)
     for row in range(chains):
         for column in range(kept):
             _show(axes[row, column], course[column, row], value_range)
@@ -316,7 +364,7 @@ def mixing_curves(curves: dict[str, list[float]]) -> Any:
     left.axhline(0.0, color="gray", linewidth=0.8)
     left.set_title("correlation with the first kept step", fontsize=10)
     for name, style in (("distance", "o-"), ("distance_of_data", "--")):
-        label = "chains" if name == "distance" else "training images"
+        label = "chains" if name == "distance" else "training data"
         steps = curves["step"][: len(curves[name])]
         right.plot(steps, curves[name], style, markersize=4, label=label)
     right.set_title("sliced Wasserstein distance from the data", fontsize=10)
@@ -355,6 +403,7 @@ def loss_curves(history: list[dict]) -> Any:
         axis.grid(alpha=0.3)
         if name == "score1" and all(row.get(name, 1.0) > 0 for row in history):
             axis.set_yscale("log")
+            _label_plainly(axis.yaxis)
         axis.legend(fontsize=8)
     return figure
 

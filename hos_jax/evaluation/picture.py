@@ -44,6 +44,10 @@ CAPTIONS = {
 }
 
 
+# Files that have a pixel for each of the picture, which the page enlarges up to that many.
+PLAIN, SMALL = {"denoised.png", "noisy.png", "lower.png", "upper.png"}, 256
+
+
 class DenoisedPicture(NamedTuple):
     """What a run says of one picture, (H, W, C), data units; `clean` where it is known.
 
@@ -271,7 +275,8 @@ def _figures(found: DenoisedPicture) -> dict[str, Any]:
     if found.clean is not None:
         clean, sigma = pictures(found.clean), found.sigma / (high - low)
         maps["error.png"] = (mean - clean)[0]
-        overview = figures.denoising_panel(clean, noisy, mean, deviation[None], unit, sigma)
+        parts = clean, noisy, mean, deviation[None]
+        overview = figures.denoising_panel(*parts, unit, sigma, units="white = 1")
     if len(found.directions):
         deviations = found.deviations[None] / (high - low)
         leading = figures.posterior_directions(
@@ -315,12 +320,16 @@ def write(found: DenoisedPicture, folder: Path) -> None:
             figures.save(figure, folder / name)
     low, high = found.value_range
     files = [folder / name for name in CAPTIONS if (folder / name).exists()]
+    enlarged = PLAIN if max(found.mean.shape[:2]) < SMALL else set()
     page: dict[str, Any] = {
         "heading": "This picture",
         "title": found.path.name,
         "summary": f"Denoised at sigma {found.sigma / (high - low):.4g}, black 0 and white 1.",
         "measures": [[name, value, "", meaning] for name, value, meaning in found.measures()],
-        "figures": [report.embedded(file, CAPTIONS[file.name]) for file in files],
+        "figures": [
+            report.embedded(file, CAPTIONS[file.name], small=file.name in enlarged)
+            for file in files
+        ],
         "images": [],
     }
     report.write_page(page, folder / PAGE)

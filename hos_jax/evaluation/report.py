@@ -16,7 +16,7 @@ import numpy as np
 from hos_jax.evaluation.held_out import Examples
 from hos_jax.evaluation.likelihood import BOUND_NAME
 from hos_jax.files import write_atomically
-from hos_jax.linops import Diagonal, Local, PlusLowRank, SymmetricMatrix
+from hos_jax.linops import Dense, Diagonal, Local, PlusLowRank, SymmetricMatrix
 from hos_jax.linops.local import earlier_pixels
 from hos_jax.training.problem import Problem
 from hos_jax.uncertainty import Interval, Posterior, calibration
@@ -24,15 +24,18 @@ from hos_jax.uncertainty import Interval, Posterior, calibration
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 DIRECTIONS = 6
 LEVEL = 0.9  # of intervals
-# Values per image beyond which the page would grow by megabytes for each image.
-LARGEST_DIM = 20_000
+# Values per image beyond which the page would grow by megabytes for each image, and those of a
+# dense covariance, whose rows are 0.9 MB then.
+LARGEST_DIM, LARGEST_DENSE = 20_000, 400
 
 MEANINGS = {
     "denoise_mse": "mean squared error of the denoised image, data units squared",
-    "predicted_mse": "what the predicted variances make denoise_mse",
+    "predicted_mse": "the mean squared error that the predicted variances imply; should equal "
+    "denoise_mse",
     "nll_per_dim": "NLL of error / sigma under the predicted law",
     "calibration": "e^T K^-1 e / D: 1 when the covariance is right",
-    "residual_loss": "(|K|^2 / 2 - e^T K e) / D: of two runs the nearer K has the lower one",
+    "residual_loss": "compares two runs on the same data: lower is better; "
+    "(|K|^2 / 2 - e^T K e) / D with e in units of sigma and K of sigma^2",
     "coverage_50": "share of the errors inside the 50% interval of their value",
     "coverage_80": "the same at 80%",
     "coverage_90": "the same at 90%",
@@ -62,14 +65,14 @@ def _floats(values: Any) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
-def embedded(figure: Path, caption: str) -> dict[str, str]:
-    """A picture file as the page takes it."""
+def embedded(figure: Path, caption: str, *, small: bool = False) -> dict[str, Any]:
+    """A picture file as the page takes it, to be enlarged there if it is `small`."""
     encoded = base64.b64encode(figure.read_bytes()).decode()
-    return {"source": f"data:image/png;base64,{encoded}", "caption": caption}
+    return {"source": f"data:image/png;base64,{encoded}", "caption": caption, "small": small}
 
 
 def _parts(covariance: SymmetricMatrix) -> dict[str, Any]:
-    """The arrays from which the page makes a row of a covariance; none of a dense one."""
+    """The arrays from which the page makes a row of a covariance."""
     base, columns = covariance, {}
     if isinstance(covariance, PlusLowRank):
         base, columns = covariance.base, {"factor": covariance.factor}
@@ -77,7 +80,19 @@ def _parts(covariance: SymmetricMatrix) -> dict[str, Any]:
         return {"diag": base.diag, **columns}
     if isinstance(base, Local):
         return {"scales": base.scales, "taps": base.taps, **columns}
-    return {}
+    return {"matrix": covariance.to_dense()}
+
+
+def _left_out(problem: Problem, examples: Examples) -> str:
+    """Why the page cannot have posteriors to play with, or nothing."""
+    posterior, dim = examples.denoised.posterior, problem.data.dim
+    if posterior is None:
+        return "Nothing is shown here: the model has s1 alone, which predicts no covariance."
+    dense = isinstance(posterior.covariance, Dense)
+    if dim <= (LARGEST_DENSE if dense else LARGEST_DIM):
+        return ""
+    kind = "dense covariances" if dense else "covariances"
+    return f"The interactive part is left out: with {kind} of {dim} values the page would be large."
 
 
 def interval_fn(multipliers: Any, sigma: float) -> Callable[[Posterior], Interval]:
@@ -90,13 +105,10 @@ def interval_fn(multipliers: Any, sigma: float) -> Callable[[Posterior], Interva
 
 
 def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:
-    """What the page needs of each of the held-out images, as base64 of float32; nothing where it
-    would be too much: for large images, and for a dense covariance of any."""
+    """What the page needs of each of the held-out images, as base64 of float32; nothing where
+    that is `_left_out`."""
     clean, denoised, pairs = examples
-    if pairs is None or denoised.posterior is None or problem.data.dim > LARGEST_DIM:
-        return []
-    parts = _parts(denoised.posterior.covariance)
-    if not parts:
+    if pairs is None or denoised.posterior is None or _left_out(problem, examples):
         return []
 
     intervals_of = interval_fn(multipliers, problem.config.noise)
@@ -110,7 +122,7 @@ def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict
         "deviation": denoised.standard_deviation,
         "directions": pairs.eigenvectors.mT,
         "deviations": np.sqrt(pairs.eigenvalues),
-        **parts,
+        **_parts(denoised.posterior.covariance),
     }
     arrays = jax.device_get(arrays)
     return [
@@ -133,32 +145,51 @@ def measured(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _of_rows(text: str) -> str:
+    """What is said of images, said of a table."""
+    return text.replace("image", "row").replace("pixel", "value")
+
+
+def _name(problem: Problem) -> str:
+    """What the data are called: a file or folder by its name."""
+    data = problem.config.data
+    if data.root is None or data.name not in ("arrays", "image_folder", "image_crops"):
+        return data.name
+    path = Path(data.root).absolute()
+    return path.stem if data.name == "arrays" else path.name
+
+
 def write_report(
     problem: Problem, examples: Examples, result: dict, figures: Iterable[Path], path: Path
 ) -> None:
     """Write the page of `examples`, with `DIRECTIONS` directions each, of what `evaluate_run`
-    found, and of figures whose names have `CAPTIONS`."""
-    config = problem.config
+    found, and of figures whose names have `CAPTIONS`. Images of height 1 are called rows."""
+    config, rows = problem.config, problem.data.image_shape[0] == 1
+    say = _of_rows if rows else str
     ordered = sorted(figures, key=lambda figure: list(CAPTIONS).index(figure.name))
-    drawn = [embedded(figure, CAPTIONS[figure.name]) for figure in ordered]
+    drawn = [embedded(figure, say(CAPTIONS[figure.name])) for figure in ordered]
     percents = [round(100 * level) for level in calibration.LEVELS]
     meanings = MEANINGS | {f"recalibrated_{p}": RECALIBRATED.format(p) for p in percents}
     if problem.data.train.dtype != np.uint8:
         meanings["bits_per_dim"] += "; of a density in the units of the data"
-    measures = [[*row, meanings[row[0]]] for row in measured(result) if row[0] in meanings]
+    measures = [[*row, say(meanings[row[0]])] for row in measured(result) if row[0] in meanings]
     runner = f"{config.runner}, " if config.runner else ""
-    count = result["held_out_images"]
+    count, seconds = result["held_out_images"], result["training_seconds"]
+    # Parameters that came in a file were trained elsewhere.
+    took = f" in {seconds:.0f} s" if seconds > 0 else ""
+    measured_on = say(f"{count} image{'' if count == 1 else 's'}")
     content = {
-        "heading": "Held-out images",
-        "title": f"{config.data.name} at sigma {config.noise:g}",
+        "heading": say("Held-out images"),
+        "title": f"{_name(problem)} at sigma {config.noise:g}",
         "summary": (
-            f"{runner}{config.model.name}, head {config.model.head}, {result['step']} steps in "
-            f"{result['training_seconds']:.0f} s. Measured on {count} "
-            f"image{'' if count == 1 else 's'} that training never saw."
+            f"{runner}{config.model.name}, head {config.model.head}, {result['step']} steps"
+            f"{took}. Measured on {measured_on} that training never saw."
         ),
         "measures": measures,
         "figures": drawn,
         "images": _images(problem, examples, result.get("recalibrated", {}).get("multipliers")),
+        "left_out": _left_out(problem, examples),
+        "rows": rows,
         "shape": list(problem.data.image_shape),
         "offsets": earlier_pixels(problem.data.image_shape, config.model.reach),
         "range": list(problem.data.value_range),
