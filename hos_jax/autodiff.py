@@ -30,6 +30,7 @@ from hos_jax.types import (
     check_floating_vectors,
     check_structured,
     checked_score_fn,
+    compiled_for_one_call,
 )
 
 # s2(y) v at one point: (D,), (D,) -> (D,).
@@ -46,11 +47,12 @@ class Estimate(NamedTuple):
 def _over_basis(function: Callable[[Array, Array], Array], noisy: Array, chunk_size: int) -> Array:
     """function(i, e_i) for every unit vector e_i of (D,), stacked, `chunk_size` at a time."""
     dim = noisy.shape[0]
-    return jax.lax.map(
-        lambda index: function(index, jax.nn.one_hot(index, dim, dtype=noisy.dtype)),
-        jnp.arange(dim),
-        batch_size=min(chunk_size, dim),
-    )
+
+    def one(index: Array) -> Array:
+        return function(index, jax.nn.one_hot(index, dim, dtype=noisy.dtype))
+
+    over_all = functools.partial(jax.lax.map, one, batch_size=min(chunk_size, dim))
+    return compiled_for_one_call(over_all, jnp.arange(dim))
 
 
 def dense_hessian_fn(
@@ -199,7 +201,8 @@ def refine_eigenpairs(
     product_fn, known = hessian_vector_product_fn(score_fn), posterior_covariance.matvec
 
     def multiply(vectors: Array) -> Array:
-        products = jax.lax.map(lambda vector: product_fn(noisy, vector), vectors.T).T
+        each = functools.partial(jax.lax.map, functools.partial(product_fn, noisy))
+        products = compiled_for_one_call(each, vectors.T).T
         return sigma**2 * (vectors + sigma**2 * products)
 
     seen = products = jnp.zeros((dim, 0), noisy.dtype)
@@ -283,7 +286,8 @@ def _monte_carlo_mean(
 
     zeros = at_least_float32(jnp.zeros(shape.shape, shape.dtype))
     start = (jnp.zeros((), zeros.dtype), zeros, zeros)
-    _, mean, squares = jax.lax.fori_loop(0, -(-probes // chunk_size), step, start)
+    loop = functools.partial(jax.lax.fori_loop, 0, -(-probes // chunk_size), step)
+    _, mean, squares = compiled_for_one_call(loop, start)
     if probes == 1:
         return Estimate(mean, jnp.full_like(mean, jnp.inf))
     return Estimate(mean, jnp.sqrt(squares / (probes - 1) / probes))

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 Array = jax.Array
 PRNGKey = jax.Array
@@ -191,6 +192,24 @@ def check_rising_levels(sigmas: Array) -> None:
         if not (np.all(np.diff(known) > 0) and known[0] > 0 and known[-1] < np.inf):
             raise ValueError(f"expected positive noise levels that rise, got {known}")
     check_falling_levels(sigmas[::-1] if np.ndim(sigmas) else sigmas)
+
+
+def compiled_for_one_call(function: Callable, *arguments: Any) -> Any:
+    """`function(*arguments)`, for what has loops of its own and calls functions of the user's.
+
+    JAX compiles a loop that nobody compiled at every call, and keeps each of these programs; those
+    of a function are gone with it. What the function closes over is given to the program, or would
+    be a part of it.
+    """
+    leaves = jax.tree.leaves(arguments)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return function(*arguments)
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+
+    def run(closed_over: list[Any], leaves: list[Any]) -> list[Any]:
+        return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, closed_over))(*leaves)
+
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.jit(run)(traced.consts, leaves))
 
 
 def short_repr(value: Any) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from matfree import decomp
 
 from hos_jax._names import key_first
-from hos_jax.types import Array, PRNGKey, check_counts
+from hos_jax.types import Array, PRNGKey, check_counts, compiled_for_one_call
 
 # Vectors of a Krylov space for f(A) v, wherever one is made for it.
 KRYLOV_VECTORS = 20
@@ -111,6 +111,23 @@ def top_eigenpairs(
     if which not in ("algebraic", "magnitude"):
         raise ValueError(f"expected which 'algebraic' or 'magnitude', got {which!r}")
     rank = jnp.abs if which == "magnitude" else jnp.asarray
+
+    def find(key: PRNGKey) -> Eigenpairs:
+        return _leading(key, matvec, dim, count, size, rank, dtype)
+
+    return compiled_for_one_call(find, key)
+
+
+def _leading(
+    key: PRNGKey,
+    matvec: Callable[[Array], Array],
+    dim: int,
+    count: int,
+    size: int,
+    rank: Callable[[Array], Array],
+    dtype: jnp.dtype | type,
+) -> Eigenpairs:
+    """`top_eigenpairs` by a Krylov space of this size, in the order of `rank`."""
     with jax.default_matmul_precision("highest"):
         if size == dim:
             basis = jnp.eye(dim, dtype=dtype)

@@ -32,8 +32,6 @@ def _init(init: Callable, target: Callable, position: Array, rng_key: Any = None
     return init(position, target)
 
 
-# One step by itself would have a kernel's loops compiled at every call.
-@jax.jit
 def _step(kernel: Callable, target: Callable, step_size: Array | float, rng_key, state) -> Any:
     return kernel(rng_key, state, target, step_size)
 

@@ -124,11 +124,12 @@ def build_kernel(
 def _kernel(
     krylov_vectors: int, bound: float | None, dense: Literal["eigh", "lanczos"]
 ) -> Callable:
-    def kernel(
-        rng_key: PRNGKey, state: OzakiState, derivatives_fn: DerivativesFn, step_size: Array | float
-    ) -> tuple[OzakiState, OzakiInfo]:
-        # A number of NumPy or JAX would lift the position to its type.
-        step_size = jnp.asarray(step_size, state.position.dtype)
+    # Compiled, as Lanczos has loops: a step by itself would have them compiled anew.
+    @jax.jit
+    def jump_of(
+        hessian: SymmetricMatrix, score: Array, noise: Array, step_size: Array
+    ) -> tuple[Array, Array]:
+        """x' - x, and the larger of the two errors that Lanczos estimates."""
 
         def time(eigenvalues: Array) -> Array:
             if not bound:
@@ -151,17 +152,22 @@ def _kernel(
         def spread(eigenvalues: Array) -> Array:
             return jnp.sqrt(2.0 * time(eigenvalues) * relative_expm1(2.0 * growth(eigenvalues)))
 
-        noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
         product = functools.partial(
-            state.hessian.function_product, krylov_vectors=krylov_vectors, dense=dense
+            hessian.function_product, krylov_vectors=krylov_vectors, dense=dense
         )
-        moved, drift_error = product(drift, state.score)
+        moved, drift_error = product(drift, score)
         shaken, noise_error = product(spread, noise)
-        jump = moved + shaken
+        return moved + shaken, jnp.maximum(drift_error, noise_error)
+
+    def kernel(
+        rng_key: PRNGKey, state: OzakiState, derivatives_fn: DerivativesFn, step_size: Array | float
+    ) -> tuple[OzakiState, OzakiInfo]:
+        # A number of NumPy or JAX would lift the position to its type.
+        step_size = jnp.asarray(step_size, state.position.dtype)
+        noise = jax.random.normal(rng_key, state.position.shape, state.position.dtype)
+        jump, error = jump_of(state.hessian, state.score, noise, step_size)
         new_state = init(state.position + jump, derivatives_fn)
-        return new_state, OzakiInfo(
-            jnp.sum(jnp.square(jump)), all_finite(new_state), jnp.maximum(drift_error, noise_error)
-        )
+        return new_state, OzakiInfo(jnp.sum(jnp.square(jump)), all_finite(new_state), error)
 
     return kernel
 

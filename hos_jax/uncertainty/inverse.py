@@ -24,6 +24,7 @@ point; batch with `vmap`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -31,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
-from jax.tree_util import Partial
 from jax.typing import DTypeLike
 
 from hos_jax.errors import reason
@@ -46,6 +46,7 @@ from hos_jax.types import (
     check_real,
     check_unmasked,
     check_vectors,
+    compiled_for_one_call,
     nan_unless,
 )
 from hos_jax.uncertainty.posterior import Posterior
@@ -63,8 +64,7 @@ class Observation:
     Attributes:
       values: b, (M,), units of A x.
       noise_std: t, positive, units of A x: a scalar, or one of each value, (M,).
-      forward: x -> A x + c, (D,) -> (M,), a function that JAX can transpose. As with `jax.jit` what
-        it closes over must not change; one function given again is not compiled again.
+      forward: x -> A x + c, (D,) -> (M,), a function that JAX can transpose.
     """
 
     values: Array
@@ -192,41 +192,21 @@ def condition(
     observation.check(posterior.mean)
     predicted = observation.forward(posterior.mean)
     residual = jnp.asarray(observation.values, predicted.dtype) - predicted
-    std = jnp.asarray(observation.noise_std, residual.dtype)
-    # The rounding of float32 ends the iteration above any tighter bound.
-    tolerance = max(float(tolerance), 4.0 * float(jnp.finfo(residual.dtype).eps))
-    forward = observation.forward
-    forward = forward if isinstance(forward, Partial) else Partial(forward)
-    try:
-        hash(jax.tree.structure(forward))
-    except TypeError:  # an object that holds arrays, for one
-        solve = _solve
-    else:
-        solve = _compiled_solve
-    return solve(posterior, residual, std, forward, max_iterations, tolerance)
 
-
-def _solve(
-    posterior: Posterior,
-    residual: Array,
-    noise_std: Array,
-    forward: Callable[[Array], Array],
-    max_iterations: int,
-    tolerance: float,
-) -> Conditioned:
-    """`condition` for the residual b - A m, (M,)."""
-    observation = Observation(residual, noise_std, forward)
-    variance = noise_std**2
+    variance = jnp.asarray(observation.noise_std, residual.dtype) ** 2
 
     def product(vector: Array) -> Array:
         spread = posterior.matvec(observation.adjoint(vector, posterior.mean))
         return variance * vector + observation.linear(spread)
 
+    # The rounding of float32 ends the iteration above any tighter bound.
+    tolerance = max(tolerance, 4.0 * float(jnp.finfo(residual.dtype).eps))
     # The solver's products, of the residual's size squared times S, would leave float32's range.
     size = jnp.max(jnp.abs(jax.lax.stop_gradient(residual)), initial=0.0)
     unit = jnp.where(size > 0, size, 1.0)
     scaled = residual / unit
-    solution, _ = cg(product, scaled, tol=tolerance, maxiter=max_iterations)
+    solve = functools.partial(cg, product, tol=tolerance, maxiter=max_iterations)
+    solution, _ = compiled_for_one_call(solve, scaled)
     # The solver leaves its loop at once where a number is not finite, as if nothing were measured.
     solution = nan_unless(jnp.isfinite(size), solution)
     unsolved, whole = jax.lax.stop_gradient((product(solution) - scaled, scaled))
@@ -234,11 +214,6 @@ def _solve(
     guidance = observation.adjoint(unit * solution, posterior.mean)
     mean = posterior.mean + posterior.matvec(guidance)
     return Conditioned(mean, guidance, left, left <= 10.0 * tolerance)
-
-
-# Compiled once for a map and the shapes: the solver's loop by itself would be at every call, and
-# JAX keep each of the programs.
-_compiled_solve = jax.jit(_solve, static_argnums=5)
 
 
 def guidance(posterior: Posterior, observation: Observation, **solver: Unpack[_Solver]) -> Array:
@@ -358,7 +333,8 @@ def descend(
     # With a level 0 at the end, of which the draw is the last x itself, one loop traces `draw_fn`
     # once.
     levels = jnp.arange(len(sigmas), dtype=jnp.int32), sigmas, jnp.append(sigmas[1:], 0.0)
-    clean, more = jax.lax.scan(step, start, levels)
+    down = functools.partial(jax.lax.scan, step)
+    clean, more = compiled_for_one_call(down, start, levels)
     return (clean, more) if has_aux else clean
 
 

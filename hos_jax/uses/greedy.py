@@ -9,6 +9,7 @@ takes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,14 @@ import jax.scipy.linalg as jsl
 import numpy as np
 
 from hos_jax.errors import reason
-from hos_jax.types import Array, check_counts, check_function, check_positive, check_real
+from hos_jax.types import (
+    Array,
+    check_counts,
+    check_function,
+    check_positive,
+    check_real,
+    compiled_for_one_call,
+)
 
 Product = Callable[[Array], Array]
 # Places (m,) -> a of each, (m, D).
@@ -139,7 +147,8 @@ def _variances(
         spread = product(row)
         return jnp.sum(row * spread), jnp.sum(jnp.square(spread))
 
-    return jax.lax.map(one, jnp.arange(size, dtype=jnp.int32), batch_size=_AT_ONCE)
+    over_all = functools.partial(jax.lax.map, one, batch_size=_AT_ONCE)
+    return compiled_for_one_call(over_all, jnp.arange(size, dtype=jnp.int32))
 
 
 def variance_removed(
@@ -244,7 +253,10 @@ def choose(
         return (form, norm, begun, free, columns.at[:, number].set(column)), (place, removed)
 
     start = form, norm, largest(norm, free), free, jnp.zeros((dim, count), dtype)
-    (*_, columns), (places, removed) = jax.lax.scan(step, start, jnp.arange(count, dtype=jnp.int32))
+    one_by_one = functools.partial(jax.lax.scan, step)
+    (*_, columns), (places, removed) = compiled_for_one_call(
+        one_by_one, start, jnp.arange(count, dtype=jnp.int32)
+    )
     return Choice(places, removed, columns)
 
 
@@ -306,13 +318,17 @@ def choose_groups(
         removed = jax.lax.dynamic_update_slice(removed, found, (jnp.zeros_like(start), start))
         return (free.at[place].set(False), removed), jnp.where(free[place], place, -1)
 
-    left_out = (count - 1) * width
-    state = free, jnp.zeros((rows.shape[1], left_out), rows.dtype)
-    taken = jnp.zeros(0, jnp.int32)
-    if count > 1:
-        state, taken = jax.lax.scan(step, state, jnp.arange(0, left_out, width, dtype=jnp.int32))
-    last = best(*state)
-    return jnp.append(taken, jnp.where(state[0][last], last, -1))
+    def one_by_one(free: Array) -> Array:
+        left_out = (count - 1) * width
+        state = free, jnp.zeros((rows.shape[1], left_out), rows.dtype)
+        taken = jnp.zeros(0, jnp.int32)
+        if count > 1:
+            starts = jnp.arange(0, left_out, width, dtype=jnp.int32)
+            state, taken = jax.lax.scan(step, state, starts)
+        last = best(*state)
+        return jnp.append(taken, jnp.where(state[0][last], last, -1))
+
+    return compiled_for_one_call(one_by_one, free)
 
 
 def check_places(places: np.ndarray, dim: int) -> None:
