@@ -97,7 +97,8 @@ def rows(data: Any) -> Sampler:
             data = data.astype(float)
         if isinstance(data, np.ndarray):  # of FITS files, say, or of more digits than JAX has
             wide = data.dtype.kind == "f" and data.dtype.itemsize > 8
-            data = data.astype(float if wide else data.dtype.newbyteorder("="), copy=False)
+            with np.errstate(over="ignore"):
+                data = data.astype(float if wide else data.dtype.newbyteorder("="), copy=False)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"data has what is no number: {reason(error)}") from error
     if data.ndim != 2 or not data.size:

@@ -31,7 +31,7 @@ def check_tails(tails: str) -> None:
 
 def check_vectors(**vectors: Array | tuple[int, ...]) -> None:
     """Raise ValueError unless all arguments, arrays or shapes, are of one and the same shape (D,),
-    and where something is masked.
+    and none of them has masked values.
 
     Under `vmap` the shapes seen here are those of one example.
     """

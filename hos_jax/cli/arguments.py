@@ -185,6 +185,15 @@ def check_override_names(argv: list[str]) -> None:
             check_key(key, known, "--config.")
 
 
+def _meant_key(flag: str) -> str:
+    """A question for who gives a key of the config as a flag."""
+    from hos_jax.config import default_config
+    from hos_jax.config.keys import all_keys, nearest
+
+    key = nearest(flag, list(all_keys(default_config()))) if "." in flag else None
+    return f"; did you mean --config.{key}?" if key else ""
+
+
 def without_unset(argv: list[str]) -> tuple[list[str], dict[str, None]]:
     """The arguments without `--config.KEY=None`, which absl cannot read, and these keys with None,
     for `set_to_none`. Of several arguments for one key the last counts."""
@@ -243,9 +252,7 @@ def parse(
     try:
         rest = values(readable)
     except flags.UnrecognizedFlagError as error:
-        key = error.flagname
-        meant = f"; did you mean --config.{key}?" if "." in key else ""
-        raise UserError(f"{error}{meant} (see --help)") from error
+        raise UserError(f"{error}{_meant_key(error.flagname)} (see --help)") from error
     except flags.Error as error:
         raise UserError(f"{_without_traceback(str(error))} (see --help)") from error
     except (Exception, SystemExit) as error:

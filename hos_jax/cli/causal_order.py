@@ -196,7 +196,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
         raise UserError(f"--steps must be positive, got {values.steps}")
     if not 0.001 <= values.sigma <= 1000:
         raise UserError(f"--sigma must be between 0.001 and 1000, got {values.sigma}")
-    path = Path(rest[0])
+    path = expanded(rest[0])
     output = values.output and expanded(values.output)
     if output:
         _check_output(output, path)

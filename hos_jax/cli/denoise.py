@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from hos_jax.cli.run_folder import run_folder
@@ -57,7 +55,7 @@ def run(values: flags.FlagValues, rest: list[str]) -> None:
             raise UserError(f"--{name} must be positive, got {values[name].value}")
     if values.tile is not None and values.tile < 0:
         raise UserError(f"--tile must be positive, or 0 for the whole picture, got {values.tile}")
-    path, workdir = Path(rest[0]), run_folder(values)
+    path, workdir = expanded(rest[0]), run_folder(values)
     output = expanded(values.output or f"{path.stem}_denoised")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: choose another --output")

@@ -38,6 +38,7 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
     path = Path(root).expanduser()
     images: dict[str, np.ndarray] = {}
     labels: dict[str, np.ndarray] = {}
+    names: dict[str, str] = {}  # of the labels
     unused = []
     for name, array in _read(path).items():
         words = set(re.split("[^a-z]+", name.lower()))
@@ -50,8 +51,8 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
             raise UserError(f"{path}: {name} is a second array of {part}: leave one of them out")
         else:
             chosen[part] = array
-    if "train" in images:
-        unused += [f"labels of {part}, without images" for part in labels.keys() - images.keys()]
+            names |= {part: name} if is_labels else {}
+    unused += [f"{names[part]} (without images)" for part in labels if part not in images]
     if unused and images:
         logger.warning("%s: not used: %s", path, ", ".join(unused))
     if "train" not in images:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from hos_jax.data._splits import held_out_mask
 from hos_jax.data.image_data import UNIT_RANGE, ImageData
-from hos_jax.data.pictures import all_grey, files_below, named, read_all, size_of
+from hos_jax.data.pictures import all_grey, files_below, named, read_all, sizes_of
 from hos_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT_FOLDER = "held_out"
-# What all crops may take in memory, in bytes; while they are put in order it is twice that.
+# What all crops may take in memory, in bytes; twice that until they are in order.
 LARGEST = 2**30
 # The corners of the squares to train on are this part of a side apart.
 OVERLAP = 4
@@ -55,14 +55,45 @@ def load_crops(
     if not isinstance(image_size, int) or image_size < 1:
         raise UserError(f"image_crops: image_size {image_size} must be one positive number")
     folder, files = files_below(root, "image_crops")
-    sizes = {path: size_of(path) for path, trouble in files if trouble is None}
-    most = _most_of_a_picture(folder, [size for size in sizes.values() if size], image_size)
+    sizes = sizes_of(path for path, trouble in files if trouble is None)
+    most = _most_of_a_picture(folder, list(sizes.values()), image_size)
+    pictures, checksum = _read(folder, files, image_size, most, skip_unreadable, grey)
+    # A folder of pictures of which none can be used is not the same as no folder.
+    is_given = any(_is_held_out(path, folder) for path in sizes)
+    pictures, held_out = _split(folder, pictures, is_given, image_size)
+    train = [each.overlapping for each, out in zip(pictures, held_out, strict=True) if not out]
+    test = [each.apart for each, out in zip(pictures, held_out, strict=True) if out]
+    del pictures  # with what else there is of each
+    for crops, what in ((train, "to train on"), (test, "held out")):
+        if not sum(map(len, crops)):
+            raise UserError(f"{folder} holds no picture {what} of {image_size} pixels: {_REMEDY}")
+    channels = 1 if all(map(all_grey, [*train, *test])) else 3
+    parts = _joined(train, channels), _joined(test, channels)
+    # Of the same files, another choice of what is held out is another data set.
+    split = hashlib.blake2b(held_out.tobytes(), digest_size=8).hexdigest()
+    return ImageData("image_crops", *parts, None, None, UNIT_RANGE, f"{checksum}-{split}")
+
+
+class _Picture(NamedTuple):
+    """The squares of one picture (N, size, size, 3), those of a grid and more, and its checksum."""
+
+    path: Path
+    apart: np.ndarray
+    overlapping: np.ndarray
+    digest: bytes
+
+
+def _read(
+    folder: Path, files: list, size: int, most: int, skip_unreadable: bool, grey: bool
+) -> tuple[list[_Picture], str]:
+    """All pictures that are large enough, in the order of their paths, and a checksum of all."""
     pictures: dict[Path, _Picture] = {}
     small: list[Path] = []
 
     def prepare(path: Path, image: Image.Image) -> tuple[np.ndarray, bool]:
-        pictures[path] = _squares(np.asarray(image), np.asarray(image.reduce(2)), image_size, most)
-        return pictures[path].apart, all_grey(pictures[path].apart)
+        found = _squares(path, np.asarray(image), np.asarray(image.reduce(2)), size, most)
+        pictures[path] = found
+        return found.apart, all_grey(found.apart)
 
     def keep(_: int, path: Path, crops: np.ndarray) -> None:
         if not len(crops):
@@ -72,47 +103,47 @@ def load_crops(
     found = read_all(folder, files, prepare, keep, skip_unreadable, grey=grey)
     if small:
         what = "%s is smaller" if len(small) == 1 else "%s are smaller"
-        logger.warning(what + " than a crop of %d pixels", named(small), image_size)
+        logger.warning(what + " than a crop of %d pixels", named(small), size)
     if not pictures:
-        raise UserError(f"{folder} holds no picture of {image_size} pixels: {_REMEDY}")
-    # In the order of their paths, and not in that in which they were read.
-    kept = [(path, pictures[path]) for path, _ in files if path in pictures]
-    held_out = np.array([_is_held_out(path, folder) for path, _ in kept])
-    # A folder of pictures of which none can be used is not the same as no folder.
-    if not any(size and _is_held_out(path, folder) for path, size in sizes.items()):
-        if len({each.digest for _, each in kept}) < 2:
-            what = f"fewer than two different pictures of {image_size} pixels"
+        raise UserError(f"{folder} holds no picture of {size} pixels: {_REMEDY}")
+    return [pictures[path] for path, _ in files if path in pictures], found.checksum
+
+
+def _split(
+    folder: Path, pictures: list[_Picture], is_given: bool, size: int
+) -> tuple[list[_Picture], np.ndarray]:
+    """The pictures without those to train on that are held out too, and which are held out: those
+    in the folder for it, if there is one."""
+    if is_given:
+        held_out = np.array([_is_held_out(each.path, folder) for each in pictures])
+    else:
+        if len({each.digest for each in pictures}) < 2:
+            what = f"fewer than two different pictures of {size} pixels"
             raise UserError(f"{folder} holds {what}: {_REMEDY}")
         # A row for each: its checksum, so that pictures that are alike stay on one side.
-        rows = np.stack([np.frombuffer(each.digest, np.uint8) for _, each in kept])
+        rows = np.stack([np.frombuffer(each.digest, np.uint8) for each in pictures])
         held_out = held_out_mask(rows, str(folder))
-    known = {each.digest for (_, each), out in zip(kept, held_out, strict=True) if out}
-    copies = np.array([each.digest in known for _, each in kept]) & ~held_out
-    for (path, _), copied in zip(kept, copies, strict=True):
+    known = {each.digest for each, out in zip(pictures, held_out, strict=True) if out}
+    copies = np.array([each.digest in known for each in pictures]) & ~held_out
+    for each, copied in zip(pictures, copies, strict=True):
         if copied:
-            logger.warning("%s is held out too, and is not trained on", path)
-    kept = [item for item, copied in zip(kept, copies, strict=True) if not copied]
-    held_out = held_out[~copies]
-    train = [each.overlapping for (_, each), out in zip(kept, held_out, strict=True) if not out]
-    test = [each.apart for (_, each), out in zip(kept, held_out, strict=True) if out]
-    channels = 1 if all(map(all_grey, [*train, *test])) else 3
+            logger.warning("%s is held out too, and is not trained on", each.path)
+    kept = [each for each, copied in zip(pictures, copies, strict=True) if not copied]
+    return kept, held_out[~copies]
 
-    def joined(crops: list[np.ndarray], what: str) -> np.ndarray:
-        if not sum(map(len, crops)):
-            raise UserError(f"{folder} holds no picture {what} of {image_size} pixels: {_REMEDY}")
-        count = sum(map(len, crops))
-        images = np.empty((count, image_size, image_size, channels), np.uint8)
-        places = np.argsort(np.random.Generator(np.random.Philox(0)).permutation(count))
-        for each in crops:
-            images[places[: len(each)]] = each[..., :channels]
-            places = places[len(each) :]
-        return images
 
-    parts = joined(train, "to train on"), joined(test, "held out")
-    # Of the same files, another choice of what is held out is another data set.
-    split = hashlib.blake2b(held_out.tobytes(), digest_size=8).hexdigest()
-    checksum = f"{found.checksum}-{split}"
-    return ImageData("image_crops", *parts, None, None, UNIT_RANGE, checksum)
+def _joined(crops: list[np.ndarray], channels: int) -> np.ndarray:
+    """All in one array and in a fixed random order; the list is empty afterwards, or all of it
+    would be there twice."""
+    count, size = sum(map(len, crops)), crops[0].shape[1]
+    images = np.empty((count, size, size, channels), np.uint8)
+    places = np.argsort(np.random.Generator(np.random.Philox(0)).permutation(count))
+    crops.reverse()
+    while crops:
+        each = crops.pop()
+        images[places[: len(each)]] = each[..., :channels]
+        places = places[len(each) :]
+    return images
 
 
 def _is_held_out(path: Path, folder: Path) -> bool:
@@ -140,15 +171,7 @@ def _most_of_a_picture(folder: Path, sizes: list[tuple[int, int]], size: int) ->
     return max([1, *counts])
 
 
-class _Picture(NamedTuple):
-    """The squares of one picture (N, size, size, 3), those of a grid and more, and its checksum."""
-
-    apart: np.ndarray
-    overlapping: np.ndarray
-    digest: bytes
-
-
-def _squares(pixels: np.ndarray, half: np.ndarray, size: int, most: int) -> _Picture:
+def _squares(path: Path, pixels: np.ndarray, half: np.ndarray, size: int, most: int) -> _Picture:
     """Those of the picture and of its copy at half resolution, at most so many of either kind."""
     found = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     found.update(np.ascontiguousarray(pixels).data)
@@ -166,7 +189,7 @@ def _squares(pixels: np.ndarray, half: np.ndarray, size: int, most: int) -> _Pic
         squares = [of[i : i + size, j : j + size] for of, (i, j) in places]
         return np.stack(squares) if squares else np.empty((0, size, size, 3), np.uint8)
 
-    return _Picture(chosen(size), chosen(_step(size)), digest)
+    return _Picture(path, chosen(size), chosen(_step(size)), digest)
 
 
 def cut(pixels: np.ndarray, size: int, step: int | None = None) -> np.ndarray:

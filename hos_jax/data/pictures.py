@@ -30,6 +30,7 @@ _IMAGE_NAME = re.compile(
 logger = logging.getLogger(__name__)
 
 _NAMED_FILES = 10  # of those that are reported
+_THREADS = min(os.cpu_count() or 1, 16)  # Pillow decodes without the GIL
 # TIFF's numbers of the bits of a value, and of its kind: 1 and 4 are no signed or real numbers.
 _TIFF_BITS, _TIFF_KIND = 258, 339
 # What is said of files that are not read as they are.
@@ -145,7 +146,7 @@ def read_all(
                 raise
             return error
 
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, 16))  # Pillow decodes without the GIL
+    pool = ThreadPoolExecutor(_THREADS)
     try:
         with warnings.catch_warnings():
             # Large is no fault as long as Pillow reads it.
@@ -239,15 +240,22 @@ def _read(path: Path, prepare: Prepare, grey: bool = False) -> _Picture | None:
     return pixels, digest, notes
 
 
-def size_of(path: Path) -> tuple[int, int] | None:
-    """The width and height that the head of a file says, turned or not; None if it is no image, and
-    (0, 0) for one that cannot be read."""
-    try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(file, formats=FORMATS).size
-    except Exception:  # as in `_read`, which says what is wrong
-        return (0, 0) if _IMAGE_NAME.search(path.name) else None
+def sizes_of(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """The width and height, turned or not, of those files that are images, by what their heads say;
+    (0, 0) of one that cannot be read."""
+
+    def size_of(path: Path) -> tuple[int, int] | None:
+        try:
+            with path.open("rb") as file:
+                return Image.open(file, formats=FORMATS).size
+        except Exception:  # as in `_read`, which says what is wrong
+            return (0, 0) if _IMAGE_NAME.search(path.name) else None
+
+    paths = list(paths)
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        found = zip(paths, pool.map(size_of, paths), strict=True)
+        return {path: size for path, size in found if size is not None}
 
 
 def named(paths: Iterable[Path]) -> str:

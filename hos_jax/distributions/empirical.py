@@ -175,9 +175,7 @@ class SmoothedEmpirical(_Points):
     def _weights(self, point: Array, block: Array, kernels: tuple[Array, Array]) -> Array:
         """r_i, with the two numbers of `_posterior`: their log sum would cancel in float32."""
         largest, total = kernels
-        below = self._log_kernels(point, block) - largest
-        # Far away the two passes round large kernels to different sides.
-        return jnp.exp(jnp.where(below > 0, 0.0, below)) / total
+        return jnp.exp(self._log_kernels(point, block) - largest) / total
 
     @jax.jit
     def _posterior(self, point: Array) -> tuple[tuple[Array, Array], Array]:

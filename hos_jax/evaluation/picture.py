@@ -44,8 +44,9 @@ CAPTIONS = {
 }
 
 
-# Files that have a pixel for each of the picture, which the page enlarges up to that many.
-PLAIN, SMALL = {"denoised.png", "noisy.png", "lower.png", "upper.png"}, 256
+# Files that have a pixel for each of the picture; the page enlarges those of fewer on a side.
+ENLARGED_FILES = {"denoised.png", "noisy.png", "lower.png", "upper.png"}
+ENLARGED_BELOW = 256
 
 
 class DenoisedPicture(NamedTuple):
@@ -320,7 +321,7 @@ def write(found: DenoisedPicture, folder: Path) -> None:
             figures.save(figure, folder / name)
     low, high = found.value_range
     files = [folder / name for name in CAPTIONS if (folder / name).exists()]
-    enlarged = PLAIN if max(found.mean.shape[:2]) < SMALL else set()
+    enlarged = ENLARGED_FILES if max(found.mean.shape[:2]) < ENLARGED_BELOW else set()
     page: dict[str, Any] = {
         "heading": "This picture",
         "title": found.path.name,

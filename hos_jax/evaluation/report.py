@@ -23,7 +23,7 @@ from hos_jax.uncertainty import Interval, Posterior, calibration
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 DIRECTIONS = 6
-LEVEL = 0.9  # of intervals
+INTERVAL_LEVEL = 0.9
 # Values per image beyond which the page would grow by megabytes for each image, and those of a
 # dense covariance, whose rows are 0.9 MB then.
 LARGEST_DIM, LARGEST_DENSE = 20_000, 400
@@ -96,12 +96,14 @@ def _left_out(problem: Problem, examples: Examples) -> str:
 
 
 def interval_fn(multipliers: Any, sigma: float) -> Callable[[Posterior], Interval]:
-    """The interval of each value at `LEVEL`: by `calibration.recalibrated_interval` with these
-    multipliers, or the model's own without any."""
+    """The interval of each value at `INTERVAL_LEVEL`: by `calibration.recalibrated_interval` with
+    these multipliers, or the model's own without any."""
     if multipliers is None:
-        return lambda posterior: posterior.marginal_interval(LEVEL)
+        return lambda posterior: posterior.marginal_interval(INTERVAL_LEVEL)
     table = jnp.asarray(multipliers, jnp.float32)
-    return lambda posterior: calibration.recalibrated_interval(posterior, sigma, table, LEVEL)
+    return lambda posterior: calibration.recalibrated_interval(
+        posterior, sigma, table, INTERVAL_LEVEL
+    )
 
 
 def _images(problem: Problem, examples: Examples, multipliers: Any) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ def draw_row(
 ) -> None:
     """Draw a row, (1, W, C), over the number of its column, each channel in a colour of its own.
 
-    Clean values are points, noisy ones crosses, denoised ones a line, with a bar of `DEVIATIONS`
+    Clean values are points, noisy ones crosses, denoised ones dashes, with a bar of `DEVIATIONS`
     predicted deviations to either side where these are known.
     """
     columns = np.arange(clean.shape[1])
@@ -31,11 +31,12 @@ def draw_row(
     for channel, half in enumerate(deviations):
         true, seen, mean = (image[0, :, channel] for image in (clean, noisy, denoised))
         style = {"color": f"C{channel}", "linewidth": 1}
-        # Points lie on the line, and are smaller than the bars.
+        # Points lie on the bars, and are narrower.
         edge = {"markersize": 4, "markeredgecolor": "black", "zorder": 3}
         axis.plot(columns, true, "o", label="clean", color=f"C{channel}", **edge)
         axis.plot(columns, seen, "x", color="gray", label="noisy")
-        axis.errorbar(columns, mean, half, capsize=3, label=label, **style)
+        # No line: columns have no order.
+        axis.errorbar(columns, mean, half, fmt="_", capsize=3, label=label, **style)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)

@@ -91,8 +91,12 @@ class SymmetricMatrix(abc.ABC):
     __array_ufunc__ = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """TypeError: NumPy would make an array with one object in it."""
-        raise TypeError("a structured matrix is no array: to_dense() makes the (D, D) one")
+        """TypeError, but for arrays of objects: NumPy would make one with one object in it."""
+        if dtype is None or np.dtype(dtype).kind != "O":
+            raise TypeError("a structured matrix is no array: to_dense() makes the (D, D) one")
+        array = np.empty((), object)
+        array[()] = self
+        return array
 
     __repr__ = short_repr
 

@@ -108,7 +108,8 @@ def read_parameters(path: Path | str) -> Parameters:
     Raises:
       UserError: for another file, or arrays that are not those of the model in the config.
     """
-    return from_arrays(Path(path), *tensor_files.read(Path(path)))
+    path = expanded(path)
+    return from_arrays(path, *tensor_files.read(path))
 
 
 def load_exported(path: Path | str, *, denoiser: str | None = None) -> LoadedRun:
@@ -124,10 +125,11 @@ def load_exported(path: Path | str, *, denoiser: str | None = None) -> LoadedRun
       UserError: for another file, arrays that are not those of the model in the config, or a
         denoiser that is needed and not given.
     """
+    path = expanded(path)
     found = read_parameters(path)
-    config = with_denoiser(Path(path), found.config, denoiser)
+    config = with_denoiser(path, found.config, denoiser)
     problem = Problem.from_config(config, found.data)
-    run_config.check_same_denoiser(Path(path), found.denoiser_answer, denoiser_answer(problem))
+    run_config.check_same_denoiser(path, found.denoiser_answer, denoiser_answer(problem))
     # On the device once, and not at every call.
     params = {"params": jax.tree.map(jnp.asarray, found.params)}
     return LoadedRun(problem, params, found.step, training_seconds=0.0)

@@ -65,13 +65,14 @@ class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def _steps_in(directory: Path) -> list[int]:
-    names = (path.name for path in directory.iterdir() if path.is_dir())
+    found = directory.iterdir() if directory.is_dir() else ()
+    names = (path.name for path in found if path.is_dir())
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def check_none_left(directory: Path) -> None:
     """Raise UserError where a run that begins would find the checkpoints of another."""
-    if directory.is_dir() and _steps_in(directory):
+    if _steps_in(directory):
         raise UserError(
             f"{directory} has the checkpoints of a run whose {CONFIG_FILE} is gone: put it back, "
             "or choose another folder; remove them if an import was broken off"
@@ -119,12 +120,15 @@ class Checkpoints:
     def save(self, step: int, state: Any, *, held_out_loss: float | None, details: dict) -> None:
         """Start to save host arrays in the background; returns once they are copied.
 
-        Without a held-out loss it is never the best one. UserError if the save before failed, or if
-        there is a checkpoint of this step or a later one.
+        Without a held-out loss it is never the best one. UserError if the save before failed, the
+        folder is no longer there, or there is a checkpoint of this step or a later one.
         """
         meta = {**details, "checksum": checksum(state), "held_out_loss": held_out_loss}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         with self._named_failure():
+            # The library would make the folder again, and the run be in two places.
+            if not self.directory.is_dir():
+                raise FileNotFoundError("it was moved or deleted meanwhile")
             if not self._manager.save(step, args=args):
                 raise ValueError(f"there is one of step {step} or later")
 

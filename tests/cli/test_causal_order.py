@@ -161,7 +161,7 @@ def test_the_output_may_be_in_the_home_of_the_user(run, environment, tmp_path, m
     assert "column 'flag' has two values" in done.stderr and "column 'a'" not in done.stderr
     (tmp_path / "evidence.csv").touch()
     for _ in range(2):  # an empty file, and the evidence of an earlier order make room
-        done = run("table.csv", "--steps=1", "--output=~/evidence.csv")
+        done = run("~/table.csv", "--steps=1", "--output=~/evidence.csv")
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "evidence.csv").read_text().startswith("step,leaf,")
     assert "an order of 9 rows may be one of chance" in done.stderr

@@ -34,6 +34,8 @@ def test_runs_may_lie_in_the_home_of_the_user(command, environment, tmp_path, mo
     monkeypatch.setitem(environment, "HOME", str(tmp_path))
     done = command(*LOW_RANK, "--doc", "a", "--run=~/mine", "--test")
     assert done.returncode == 2 and f"no run in {tmp_path}/mine/a" in done.stderr
+    done = command("denoise", "~/a.png", "--run=~/mine", "--doc=a")
+    assert done.returncode == 2 and "~" not in done.stderr
 
 
 def test_train_resume_and_test(environment, tmp_path):
@@ -110,7 +112,7 @@ MISTAKES = [
     ((*LOW_RANK, "--config.model.ngf=1.5"), "1.5"),
     ((*LOW_RANK, "--config.model.ngf=None"), "model.ngf must be an integer, got None"),
     ((*LOW_RANK, "--noize", "0.5"), "Unknown command line flag 'noize'"),
-    ((*LOW_RANK, "--training.steps=5"), "did you mean --config.training.steps?"),
+    ((*LOW_RANK, "--training.stps=5"), "did you mean --config.training.steps?"),
     ((*LOW_RANK, "--noise", "loud"), "noise"),
     ((*LOW_RANK, "--noise", "0"), "noise must be positive"),
     ((*LOW_RANK, "--noise=-1"), "noise must be positive"),

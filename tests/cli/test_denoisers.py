@@ -103,7 +103,7 @@ def test_a_run_is_resumed_and_tested_as_all_are(place, environment):
     assert (place / "runs" / "a" / "figures" / "posterior_samples.png").exists()
 
 
-def test_parameters_are_given_away_without_the_denoiser(place, tmp_path, caplog):
+def test_parameters_are_given_away_without_the_denoiser(place, tmp_path, caplog, monkeypatch):
     """It is code: nothing of it is executed before the user says where it is."""
     file, marker = tmp_path / "a.safetensors", tmp_path / "executed"
     mine = place / "mine.py"
@@ -114,7 +114,9 @@ def test_parameters_are_given_away_without_the_denoiser(place, tmp_path, caplog)
         load_exported(file)
     with pytest.raises(UserError, match="which is code and not in the file: name it yourself"):
         import_checkpoint(file, tmp_path / "b")
-    assert read_parameters(file).image_shape == (16, 16, 1) and not marker.exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = read_parameters(f"~/{file.name}")
+    assert found.image_shape == (16, 16, 1) and not marker.exists()
     mine.write_text(text)
     (tmp_path / "moved.py").write_text(text)
     named = {"model.denoiser": f"{tmp_path}/moved.py:blur"}

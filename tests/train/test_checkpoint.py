@@ -106,6 +106,15 @@ def test_what_is_not_saved_is_told(filled):
     checkpoints.close()
 
 
+def test_a_folder_that_is_moved_is_not_made_again(filled):
+    checkpoints = Checkpoints(filled, keep=2)
+    filled.rename(filled.parent / "moved")
+    with pytest.raises(StorageError, match=r"moved or deleted meanwhile\): no checkpoint yet"):
+        checkpoints.save(6, state(6), held_out_loss=0.5, details={})
+    checkpoints.close()
+    assert not filled.exists()
+
+
 def test_a_run_that_has_saved_nothing_is_waited_for(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     with pytest.raises(UserError, match="there is none yet: wait for it"):

@@ -109,7 +109,7 @@ def test_a_held_out_part_of_its_own(tmp_path, caplog, names):
     assert "not used: val_images, names" in caplog.text
     alone = _load(tmp_path, {"images": BYTES, "test_labels": LABELS[:5]})
     assert alone.train_labels is None
-    assert "not used: labels of held_out, without images" in caplog.text
+    assert "not used: test_labels (without images)" in caplog.text
     assert "5 held-out images are left out: they are trained on" in caplog.text
 
 

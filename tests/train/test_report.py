@@ -17,10 +17,11 @@ from hos_jax.evaluation import figures, report
 from hos_jax.evaluation.evaluate import evaluate_run
 from hos_jax.evaluation.held_out import held_out_examples
 from hos_jax.evaluation.picture import DenoisedPicture, multipliers_of, write
+from hos_jax.linops import Diagonal
 from hos_jax.training import loop
 from hos_jax.training.problem import Problem
 from hos_jax.training.runs import load_run
-from hos_jax.uncertainty import calibration
+from hos_jax.uncertainty import Posterior, calibration
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 
@@ -409,3 +410,12 @@ def test_learned_widths_are_of_the_level_that_was_tested(tmp_path, caplog):
     assert multipliers_of(tmp_path, run, 1.0) is None and len(caplog.records) == count
     run.step = 6
     assert multipliers_of(tmp_path, run, 0.3) is None and "tested at step 5" in caplog.text
+
+
+def test_intervals_of_the_page_are_those_with_learned_widths():
+    posterior = Posterior(np.zeros(3), Diagonal(np.array([0.01, 0.1, 1.0])))
+    table = np.full((len(calibration.VARIANCE_EDGES) - 1, len(calibration.LEVELS)), 2.0)
+    found = report.interval_fn(table, 1.0)(posterior)
+    np.testing.assert_allclose(found.upper, 2.0 * posterior.standard_deviation(), rtol=1e-6)
+    own = report.interval_fn(None, 1.0)(posterior)
+    np.testing.assert_allclose(own.upper, 1.645 * posterior.standard_deviation(), rtol=1e-3)
