@@ -8,6 +8,7 @@ import subprocess
 import types
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
@@ -413,7 +414,7 @@ def test_learned_widths_are_of_the_level_that_was_tested(tmp_path, caplog):
 
 
 def test_intervals_of_the_page_are_those_with_learned_widths():
-    posterior = Posterior(np.zeros(3), Diagonal(np.array([0.01, 0.1, 1.0])))
+    posterior = Posterior(jnp.zeros(3), Diagonal(jnp.array([0.01, 0.1, 1.0])))
     table = np.full((len(calibration.VARIANCE_EDGES) - 1, len(calibration.LEVELS)), 2.0)
     found = report.interval_fn(table, 1.0)(posterior)
     np.testing.assert_allclose(found.upper, 2.0 * posterior.standard_deviation(), rtol=1e-6)
