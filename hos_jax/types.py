@@ -199,11 +199,12 @@ def compiled_for_one_call(function: Callable, *arguments: Any) -> Any:
 
     JAX compiles a loop that nobody compiled at every call, and keeps each of these programs; those
     of a function are gone with it. What the function closes over is given to the program, or would
-    be a part of it.
+    be a part of it. Where JAX looks for faults, operation by operation, nothing is compiled.
     """
-    leaves = jax.tree.leaves(arguments)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    config: Any = jax.config
+    if config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs:
         return function(*arguments)
+    leaves = jax.tree.leaves(arguments)
     traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
 
     def run(closed_over: list[Any], leaves: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 See Lanczos 1950; Parlett, "The Symmetric Eigenvalue Problem", 1998, chapter 13.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -111,36 +112,21 @@ def top_eigenpairs(
     if which not in ("algebraic", "magnitude"):
         raise ValueError(f"expected which 'algebraic' or 'magnitude', got {which!r}")
     rank = jnp.abs if which == "magnitude" else jnp.asarray
-
-    def find(key: PRNGKey) -> Eigenpairs:
-        return _leading(key, matvec, dim, count, size, rank, dtype)
-
-    return compiled_for_one_call(find, key)
-
-
-def _leading(
-    key: PRNGKey,
-    matvec: Callable[[Array], Array],
-    dim: int,
-    count: int,
-    size: int,
-    rank: Callable[[Array], Array],
-    dtype: jnp.dtype | type,
-) -> Eigenpairs:
-    """`top_eigenpairs` by a Krylov space of this size, in the order of `rank`."""
+    each = functools.partial(jax.lax.map, matvec)
     with jax.default_matmul_precision("highest"):
         if size == dim:
             basis = jnp.eye(dim, dtype=dtype)
-            products = jax.lax.map(matvec, basis)
+            products = compiled_for_one_call(each, basis)
             projected = 0.5 * (products + products.T)
         else:
             start, noise = jax.random.normal(key, (2, dim), dtype)
-            basis, projected = krylov_space(matvec, start, noise, size)
+            find = functools.partial(krylov_space, matvec, size=size)
+            basis, projected = compiled_for_one_call(find, start, noise)
         ritz_values, small_vectors = jnp.linalg.eigh(projected)
         _, chosen = jax.lax.top_k(rank(ritz_values), count)
         vectors = jax.lax.stop_gradient(basis.T @ small_vectors[:, chosen])
         # Rayleigh quotients and residuals belong to A itself, free of the shift.
-        products = jax.lax.map(matvec, vectors.T).T
+        products = compiled_for_one_call(each, vectors.T).T
         values = jnp.sum(vectors * products, axis=0)
         _, order = jax.lax.top_k(rank(values), count)
         residuals = jax.lax.stop_gradient(products - vectors * values[None])

@@ -262,7 +262,9 @@ def test_networks_work_in_single_precision_beside_double():
     assert {leaf.dtype for leaf in jax.tree.leaves((params, found))} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize(("sigma", "word"), [(0.24, "small"), (4.1, "large"), (0.26, None), (3.9, None)])
+@pytest.mark.parametrize(
+    ("sigma", "word"), [(0.24, "small"), (4.1, "large"), (0.26, None), (3.9, None)]
+)
 def test_noise_far_from_what_was_measured_is_said(caplog, sigma, word):
     rows = np.random.default_rng(0).standard_normal((20, 2))
     causal.causal_order(jax.random.key(0), rows, sigma=sigma, steps=2, networks=1, features=4)

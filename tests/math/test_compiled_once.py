@@ -4,6 +4,7 @@ compiled the call: JAX would keep every program."""
 import gc
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,6 +110,42 @@ def test_what_a_function_closes_over_may_change_and_is_not_kept(name):
     del held
     gc.collect()
     assert len(jax.live_arrays()) <= before
+
+
+def test_where_jax_looks_for_faults_nothing_is_compiled():
+    """So that it names the operation, and functions see numbers."""
+
+    def concrete(vector):
+        return float(vector[0]) * vector
+
+    with jax.disable_jit():
+        lanczos.top_eigenpairs(jax.random.key(5), concrete, 6, 2)
+    with (
+        jax.debug_nans(True),
+        pytest.raises(FloatingPointError, match=r"encountered in (log|scan)"),
+    ):
+        measure_next.choose(lambda v: jnp.log(v - 2.0), 6, 0.1, count=2)
+
+
+@pytest.mark.parametrize("transform", [jax.vmap, jax.jacfwd])
+def test_nothing_stays_of_calls_that_are_mapped_or_differentiated(transform):
+    def programs():
+        gc.collect()
+        return len(jax.extend.backend.get_backend().live_executables())
+
+    def mean(values):
+        observation = inverse.Observation(values, 0.1, first_three)
+        return inverse.conditional_mean(DENSE, observation)
+
+    def call():
+        return jax.block_until_ready(transform(mean)(jnp.ones((3, 3)) if mapped else jnp.ones(3)))
+
+    mapped = transform is jax.vmap
+    call()
+    before = programs()
+    for _ in range(3):
+        call()
+    assert programs() <= before
 
 
 def test_maps_are_mapped_and_differentiated():
