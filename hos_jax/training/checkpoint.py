@@ -65,14 +65,14 @@ class _LatestAndBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def _steps_in(directory: Path) -> list[int]:
-    found = directory.iterdir() if directory.is_dir() else ()
+    found = directory.iterdir() if directory.exists() else ()
     names = (path.name for path in found if path.is_dir())
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def check_none_left(directory: Path) -> None:
     """Raise UserError where a run that begins would find the checkpoints of another."""
-    if _steps_in(directory):
+    if directory.is_dir() and _steps_in(directory):
         raise UserError(
             f"{directory} has the checkpoints of a run whose {CONFIG_FILE} is gone: put it back, "
             "or choose another folder; remove them if an import was broken off"
@@ -127,7 +127,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         with self._named_failure():
             # The library would make the folder again, and the run be in two places.
-            if not self.directory.is_dir():
+            if not self.directory.exists():
                 raise FileNotFoundError("it was moved or deleted meanwhile")
             if not self._manager.save(step, args=args):
                 raise ValueError(f"there is one of step {step} or later")
