@@ -56,6 +56,7 @@ from hos_jax.types import (
     check_structured,
     check_unmasked,
     checked_score_fn,
+    native,
 )
 
 logger = logging.getLogger(__name__)
@@ -95,10 +96,10 @@ def rows(data: Any) -> Sampler:
             raise TypeError(f"{data.dtype} are dates or times")
         if not jnp.issubdtype(data.dtype, jnp.number):
             data = data.astype(float)
-        if isinstance(data, np.ndarray):  # of FITS files, say, or of more digits than JAX has
+        if isinstance(data, np.ndarray):
             wide = data.dtype.kind == "f" and data.dtype.itemsize > 8
-            with np.errstate(over="ignore"):
-                data = data.astype(float if wide else data.dtype.newbyteorder("="), copy=False)
+            with np.errstate(over="ignore"):  # of more digits than JAX has
+                data = data.astype(float) if wide else native(data)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"data has what is no number: {reason(error)}") from error
     if data.ndim != 2 or not data.size:

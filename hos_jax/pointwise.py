@@ -49,7 +49,15 @@ from hos_jax.linops import SymmetricMatrix
 from hos_jax.models.hessian_model import HessianModel
 from hos_jax.models.score_model import ModelOutputs, ScoreModel, outputs_of
 from hos_jax.noise import is_within
-from hos_jax.types import Array, ScoreFn, as_positive, at_least_float32, is_number, nan_unless
+from hos_jax.types import (
+    Array,
+    ScoreFn,
+    as_positive,
+    at_least_float32,
+    is_number,
+    nan_unless,
+    native,
+)
 from hos_jax.uncertainty.posterior import DEFAULT_FLOOR, Posterior, posterior_from_covariance
 
 Sigma = Array | float
@@ -174,9 +182,7 @@ def _at_a_point(
         sigma = as_positive(sigma)
         if known is not None:
             sigma = _checked_level(sigma, known, levels)
-        if isinstance(noisy, np.ndarray) and not noisy.dtype.isnative:
-            noisy = noisy.astype(noisy.dtype.newbyteorder("="))  # of FITS files, say
-        noisy = jnp.asarray(noisy)
+        noisy = jnp.asarray(native(noisy) if isinstance(noisy, np.ndarray) else noisy)
         _check_point(noisy, image_shape)
         return evaluate(params, at_least_float32(noisy), sigma, *_checked_label(label, model))
 

@@ -162,6 +162,11 @@ def as_positive(value: Any, name: str = "sigma") -> Any:
     return jax.lax.convert_element_type(value, float) if traced else float(value)
 
 
+def native(array: np.ndarray) -> np.ndarray:
+    """The array in the byte order of this machine, as JAX wants it: FITS files have another."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def at_least_float32(values: Array) -> Array:
     """The same of 32 bits, where they are of 16, of which JAX has no linear algebra."""
     return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values

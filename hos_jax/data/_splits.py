@@ -17,14 +17,14 @@ def digests(images: np.ndarray) -> list[bytes]:
     return [hashlib.blake2b(image.data, digest_size=16).digest() for image in contiguous]
 
 
-def held_out_mask(images: np.ndarray, name: str) -> np.ndarray:
-    """Which of N > 1 images are held out, bool (N,): the 20th, 40th, ... of those that differ.
+def held_out_mask(found: list[bytes], name: str) -> np.ndarray:
+    """Which of N > 1 images are held out, bool (N,), by their `digests`: the 20th, 40th, ... of
+    those that differ.
 
     Where fewer differ, the last one. Copies of an image go where their first goes, so that no
     held-out image is one to train on; of images that are all equal, the last is held out, with a
     warning. The log calls the data by its name.
     """
-    found = digests(images)
     ranks = {digest: rank for rank, digest in enumerate(dict.fromkeys(found))}
     different = len(ranks)
     if different < len(found):

@@ -68,7 +68,7 @@ def load_arrays(root: str | os.PathLike | None) -> ImageData:
     elif len(train.images) < 2:
         raise UserError(f"{path} holds {len(train.images)} images: at least 2 are needed")
     else:
-        mask = held_out_mask(train.images, str(path))
+        mask = held_out_mask(digests(train.images), str(path))
         train, held_out = train.take(~mask), train.take(mask)
     parts = train.images, held_out.images, train.labels, held_out.labels
     value_range = _value_range(path, train.images)

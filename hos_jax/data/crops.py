@@ -117,12 +117,11 @@ def _split(
     if is_given:
         held_out = np.array([_is_held_out(each.path, folder) for each in pictures])
     else:
-        if len({each.digest for each in pictures}) < 2:
+        digests = [each.digest for each in pictures]
+        if len(set(digests)) < 2:
             what = f"fewer than two different pictures of {size} pixels"
             raise UserError(f"{folder} holds {what}: {_REMEDY}")
-        # A row for each: its checksum, so that pictures that are alike stay on one side.
-        rows = np.stack([np.frombuffer(each.digest, np.uint8) for each in pictures])
-        held_out = held_out_mask(rows, str(folder))
+        held_out = held_out_mask(digests, str(folder))
     known = {each.digest for each, out in zip(pictures, held_out, strict=True) if out}
     copies = np.array([each.digest in known for each in pictures]) & ~held_out
     for each, copied in zip(pictures, copies, strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hos_jax.data._splits import held_out_mask
+from hos_jax.data._splits import digests, held_out_mask
 from hos_jax.data.image_data import SIGNED_RANGE, ImageData
 from hos_jax.data.pictures import all_grey, files_below, read_all
 from hos_jax.errors import UserError
@@ -65,7 +65,7 @@ def load_folder(
             *(len(enlarged), found.images, *size[::-1], min(enlarged)),
         )
     images = images[: found.images, ..., : 1 if found.grey else 3]
-    held_out = held_out_mask(images, str(folder))
+    held_out = held_out_mask(digests(images), str(folder))
     parts = images[~held_out], images[held_out]
     return ImageData("image_folder", *parts, None, None, SIGNED_RANGE, found.checksum)
 

@@ -288,8 +288,6 @@ class SymmetricMatrix(abc.ABC):
         check_counts(0, count=count)
         if not 1 <= count <= self.dim:
             raise ValueError(f"expected 1 <= count <= {self.dim}, got {count}")
-        if krylov_vectors is not None:
-            check_counts(0, krylov_vectors=krylov_vectors)
         return _leading_eigenpairs(self, count, krylov_vectors)
 
     def function_product(
